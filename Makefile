@@ -1,0 +1,45 @@
+# The entry points for people and CI. `make install` makes .venv; the others call it when it is
+# missing or older than what it was made from.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check format install bench soak clean coverage
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) ## three nodes, a real model, a killed node: see the mesh work
+	$(BIN)/meshnode demo
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy meshnode tests bench
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: $(STAMP) ## branch coverage of the tests, in the terminal
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+bench: $(STAMP) ## requests per second and latency, next to bare aiohttp in the same run
+	$(BIN)/python -m bench.serving
+
+install: ## make or refresh .venv
+	@rm -f $(STAMP)
+	@$(MAKE) --no-print-directory $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install
+	PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/install
+	@touch $(STAMP)
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage bench-results

@@ -1,0 +1,239 @@
+"""The words of the mesh as types: nodes, addresses, tensors, requests and responses.
+
+Everything here is plain data without behaviour beyond its own invariants, so that each layer
+above can use it and the simulator can make it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, NewType
+
+NodeId = NewType("NodeId", str)
+"""32 lower-case base32 characters: the first 160 bits of SHA-256 over the Ed25519 public key."""
+
+Buffer = bytes | bytearray | memoryview
+"""Anything that carries tensor bytes without a copy."""
+
+Scalar = str | int | float | bool
+"""A request or response parameter's value."""
+
+
+def node_id_of(public_key: bytes) -> NodeId:
+    """Return the NodeId of a 32-byte Ed25519 public key."""
+    digest = hashlib.sha256(public_key).digest()[:20]
+    return NodeId(base64.b32encode(digest).decode().lower())
+
+
+class Address(NamedTuple):
+    """A host (name, IPv4 or IPv6 literal without brackets) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return `host:port`, with brackets around an IPv6 literal."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Address:
+        """Read `host:port`, `[v6]:port`, or `host` alone where a default port is given.
+
+        Raises:
+            ValueError: if the text has no valid port or host; the message says what is expected.
+        """
+        host, port_text = _split_host_port(text)
+        if port_text is None:
+            if default_port is None:
+                raise ValueError(f"{text!r} has no port; write HOST:PORT")
+            return cls(host, default_port)
+        if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+            raise ValueError(f"{text!r} has no valid port; write HOST:PORT with a port of 0 to 65535")
+        return cls(host, int(port_text))
+
+
+def _split_host_port(text: str) -> tuple[str, str | None]:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not an address; write [IPV6]:PORT")
+        return host, rest[1:] if rest else None
+    if text.count(":") > 1:  # a bare IPv6 literal
+        return text, None
+    host, colon, port = text.partition(":")
+    if not host:
+        raise ValueError(f"{text!r} has no host; write HOST:PORT")
+    return host, port if colon else None
+
+
+class DataType(StrEnum):
+    """Element types of the Open Inference Protocol."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes per element, or None for BYTES, whose elements carry their own length."""
+        return _SIZES[self]
+
+
+_SIZES: dict[DataType, int | None] = {
+    DataType.BOOL: 1, DataType.UINT8: 1, DataType.UINT16: 2, DataType.UINT32: 4, DataType.UINT64: 8,
+    DataType.INT8: 1, DataType.INT16: 2, DataType.INT32: 4, DataType.INT64: 8,
+    DataType.FP16: 2, DataType.BF16: 2, DataType.FP32: 4, DataType.FP64: 8, DataType.BYTES: None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named tensor: C-contiguous, little-endian, never copied on its way through a node.
+
+    Attributes:
+        name: The model's name for it.
+        datatype: Element type.
+        shape: Dimensions, all known.
+        data: The bytes; for BYTES each element is a little-endian u32 length and its content.
+    """
+
+    name: str
+    datatype: DataType
+    shape: tuple[int, ...]
+    data: Buffer
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the data in bytes."""
+        return len(self.data) if not isinstance(self.data, memoryview) else self.data.nbytes
+
+    @property
+    def rows(self) -> int:
+        """Size of the first dimension, or 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One inference, whatever dialect it came in.
+
+    Attributes:
+        model: Public name of the model.
+        version: The version asked for, or None for the newest that is ready.
+        inputs: Input tensors, in the order given.
+        outputs: Names of the outputs wanted; empty for all.
+        request_id: The caller's or a generated id; it appears in logs on every node involved.
+        parameters: Free parameters for the model.
+        timeout_s: Seconds that remain for an answer (a deadline travels as remaining time).
+    """
+
+    model: str
+    inputs: tuple[Tensor, ...]
+    version: int | None = None
+    outputs: tuple[str, ...] = ()
+    request_id: str = ""
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    timeout_s: float = 30.0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the first input: what service time scales with."""
+        return self.inputs[0].rows if self.inputs else 1
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePart:
+    """One part of a response: its tensors and parameters."""
+
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class InferResponse:
+    """A response is always a stream of parts; a unary one is a stream of one.
+
+    Iterate it (`async for part in response`), or read `single` when it is unary, which costs
+    no coroutine.
+
+    Attributes:
+        model: Public name of the model that answered.
+        version: The version that answered.
+        single: The only part of a unary response, or None for a stream.
+    """
+
+    __slots__ = ("_parts", "model", "single", "version")
+
+    def __init__(
+        self, model: str, version: int, parts: ResponsePart | AsyncIterator[ResponsePart]
+    ) -> None:
+        """Wrap one part, or an iterator of parts that this response then owns."""
+        self.model = model
+        self.version = version
+        self.single = parts if isinstance(parts, ResponsePart) else None
+        self._parts = None if isinstance(parts, ResponsePart) else parts
+
+    def __repr__(self) -> str:
+        kind = "unary" if self.single is not None else "stream"
+        return f"<InferResponse {self.model}/{self.version} {kind}>"
+
+    async def __aiter__(self) -> AsyncIterator[ResponsePart]:
+        """Yield the parts in order."""
+        if self.single is not None:
+            yield self.single
+        if self._parts is not None:
+            async for part in self._parts:
+                yield part
+
+
+class NodeState(StrEnum):
+    """A member as membership sees it."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+class ReplicaState(StrEnum):
+    """A model version on one node."""
+
+    FETCHING = "fetching"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    UNLOADING = "unloading"
+
+
+class Role(StrEnum):
+    """What a node may do in its mesh; each role includes those before it."""
+
+    MEMBER = "member"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    def allows(self, needed: Role) -> bool:
+        """Whether this role includes the needed one."""
+        order: Iterable[Role] = (Role.MEMBER, Role.OPERATOR, Role.ADMIN)
+        ranks = {role: rank for rank, role in enumerate(order)}
+        return ranks[self] >= ranks[needed]

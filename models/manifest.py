@@ -1,0 +1,200 @@
+"""What a model version is: its tensors, its files and their hashes.
+
+A `Manifest` is made once, where a model is read from disk, and then travels through the mesh
+unchanged: in a deployment, in a node's list of served models, to the gateways that check requests
+against it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from meshnode.config import MAX_MODEL_FILE_BYTES
+from meshnode.errors import InvalidRequest, ModelError
+from meshnode.types import DataType, InferRequest, Tensor
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_FILES = 4096  # a version's folder; TensorRT-LLM's largest engines have a few hundred
+_MAX_PATH_LENGTH = 255  # what common file systems allow for one component
+_WINDOWS_RESERVED = frozenset('<>:"|?*\\')
+
+
+class TensorSpec(msgspec.Struct, array_like=True, frozen=True):
+    """One input or output of a model.
+
+    Attributes:
+        name: Its name in the model.
+        datatype: Element type.
+        shape: Full shape, the batch dimension included; -1 where any size is accepted.
+    """
+
+    name: str
+    datatype: DataType
+    shape: tuple[int, ...]
+
+    def accepts(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+class FileEntry(msgspec.Struct, array_like=True, frozen=True):
+    """One file of a model version: its relative POSIX path, size and SHA-256 (32 bytes)."""
+
+    path: str
+    size_bytes: int
+    sha256: bytes
+
+
+class Manifest(msgspec.Struct, array_like=True, frozen=True):
+    """One version of one model.
+
+    Attributes:
+        model: Public name.
+        version: Positive integer.
+        runtime: Which runtime executes it: `onnx`, ...
+        platform: The name that Open Inference Protocol clients see, such as `onnxruntime_onnx`.
+        inputs: Input tensors, with the batch dimension.
+        outputs: Output tensors, with the batch dimension.
+        max_batch_size: 0 if the first dimension is not a batch.
+        files: The version's files, sorted by path; empty for a model that never travels.
+        entry: Path of the file that the runtime opens.
+    """
+
+    model: str
+    version: int
+    runtime: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    files: tuple[FileEntry, ...]
+    entry: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over everything but the public name and version: same digest, same model."""
+        anonymous = msgspec.structs.replace(self, model="", version=0)
+        return hashlib.sha256(msgspec.msgpack.encode(anonymous)).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def check_model_name(name: str) -> str:
+    """Return the name if it can be a model's: letters, digits, `.`, `_`, `-`; at most 128.
+
+    Raises:
+        ModelError: otherwise.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ModelError(
+            f"{name!r} cannot be a model's name: use 1 to 128 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+def check_relative_path(path: str) -> str:
+    """Return the path if it names a file below a folder on every platform.
+
+    Raises:
+        ModelError: if it is absolute, contains `.`, `..`, NUL, a backslash or a drive letter,
+            or is too long.
+    """
+    parts = path.split("/")
+    if (
+        not path
+        or len(path) > 4 * _MAX_PATH_LENGTH
+        or any(part in ("", ".", "..") or len(part) > _MAX_PATH_LENGTH for part in parts)
+        or any(ord(char) < 32 or char in _WINDOWS_RESERVED for char in path)
+    ):
+        raise ModelError(f"{path!r} is not a plain relative path")
+    return path
+
+
+def check_manifest(manifest: Manifest) -> Manifest:
+    """Return a manifest that came from elsewhere if all of it is within limits.
+
+    Raises:
+        ModelError: naming the first field that is not.
+    """
+    check_model_name(manifest.model)
+    if not 0 < manifest.version < 2**63:
+        raise ModelError(f"version {manifest.version} of {manifest.model!r} is not a positive integer")
+    if len(manifest.files) > _MAX_FILES:
+        raise ModelError(f"{manifest.model!r} has {len(manifest.files)} files; at most {_MAX_FILES}")
+    for file in manifest.files:
+        check_relative_path(file.path)
+        if not 0 <= file.size_bytes <= MAX_MODEL_FILE_BYTES or len(file.sha256) != 32:
+            raise ModelError(f"file {file.path!r} of {manifest.model!r} has no valid size or SHA-256")
+    paths = [file.path for file in manifest.files]
+    if len(set(paths)) != len(paths):
+        raise ModelError(f"{manifest.model!r} names a file twice")
+    if manifest.files and manifest.entry not in paths:
+        raise ModelError(f"{manifest.entry!r} is not one of the files of {manifest.model!r}")
+    return manifest
+
+
+def check_request(manifest: Manifest, request: InferRequest) -> None:
+    """Check a request's tensors and wanted outputs against the model.
+
+    Raises:
+        InvalidRequest: saying which tensor is wrong, and what was expected.
+    """
+    specs = {spec.name: spec for spec in manifest.inputs}
+    seen: set[str] = set()
+    for tensor in request.inputs:
+        spec = specs.get(tensor.name)
+        if spec is None:
+            raise InvalidRequest(
+                f"model {manifest.model!r} has no input {tensor.name!r}; its inputs are "
+                f"{_names(manifest.inputs)}"
+            )
+        if tensor.name in seen:
+            raise InvalidRequest(f"input {tensor.name!r} is given twice")
+        seen.add(tensor.name)
+        _check_tensor(manifest, spec, tensor)
+    if len(seen) != len(specs):
+        missing = ", ".join(repr(name) for name in specs if name not in seen)
+        raise InvalidRequest(
+            f"model {manifest.model!r} also needs input {missing}; its inputs are "
+            f"{_names(manifest.inputs)}"
+        )
+    if request.outputs:
+        known = {spec.name for spec in manifest.outputs}
+        for name in request.outputs:
+            if name not in known:
+                raise InvalidRequest(
+                    f"model {manifest.model!r} has no output {name!r}; its outputs are "
+                    f"{_names(manifest.outputs)}"
+                )
+
+
+def _check_tensor(manifest: Manifest, spec: TensorSpec, tensor: Tensor) -> None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {manifest.model!r} is {spec.datatype}, "
+            f"not {tensor.datatype}"
+        )
+    if not spec.accepts(tensor.shape):
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {manifest.model!r} has shape {list(spec.shape)} "
+            f"(-1: any size), not {list(tensor.shape)}"
+        )
+    if 0 < manifest.max_batch_size < tensor.rows:
+        raise InvalidRequest(
+            f"a batch of {tensor.rows} exceeds max_batch_size {manifest.max_batch_size} of model "
+            f"{manifest.model!r}"
+        )
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r} ({spec.datatype} {list(spec.shape)})" for spec in specs)
