@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meshnode.errors import ModelNotFound, NoReplica
+from meshnode.routing import table as table_module
+from meshnode.routing.table import Replica, ReplicaTable
+from meshnode.types import NodeId, NodeState, ReplicaState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshnode.models.manifest import Manifest
+
+    MakeReplica = Callable[..., Replica]
+
+ALPHA, BETA = NodeId("alpha"), NodeId("beta")
+
+
+def ready_nodes(table: ReplicaTable, version: int = 1) -> list[str]:
+    group = table.group("digits", version)
+    return [replica.node for replica in group.ready] if group is not None else []
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match="no node of this mesh has a model 'digits'"):
+        ReplicaTable().resolve("digits", None)
+
+
+def test_an_unknown_version_is_not_found_and_the_known_ones_are_named(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha", version=2))
+    table.set(make_replica("alpha", version=1))
+    with pytest.raises(ModelNotFound, match="no version 3; there is 1, 2"):
+        table.resolve("digits", 3)
+
+
+def test_no_version_means_the_highest_with_a_ready_replica(make_replica: MakeReplica) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha", version=1))
+    table.set(make_replica("beta", version=2))
+    table.set(make_replica("alpha", version=3, state=ReplicaState.LOADING))
+    assert table.resolve("digits", None) == 2
+    assert table.resolve("digits", 1) == 1
+    table.remove(BETA, "digits", 2)
+    assert table.resolve("digits", None) == 1
+
+
+def test_a_known_model_without_a_ready_replica_says_why_for_each(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha", state=ReplicaState.FAILED, reason="out of memory"))
+    table.set(make_replica("beta"))
+    table.node_state(BETA, NodeState.DEAD)
+    expected = "alpha: failed: out of memory; beta: node dead"
+    for version in (None, 1):
+        with pytest.raises(NoReplica, match=expected):
+            table.resolve("digits", version)
+
+
+@pytest.mark.parametrize("state", [state for state in ReplicaState if state != "ready"])
+def test_only_ready_replicas_may_serve(state: ReplicaState, make_replica: MakeReplica) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha"))
+    assert ready_nodes(table) == ["alpha"]
+    table.set(make_replica("alpha", state=state))
+    assert ready_nodes(table) == []
+
+
+def test_dead_nodes_and_those_that_left_do_not_serve_but_suspects_do(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    table.node_state(ALPHA, NodeState.LEFT)  # known before its replicas are
+    table.set(make_replica("alpha"))
+    table.set(make_replica("beta"))
+    assert ready_nodes(table) == ["beta"]
+    table.node_state(ALPHA, NodeState.ALIVE)
+    assert ready_nodes(table) == ["alpha", "beta"]
+    table.node_state(BETA, NodeState.SUSPECT)
+    assert ready_nodes(table) == ["alpha", "beta"]
+    table.node_state(BETA, NodeState.DEAD)
+    table.node_state(BETA, NodeState.DEAD)
+    assert ready_nodes(table) == ["alpha"]
+
+
+def test_removing_the_last_replica_forgets_the_model(make_replica: MakeReplica) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha"))
+    table.set(make_replica("alpha", version=2))
+    table.remove(ALPHA, "digits", 2)
+    assert table.models() == {"digits": (1,)}
+    table.remove(ALPHA, "digits", 1)
+    table.remove(ALPHA, "digits", 1)
+    assert (table.models(), len(table), table.served_by(ALPHA)) == ({}, 0, ())
+    with pytest.raises(ModelNotFound):
+        table.resolve("digits", None)
+
+
+def test_removing_a_node_forgets_its_replicas_and_that_it_was_dead(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    for replica in (make_replica("alpha"), make_replica("alpha", version=2), make_replica("beta")):
+        table.set(replica)
+    table.node_state(ALPHA, NodeState.DEAD)
+    table.remove_node(ALPHA)
+    assert [replica.node for replica in table.replicas("digits", 1)] == ["beta"]
+    assert table.replicas("digits", 2) == ()
+    table.set(make_replica("alpha"))
+    assert ready_nodes(table) == ["beta", "alpha"]
+
+
+def test_a_group_changes_its_revision_only_when_something_changed(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha"))
+    group = table.group("digits", 1)
+    assert group is not None
+    before = group.revision
+    table.set(make_replica("alpha"))
+    table.node_state(ALPHA, NodeState.SUSPECT)
+    assert group.revision == before
+    table.set(make_replica("alpha", slots=4))
+    assert group.revision > before
+
+
+def test_the_manifest_is_that_of_a_ready_replica_if_there_is_one(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    assert table.manifest("digits", 1) is None
+    table.set(make_replica("gamma"))
+    assert table.manifest("digits", 1) is None
+    loading = make_replica("alpha", state=ReplicaState.LOADING, manifest=manifest)
+    table.set(loading)
+    assert table.manifest("digits", 1) is manifest
+    table.set(make_replica("delta", state=ReplicaState.FAILED, manifest=None))
+    other = type(manifest)("digits", 1, "onnx", "p", (), (), 8, (), "model.onnx")
+    table.set(make_replica("beta", manifest=other))
+    table.set(make_replica("zeta", state=ReplicaState.LOADING, manifest=manifest))
+    assert table.manifest("digits", 1) is other
+
+
+def test_a_full_table_takes_no_more_but_still_changes_what_it_has(
+    make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = ReplicaTable()
+    monkeypatch.setattr(table_module, "MAX_REPLICAS_PER_NODE", 2)
+    assert table.set(make_replica("alpha"))
+    assert table.set(make_replica("alpha", version=2))
+    assert not table.set(make_replica("alpha", version=3))
+    assert table.set(make_replica("alpha", version=2, slots=2))
+    monkeypatch.setattr(table_module, "MAX_MODELS", 1)
+    assert not table.set(make_replica("beta", model="other"))
+    monkeypatch.setattr(table_module, "MAX_REPLICAS", 3)
+    assert table.set(make_replica("beta"))
+    assert not table.set(make_replica("gamma"))
+    assert table.models() == {"digits": (1, 2)}
+
+
+def test_reprs_tell_the_state(make_replica: MakeReplica) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha", slots=0))
+    assert repr(table) == "<ReplicaTable 1 replicas of 1 models>"
+    assert repr(table.group("digits", 1)) == "<ReplicaGroup version 1: 1 ready of 1>"
+    assert table.replicas("digits", 1)[0].slots == 1
