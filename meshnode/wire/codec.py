@@ -6,7 +6,7 @@ take their defaults, and an array cannot repeat a key. Decoding validates every 
 
 A codec knows a set of message classes::
 
-    class Ping(Message, tag=1):
+    class Ping(Message, frozen=True, tag=1):
         sequence: int
 
     codec = Codec(Ping)
@@ -15,16 +15,18 @@ A codec knows a set of message classes::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from meshnode.errors import ProtocolError
-from meshnode.types import Buffer
+
+if TYPE_CHECKING:
+    from meshnode.types import Buffer
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=0):
-    """Base of all messages. A subclass names its number: `class Ping(Message, tag=1)`."""
+    """Base of all messages. A subclass names its number: `class Ping(Message, frozen=True, tag=1)`."""
 
 
 class Codec:
@@ -62,7 +64,9 @@ class Codec:
         try:
             return decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise ProtocolError(f"a message does not have the shape of its type: {error}") from error
+            raise ProtocolError(
+                f"a message does not have the shape of its type: {error}"
+            ) from error
 
 
 def message_type(data: Buffer) -> int:

@@ -12,11 +12,13 @@ type numbers are unique over all of them: 1-19 here, 20-39 membership, 40-59 sta
 
 from __future__ import annotations
 
+from msgspec import field
+
 from meshnode.types import Scalar
 from meshnode.wire.codec import Codec, Message
 
 
-class TensorHeader(Message, tag=1):
+class TensorHeader(Message, frozen=True, tag=1):
     """A tensor without its bytes, which follow in the stream in the order of the headers."""
 
     name: str
@@ -25,7 +27,7 @@ class TensorHeader(Message, tag=1):
     size_bytes: int
 
 
-class LoadReport(Message, tag=2):
+class LoadReport(Message, frozen=True, tag=2):
     """How busy a replica is, as it says itself: a hint, checked against what is observed.
 
     `in_system` counts requests running and queued; `service_ms` is its EWMA of one request's run
@@ -37,7 +39,7 @@ class LoadReport(Message, tag=2):
     service_ms: float
 
 
-class Infer(Message, tag=3):
+class Infer(Message, frozen=True, tag=3):
     """Run a model; the tensors' bytes follow as the message's data."""
 
     model: str
@@ -46,18 +48,18 @@ class Infer(Message, tag=3):
     timeout_ms: float
     request_id: str = ""
     outputs: tuple[str, ...] = ()
-    parameters: dict[str, Scalar] = {}
+    parameters: dict[str, Scalar] = field(default_factory=dict)
 
 
-class Result(Message, tag=4):
+class Result(Message, frozen=True, tag=4):
     """One part of an answer; the tensors' bytes follow as the message's data."""
 
     outputs: tuple[TensorHeader, ...]
-    load: LoadReport
-    parameters: dict[str, Scalar] = {}
+    load: LoadReport | None = None
+    parameters: dict[str, Scalar] = field(default_factory=dict)
 
 
-class Failure(Message, tag=5):
+class Failure(Message, frozen=True, tag=5):
     """The stream's request failed; `code` is that of an error in `meshnode.errors`."""
 
     code: str
@@ -65,14 +67,14 @@ class Failure(Message, tag=5):
     load: LoadReport | None = None
 
 
-class FetchBlob(Message, tag=6):
+class FetchBlob(Message, frozen=True, tag=6):
     """Send the blob with this SHA-256 from `offset` on, in chunks."""
 
     sha256: bytes
     offset: int = 0
 
 
-class BlobChunk(Message, tag=7):
+class BlobChunk(Message, frozen=True, tag=7):
     """The next bytes of a blob follow as the message's data."""
 
     offset: int
