@@ -1,0 +1,139 @@
+"""Settings of membership, with presets for a local network and for the Internet.
+
+Every time that two nodes must agree on roughly (probe interval, suspicion) should be the same on
+all nodes of a mesh: a node with a shorter suspicion than its peers declares them dead before they
+would have answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from meshnode.config import KIB, MAX_DATAGRAM_BYTES
+from meshnode.errors import ConfigError
+
+MAX_RECORD_BYTES: Final = 16 * KIB
+"""One member's record, admission chain included: three fit a note; 1,000 members cost 16 MiB at most."""
+
+MAX_ADDRESSES: Final = 16
+"""Addresses of one member: a few interfaces with IPv4 and IPv6 each, all dialled in order."""
+
+MAX_CAPABILITY_DEPTH: Final = 8
+"""Nesting of capabilities: lists of objects, with room; a decoder's stack is not a resource to give away."""
+
+MAX_PERSISTED: Final = 1024
+"""Records kept on disk to rejoin by: any one that answers knows all the others."""
+
+MAX_RELAYS: Final = 256
+"""Probes carried out for others at once; beyond that a helper stays silent and another one helps."""
+
+MAX_ASKED: Final = 4096
+"""Records asked for and not yet received: half the largest table, a few dozen bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipConfig:
+    """How often, how many, how long.
+
+    Attributes:
+        probe_interval_s: Period in which one member is probed, in seconds. Shorter notices a crash
+            sooner and costs traffic and false alarms. Sane: 0.2-10. Not below twice
+            `probe_timeout_s`; suspicion scales with it.
+        probe_timeout_s: Wait for a direct ack before helpers are asked, in seconds. Above the 99th
+            percentile of the round trip, else helpers are asked for nothing; what remains of the
+            period is the helpers' time. Sane: 0.1-5.
+        indirect_probes: Helpers per unanswered probe. More tolerate more loss and cost datagrams
+            only when a probe fails. Sane: 1-5.
+        suspicion_multiplier: A suspect is dead after this x max(1, log10 n) x `probe_interval_s`.
+            Higher gives a slow node longer to refute and lengthens every detection. Sane: 3-8.
+        gossip_interval_s: Pause between two rounds of gossip while there are rumours, in seconds.
+            Shorter spreads sooner; the total of sends stays bounded by `retransmit_multiplier`.
+            Sane: 0.1-1.
+        gossip_fanout: Members told per round. Sane: 2-5; 3 reaches all in about log3(n) rounds.
+        retransmit_multiplier: A rumour is sent this x ceil(log10(n + 1)) times by each node, over
+            gossip and probes together. Higher survives more loss. Sane: 2-6.
+        sync_interval_s: Period of anti-entropy with one random linked peer, in seconds. It finds
+            what gossip missed; equal views cost one hash. Sane: 5-120.
+        late_timer_s: A timer that comes later than this shows that this node slept, in seconds:
+            nobody is judged by it. Above the driver's usual jitter (a garbage collection, a long
+            synchronous step), below `probe_interval_s`.
+        dial_backoff_min_s: Pause after the first failed dial, in seconds; doubles per failure.
+            Sane: 0.5-5.
+        dial_backoff_max_s: Longest pause between dials, in seconds. How long a node that comes
+            back may wait for a link. Sane: 10-120.
+        dial_patience_s: How long the side with the greater NodeId waits for the other to dial, in
+            seconds, before it dials too (the other may be unable to reach it: NAT). Above a
+            handshake's usual time. Sane: 1-10.
+        dial_timeout_s: A dial without any outcome is over after this, in seconds: a guard, so
+            above the driver's own connect and handshake limits together.
+        dial_limit: Dials under way at once. Each is a TLS handshake of about a millisecond of CPU
+            on both sides; a higher limit forms a large mesh faster and in spikes. Sane: 8-256.
+        reconnect_interval_s: Period in which one dead member is dialled, in seconds, so that a
+            healed partition is noticed. Sane: 5-120.
+        retention_s: How long dead and left members are remembered, in seconds. A node that was cut
+            off for longer may briefly show them alive again. Sane: an hour to a week.
+        persist_delay_s: Changes to the set of known members are gathered for this long before one
+            write to disk, in seconds. Sane: 1-30.
+        request_retry_s: A record that was asked for is asked for again, perhaps elsewhere, after
+            this, in seconds. Above a round trip over a link.
+        udp_blocked_after: Probes in a row that were answered, but never directly by datagram,
+            before a member counts as unreachable by UDP and gets its gossip over the link. Lower
+            reacts sooner and takes loss for a block. Sane: 2-10.
+        max_payload_bytes: Largest datagram payload, in bytes: the network's limit less the seal.
+    """
+
+    probe_interval_s: float = 1.0
+    probe_timeout_s: float = 0.5
+    indirect_probes: int = 3
+    suspicion_multiplier: float = 4.0
+    gossip_interval_s: float = 0.2
+    gossip_fanout: int = 3
+    retransmit_multiplier: int = 4
+    sync_interval_s: float = 10.0
+    late_timer_s: float = 0.5
+    dial_backoff_min_s: float = 1.0
+    dial_backoff_max_s: float = 30.0
+    dial_patience_s: float = 2.0
+    dial_timeout_s: float = 15.0
+    dial_limit: int = 32
+    reconnect_interval_s: float = 10.0
+    retention_s: float = 86_400.0
+    persist_delay_s: float = 2.0
+    request_retry_s: float = 1.0
+    udp_blocked_after: int = 3
+    max_payload_bytes: int = 1300
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot work.
+
+        Raises:
+            ConfigError: if a probe leaves helpers no time, or a datagram cannot carry a leave.
+        """
+        if self.probe_interval_s < 2 * self.probe_timeout_s:
+            wanted = 2 * self.probe_timeout_s
+            raise ConfigError(
+                f"probe_interval_s must be at least twice probe_timeout_s ({wanted} s)"
+            )
+        if not 256 <= self.max_payload_bytes <= MAX_DATAGRAM_BYTES:
+            raise ConfigError(f"max_payload_bytes must be 256 to {MAX_DATAGRAM_BYTES}")
+
+
+LAN: Final = MembershipConfig()
+"""Round trips below about 50 ms; the figures of memberlist's LAN profile."""
+
+WAN: Final = MembershipConfig(
+    probe_interval_s=5.0,
+    probe_timeout_s=2.5,
+    suspicion_multiplier=6.0,
+    gossip_interval_s=0.5,
+    gossip_fanout=4,
+    sync_interval_s=30.0,
+    late_timer_s=1.0,
+    dial_backoff_min_s=2.0,
+    dial_backoff_max_s=60.0,
+    dial_patience_s=5.0,
+    reconnect_interval_s=30.0,
+    request_retry_s=3.0,
+)
+"""Round trips up to a second and loss; after memberlist's WAN profile."""

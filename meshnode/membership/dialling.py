@@ -1,0 +1,210 @@
+"""Who is dialled when: a full mesh of links, and the way back after everything else failed.
+
+A *target* is a member (or a node known from disk) or a seed's address. A target has at most one
+attempt, which is either *waiting* for its timer or *under way* at the driver::
+
+    wanted ──> under way ── LinkUp ──────────────> done (forgotten)
+                  │  ▲
+      DialFailed  ▼  │ DialDue(token)
+               waiting, 1 s, 2 s, 4 s … 30 s with jitter; forgotten once it is wanted no more
+
+What is wanted:
+
+| target | wanted | first dial |
+|---|---|---|
+| a live member without a link | always | the smaller NodeId at once, the greater after `dial_patience_s` |
+| a seed, a node known from disk | while no other member is live | at once |
+| a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
+| a member that left | never: it comes by itself | |
+
+One dead member per round is enough to heal a partition: the first link across it carries both views,
+and everyone refutes. A dial whose outcome never comes is given up after `dial_timeout_s`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshnode.effects import Dial, Effect, StartTimer
+from meshnode.membership.addresses import dialable
+from meshnode.membership.timers import DialDue, ReconnectRound
+from meshnode.types import Address, NodeId, NodeState
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable
+
+    from meshnode.membership.config import MembershipConfig
+    from meshnode.membership.member import MemberTable
+    from meshnode.membership.messages import MemberRecord
+
+Target = NodeId | Address
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt: its failures so far, the token of its timer, and, while under way, its guard."""
+
+    token: int
+    failures: int = 0
+    under_way_until: float | None = None
+
+
+class Dialler:
+    """The attempts, at most one per target: members and seeds bound them."""
+
+    def __init__(
+        self,
+        table: MemberTable,
+        config: MembershipConfig,
+        rng: random.Random,
+        seeds: Iterable[Address],
+    ) -> None:
+        """Dial for the table's owner."""
+        self._table = table
+        self._config = config
+        self._rng = rng
+        self._seeds = tuple(dict.fromkeys(seeds))
+        self._known: dict[NodeId, MemberRecord] = {}
+        self._attempts: dict[Target, _Attempt] = {}
+        self._under_way = 0
+        self._token = 0
+
+    def __repr__(self) -> str:
+        return f"<Dialler {self._under_way} of {len(self._attempts)} attempts under way>"
+
+    @property
+    def known(self) -> tuple[MemberRecord, ...]:
+        """Nodes known from disk that have not shown themselves yet."""
+        return tuple(self._known.values())
+
+    def remember(self, records: Iterable[MemberRecord]) -> None:
+        """Take nodes known from disk as targets."""
+        for record in records:
+            if record.node_id != self._table.own_id:
+                self._known[record.node_id] = record
+
+    def forget_known(self, node_id: NodeId | None = None) -> None:
+        """Drop a node known from disk (it is a member now), or all of them (nobody ever came)."""
+        if node_id is None:
+            self._known.clear()
+        else:
+            self._known.pop(node_id, None)
+
+    def start(self, now: float) -> list[Effect]:
+        """Dial seeds and known nodes, and begin the rounds that reconnect."""
+        first = self._rng.uniform(0.5, 1.0) * self._config.reconnect_interval_s
+        return [StartTimer(ReconnectRound(), first), *self.dial_everyone(now)]
+
+    def dial_everyone(self, now: float) -> list[Effect]:
+        """Dial all seeds and known nodes that have no attempt: there is no live member to ask."""
+        effects: list[Effect] = []
+        targets: list[Target] = [*self._seeds, *self._known]
+        for target in targets:
+            if target not in self._attempts:
+                effects += self._dial(target, now)
+        return effects
+
+    def member_live(self, node_id: NodeId, now: float) -> list[Effect]:
+        """See to a link to a live member, if there is none and no attempt."""
+        if self._table.is_linked(node_id) or node_id in self._attempts:
+            return []
+        if self._table.own_id < node_id:
+            return self._dial(node_id, now)
+        return self._wait(node_id, self._config.dial_patience_s)
+
+    def member_moved(self, node_id: NodeId, now: float) -> list[Effect]:
+        """Begin anew with a member that has other addresses, or another life, than before."""
+        self._forget(node_id)
+        return self.member_live(node_id, now)
+
+    def member_gone(self, node_id: NodeId) -> None:
+        """Stop dialling a member that died or left."""
+        self._forget(node_id)
+
+    def link_up(self, peer: NodeId, address: Address) -> None:
+        """End the attempts that a link has answered."""
+        self._forget(peer)
+        self._forget(address)
+
+    def failed(self, addresses: tuple[Address, ...], expect: NodeId | None) -> list[Effect]:
+        """Wait before the next try of a target that is still wanted."""
+        target: Target | None = expect
+        if target is None and addresses:
+            target = addresses[0]
+        attempt = None if target is None else self._attempts.get(target)
+        if target is None or attempt is None or attempt.under_way_until is None:
+            return []
+        failures = attempt.failures
+        self._forget(target)
+        if not self._is_wanted(target):
+            return []
+        longest = self._config.dial_backoff_max_s
+        delay_s = min(longest, self._config.dial_backoff_min_s * 2.0 ** min(failures, 32))
+        # Half of the delay is random, so that a hundred nodes do not come back in step.
+        return self._wait(target, delay_s * self._rng.uniform(0.5, 1.0), failures + 1)
+
+    def due(self, timer: DialDue, now: float) -> list[Effect]:
+        """Dial a target whose wait is over."""
+        attempt = self._attempts.get(timer.target)
+        if attempt is None or attempt.token != timer.token:
+            return []
+        self._forget(timer.target)
+        if not self._is_wanted(timer.target):
+            return []
+        return self._dial(timer.target, now, attempt.failures)
+
+    def reconnect(self, now: float) -> list[Effect]:
+        """Dial one of those that are gone, and whoever is wanted but has no attempt."""
+        for target, attempt in list(self._attempts.items()):
+            if attempt.under_way_until is not None and attempt.under_way_until < now:
+                self._forget(target)
+        delay_s = self._config.reconnect_interval_s * self._rng.uniform(0.8, 1.2)
+        effects: list[Effect] = [StartTimer(ReconnectRound(), delay_s)]
+        if not self._table.live:
+            effects += self.dial_everyone(now)
+        for node_id in self._table.live:
+            effects += self.member_live(node_id, now)
+        dead = [member.node_id for member in self._table if member.state is NodeState.DEAD]
+        gone = [
+            node_id
+            for node_id in (*dead, *self._known)
+            if node_id not in self._attempts and not self._table.is_linked(node_id)
+        ]
+        return effects + self._dial(self._rng.choice(gone), now) if gone else effects
+
+    def _is_wanted(self, target: Target) -> bool:
+        member = None if isinstance(target, Address) else self._table.get(target)
+        if member is not None:
+            return member.live and not member.linked
+        return not self._table.live and (target in self._seeds or target in self._known)
+
+    def _dial(self, target: Target, now: float, failures: int = 0) -> list[Effect]:
+        addresses, expect = self._route(target)
+        if not addresses:
+            return []
+        if self._under_way >= self._config.dial_limit:
+            return self._wait(target, self._rng.uniform(0.1, 1.0), failures)
+        self._under_way += 1
+        self._token += 1
+        guard = now + self._config.dial_timeout_s
+        self._attempts[target] = _Attempt(self._token, failures, guard)
+        return [Dial(addresses, expect)]
+
+    def _wait(self, target: Target, delay_s: float, failures: int = 0) -> list[Effect]:
+        self._token += 1
+        self._attempts[target] = _Attempt(self._token, failures)
+        return [StartTimer(DialDue(target, self._token), delay_s)]
+
+    def _forget(self, target: Target) -> None:
+        attempt = self._attempts.pop(target, None)
+        if attempt is not None and attempt.under_way_until is not None:
+            self._under_way -= 1
+
+    def _route(self, target: Target) -> tuple[tuple[Address, ...], NodeId | None]:
+        if isinstance(target, Address):
+            return (target,), None
+        member = self._table.get(target)
+        record = self._known[target] if member is None else member.record
+        return dialable(record.addresses, self._table.own.record.addresses), target

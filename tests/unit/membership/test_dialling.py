@@ -1,0 +1,217 @@
+"""Who is dialled, when, and how often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshnode.effects import Dial, Effect, Persist, StartTimer
+from meshnode.events import DialFailed, LinkUp, Start
+from meshnode.membership import LAN, MembershipConfig, read_members
+from meshnode.membership.timers import DialDue, PersistDue, ReconnectRound, SyncRound
+from meshnode.types import Address, NodeState
+
+if TYPE_CHECKING:
+    from tests.unit.membership.conftest import Stage, Tools
+
+SEED = Address("seed.example", 8471)
+OTHER_SEED = Address("10.9.9.9", 8471)
+
+
+def dials(effects: list[Effect]) -> list[Dial]:
+    return [effect for effect in effects if isinstance(effect, Dial)]
+
+
+def wait(effects: list[Effect]) -> tuple[DialDue, float]:
+    """Return the only wait that begins, and its length in seconds."""
+    ((timer, delay_s),) = (
+        (effect.timer, effect.delay_s)
+        for effect in effects
+        if isinstance(effect, StartTimer) and isinstance(effect.timer, DialDue)
+    )
+    return timer, delay_s
+
+
+def test_seeds_and_known_nodes_are_dialled_at_the_start(tools: type[Tools]) -> None:
+    a, b = tools.record("a"), tools.record("b")
+    stage = tools.stage(seeds=[SEED, OTHER_SEED, SEED], known=[a, b, tools.record("me")])
+    effects = stage.tell(Start())
+    assert dials(effects) == [
+        Dial((SEED,), None),
+        Dial((OTHER_SEED,), None),
+        Dial(a.addresses, tools.id("a")),
+        Dial(b.addresses, tools.id("b")),
+    ]
+
+
+def test_a_known_node_whose_record_does_not_hold_any_more_is_not_dialled(
+    tools: type[Tools],
+) -> None:
+    stage = tools.stage(known=[tools.record("a", chain=b"revoked"), tools.record("b", name="")])
+    effects = stage.tell(Start())
+    assert dials(effects) == []
+    assert tools.emits(effects) == [
+        ("member.refused", tools.id("a")),
+        ("member.refused", tools.id("b")),
+    ]
+
+
+def test_a_seed_is_retried_with_growing_pauses_for_ever_while_nobody_is_there(
+    tools: type[Tools],
+) -> None:
+    stage = tools.stage(seeds=[SEED])
+    stage.tell(Start())
+    for failures in range(100):
+        timer, delay_s = wait(stage.tell(DialFailed((SEED,), None, "refused")))
+        longest = min(30.0, 2.0**failures)
+        assert longest / 2 <= delay_s <= longest
+        assert dials(stage.fire(timer, delay_s)) == [Dial((SEED,), None)]
+        assert stage.fire(timer) == [], "a stale timer dies"
+
+
+def test_a_seed_is_no_longer_wanted_once_somebody_is_there(tools: type[Tools]) -> None:
+    stage = tools.stage(seeds=[SEED, OTHER_SEED])
+    stage.tell(Start())
+    timer, _ = wait(stage.tell(DialFailed((OTHER_SEED,), None, "refused")))
+    stage.tell(LinkUp(tools.id("a"), SEED))
+    stage.learn("a")
+    assert stage.fire(timer, 5.0) == []
+    stage.hear("a", NodeState.SUSPECT)
+    assert dials(stage.hear("a", NodeState.DEAD)) == [
+        Dial((SEED,), None),
+        Dial((OTHER_SEED,), None),
+    ]
+    stage.learn("a", counter=1)
+    assert stage.tell(DialFailed((SEED,), None, "refused")) == []
+
+
+def test_failures_of_dials_that_nobody_asked_for_change_nothing(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    assert stage.tell(DialFailed((), None, "refused")) == []
+    assert stage.tell(DialFailed((SEED,), None, "refused")) == []
+    assert stage.tell(DialFailed((SEED,), tools.id("a"), "refused")) == []
+
+
+def test_the_smaller_node_id_dials_at_once_and_the_greater_after_some_patience(
+    tools: type[Tools],
+) -> None:
+    small, great = tools.sorted_names(2)
+    first, second = tools.stage(small), tools.stage(great)
+    assert dials(first.learn(great)) == [Dial(tools.record(great).addresses, tools.id(great))]
+    effects = second.learn(small)
+    assert dials(effects) == []
+    timer, delay_s = wait(effects)
+    assert delay_s == LAN.dial_patience_s
+    assert len(dials(second.fire(timer, delay_s))) == 1
+
+
+def test_a_link_makes_the_waiting_dial_needless(tools: type[Tools]) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(great)
+    timer, _ = wait(stage.learn(small))
+    stage.link(small)
+    assert stage.fire(timer, 2.0) == []
+    assert dials(stage.learn(small, counter=1)) == []
+
+
+def test_a_live_member_is_redialled_with_growing_pauses_until_it_is_dead(
+    tools: type[Tools],
+) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(small)
+    stage.learn(great)
+    gone = DialFailed(tools.record(great).addresses, tools.id(great), "refused")
+    pauses = []
+    for _ in range(4):
+        timer, delay_s = wait(stage.tell(gone))
+        pauses.append(delay_s)
+        assert stage.tell(gone) == [], "it is not under way"
+        assert len(dials(stage.fire(timer, delay_s))) == 1
+    assert pauses == sorted(pauses)
+    stage.hear(great, NodeState.DEAD)
+    assert stage.tell(gone) == []
+
+
+def test_a_wait_for_a_member_that_became_linked_without_an_event_is_dropped(
+    tools: type[Tools],
+) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(great)
+    timer, _ = wait(stage.learn(small))
+    stage.core._table.set_linked(tools.id(small), True)
+    assert stage.fire(timer, 2.0) == []
+
+
+def test_one_dead_member_is_dialled_per_round_without_retries_and_the_departed_never(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    stage.learn("a", "b", "c", "alive")
+    stage.link("alive")
+    for name, state in (("a", NodeState.DEAD), ("b", NodeState.DEAD), ("c", NodeState.LEFT)):
+        stage.hear(name, state)
+    dialled = set()
+    for _ in range(20):
+        effects = stage.fire(ReconnectRound(), 10.0)
+        assert tools.timers(effects, ReconnectRound)
+        (dial,) = dials(effects)
+        dialled.add(dial.expect)
+        assert stage.tell(DialFailed(dial.addresses, dial.expect, "refused")) == []
+    assert dialled == {tools.id("a"), tools.id("b")}
+
+
+def test_a_dial_without_an_outcome_is_given_up_and_tried_again(tools: type[Tools]) -> None:
+    stage = tools.stage(seeds=[SEED])
+    stage.tell(Start())
+    assert dials(stage.fire(ReconnectRound(), 10.0)) == []
+    assert dials(stage.fire(ReconnectRound(), 10.0)) == [Dial((SEED,), None)]
+
+
+def test_dials_under_way_are_bounded_and_the_rest_waits(tools: type[Tools]) -> None:
+    names = tools.sorted_names(6)
+    stage = tools.stage(names[0], config=MembershipConfig(dial_limit=2))
+    effects = stage.learn(*names[1:])
+    assert len(dials(effects)) == 2
+    waiting = tools.timers(effects, DialDue)
+    assert len(waiting) == 3
+    stage.link(names[1])
+    assert len(dials(stage.fire(waiting[0], 1.0))) == 1
+    assert len(tools.timers(stage.fire(waiting[1]), DialDue)) == 1
+
+
+def test_addresses_that_lead_to_this_machine_are_not_dialled(tools: type[Tools]) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(small)
+    loopback: Any = (Address("127.0.0.1", 8471),)
+    assert dials(stage.learn(great, addresses=loopback)) == []
+    assert dials(stage.fire(ReconnectRound(), 10.0)) == []
+    local = tools.stage(small, record=tools.record(small, addresses=loopback))
+    assert dials(local.learn(great, addresses=loopback)) == [Dial(loopback, tools.id(great))]
+
+
+def test_known_nodes_are_tried_slowly_beside_a_live_mesh_and_then_forgotten(
+    tools: type[Tools],
+) -> None:
+    stage = tools.stage(known=[tools.record("a")])
+    ((dial),) = dials(stage.tell(Start()))
+    stage.link("b")
+    stage.learn("b")
+    assert stage.tell(DialFailed(dial.addresses, dial.expect, "refused")) == []
+    assert [each.expect for each in dials(stage.fire(ReconnectRound(), 10.0))] == [tools.id("a")]
+    stage.tell(DialFailed(dial.addresses, dial.expect, "refused"))
+    stage.fire(SyncRound(), LAN.retention_s)
+    assert dials(stage.fire(ReconnectRound(), 10.0)) == []
+
+
+def test_the_list_on_disk_holds_live_dead_and_known_nodes_and_is_written_once_per_burst(
+    tools: type[Tools],
+) -> None:
+    stage = tools.stage(known=[tools.record("known"), tools.record("b")])
+    stage.tell(Start())
+    effects = stage.learn("a", "b", "c", "d") + stage.hear("c", NodeState.DEAD)
+    effects += stage.hear("d", NodeState.LEFT)
+    assert tools.timers(effects, PersistDue) == [PersistDue()]
+    (persist,) = stage.fire(PersistDue(), 2.0)
+    assert isinstance(persist, Persist)
+    assert persist.key == "members"
+    assert [record.name for record in read_members(persist.value)] == ["a", "b", "c", "known"]
+    assert tools.timers(stage.hear("c", NodeState.LEFT), PersistDue) == [PersistDue()]
