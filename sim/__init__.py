@@ -1,1 +1,1 @@
-"""meshnode.sim"""
+"""The simulator: the same cores as the daemon's, in a virtual world that one seed decides."""

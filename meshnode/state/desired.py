@@ -1,0 +1,427 @@
+"""The desired state: the small map of what the mesh is to do, the same on every node.
+
+Keys such as `deployment/digits` are written at any node whose role allows it, without a leader. The
+last writer wins: entries are ordered by hybrid logical clock, then author, the same everywhere, so
+nodes that hold the same entries agree. Each entry is signed by its author and checked by each node
+that takes it in; every node has all of it, durably: `Persist` precedes any note or event that tells
+of an entry.
+
+How it spreads:
+
+- *Push.* A write goes to up to `fanout` random linked peers; who finds it new passes it on, once.
+- *Sync.* Every `sync_interval_s` with a random linked peer, and whenever a link comes up: a root
+  hash, then a hash per key, then the revisions that differ (`desired_messages`). `revisions` says
+  why this ends in the same map on both sides.
+
+Refused, and told once per key and author: an entry that `verify` objects to (an unknown author may
+become known: every sync offers the entry again), one from too far in the future, one beyond a limit.
+
+*Deletions* are remembered for `tombstone_s`, then dropped by every node at about the same time,
+since their age is that of their stamp. A node that had no contact for longer may hold keys whose
+deletion nobody remembers. It is *not current*, and says so with its root:
+
+| this node | peer | on a difference |
+|---|---|---|
+| current | any | this node sends digests, the peer compares |
+| not current | current | this node returns its root; the peer sends digests; this node drops the keys that the peer lacks and that are older than its own last contact |
+| not current | not current | digests and a plain merge: nobody knows better |
+
+A node drops tombstones only while it is current, so the last nodes of a mesh remember for the rest.
+
+Events (`Emit`):
+
+| kind | subject | detail |
+|---|---|---|
+| `desired.changed` | the key | who wrote it; empty when it was dropped as deleted elsewhere |
+| `desired.refused` | the key | whose entry was not taken, and why; for a garbled note the sender |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshnode.config import MAX_MODELS
+from meshnode.effects import Effect, Emit, Persist, SendNote, StartTimer
+from meshnode.errors import ProtocolError, TooLarge, UsageError
+from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
+from meshnode.state.desired_messages import (
+    DESIRED,
+    MAX_KEY_LENGTH,
+    MAX_VALUE_BYTES,
+    DesiredDigests,
+    DesiredEntries,
+    DesiredRoot,
+    DesiredWants,
+    Entry,
+    KeyDigest,
+    digest_notes,
+    entry_notes,
+    want_notes,
+)
+from meshnode.state.desired_store import pack, unpack
+from meshnode.state.hybrid_clock import HybridClock, Stamp
+from meshnode.state.revisions import Revisions
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+    from meshnode.state.config import DesiredConfig
+    from meshnode.types import NodeId
+    from meshnode.wire.codec import Message
+
+PERSIST_KEY = "desired"
+"""The key of the `Persist` effects."""
+
+_MAX_REFUSED = 1024  # (key, author) pairs whose refusal was told; forgetting one repeats an event
+_CONTACT_STEP_MS = 3_600_000  # how far the durable time of last contact may lag: an hour of a week
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredSyncDue:
+    """Time to compare maps with a random linked peer."""
+
+    token: int
+
+
+class DesiredState:
+    """This node's copy of the map, and its way of keeping up with the others'."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        sign: Callable[[bytes], bytes],
+        verify: Callable[[Entry], str | None],
+        config: DesiredConfig,
+        rng: random.Random,
+        stored: bytes | None = None,
+    ) -> None:
+        """Take up where the stored bytes end, or begin empty.
+
+        Args:
+            me: This node, the author of its writes.
+            sign: Returns this node's signature over bytes.
+            verify: Returns None if an entry's signature is its author's and the author may write
+                it, else a sentence that says why not.
+            config: How quickly entries spread and how long they are kept.
+            rng: Choice of peers and spacing of syncs.
+            stored: The value of the last `Persist` effect, or None.
+
+        Raises:
+            ConfigError: if the stored bytes are damaged.
+        """
+        self._me = me
+        self._sign = sign
+        self._verify = verify
+        self._config = config
+        self._rng = rng
+        self._clock = HybridClock()
+        self._keys: dict[str, Revisions] = {}
+        self._root = 0
+        self._size_bytes = 0
+        self._links: dict[NodeId, None] = {}
+        self._refused: dict[tuple[str, str], None] = {}
+        self._starts = 0
+        self._contact_ms: int | None = None
+        if stored is not None:
+            kept = unpack(stored)
+            self._contact_ms = kept.contact_ms
+            for entry in kept.entries:
+                self._admit(entry)
+        self._durable_contact_ms = self._contact_ms
+
+    def __repr__(self) -> str:
+        return f"<DesiredState of {self._me}: {len(self._keys)} keys, root {self._root:016x}>"
+
+    # What the map says.
+
+    def get(self, key: str) -> bytes | None:
+        """Return a key's value, or None if it has none or was deleted."""
+        revisions = self._keys.get(key)
+        return revisions.newest.value or None if revisions else None
+
+    def items(self) -> list[tuple[str, bytes]]:
+        """Return all keys that have a value, with it, sorted by key."""
+        return [
+            (key, self._keys[key].newest.value)
+            for key in sorted(self._keys)
+            if not self._keys[key].newest.deleted
+        ]
+
+    def entry(self, key: str) -> Entry | None:
+        """Return the newest entry of a key, which may be a tombstone; None if there is none."""
+        revisions = self._keys.get(key)
+        return revisions.newest if revisions else None
+
+    def history(self, key: str) -> tuple[Entry, ...]:
+        """Return the entries before the newest, newest first; a deletion ends the history."""
+        revisions = self._keys.get(key)
+        return revisions.entries[1:] if revisions else ()
+
+    # Writing.
+
+    # `now` is not needed here, but a core's doors all take the same arguments.
+
+    def put(self, key: str, value: bytes, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (see above)
+        """Give a key a new value and tell the mesh.
+
+        Raises:
+            UsageError: if the key or the value is empty, or this node's clock is too far behind
+                what it has seen, so that no node with a right clock would take the entry.
+            TooLarge: if the key, the value, the number of keys or all of it exceeds its limit.
+        """
+        if not key or not value:
+            raise UsageError("a key of the desired state and its value cannot be empty")
+        if len(key) > MAX_KEY_LENGTH:
+            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_KEY_LENGTH}")
+        if len(value) > MAX_VALUE_BYTES:
+            raise TooLarge(
+                f"the value of {key!r} has {len(value)} bytes; at most {MAX_VALUE_BYTES}"
+            )
+        if key not in self._keys and len(self._keys) >= MAX_MODELS:
+            raise TooLarge(f"the mesh has {MAX_MODELS} keys already; delete some first")
+        if self._size_bytes + len(value) > self._config.max_total_bytes:
+            raise TooLarge(
+                f"the desired state would exceed {self._config.max_total_bytes} bytes with {key!r}"
+            )
+        return self._write(key, value, wall_s)
+
+    def delete(self, key: str, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (see above)
+        """Delete a key and tell the mesh; a key without a value costs nothing.
+
+        Raises:
+            UsageError: as `put`, about the clock.
+        """
+        return self._write(key, b"", wall_s) if self.get(key) is not None else []
+
+    # The one door for everything that happens.
+
+    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (see above)
+        """React to a start, links, notes of this core and its timer; ignore everything else.
+
+        Args:
+            event: What happened.
+            now: Monotonic seconds.
+            wall_s: Seconds since the Unix epoch, by this node's clock.
+        """
+        match event:
+            case NoteReceived(sender, payload):
+                return self._on_note(sender, payload, _ms(wall_s))
+            case TimerFired(timer):
+                return self._sync(_ms(wall_s)) if timer == DesiredSyncDue(self._starts) else []
+            case LinkUp(peer, _):
+                self._links[peer] = None
+                # One side is enough to begin, and both sides know which.
+                return [self._root_to(peer, _ms(wall_s))] if self._me < peer else []
+            case LinkDown(peer, _):
+                self._links.pop(peer, None)
+                return []
+            case Start():
+                self._starts += 1
+                delay_s = self._config.sync_interval_s * self._rng.random()
+                return [StartTimer(DesiredSyncDue(self._starts), delay_s)]
+            case _:
+                return []
+
+    def _sync(self, wall_ms: int) -> list[Effect]:
+        delay_s = self._config.sync_interval_s * self._rng.uniform(0.8, 1.2)  # nobody in step
+        effects = self._reap(wall_ms)
+        effects.append(StartTimer(DesiredSyncDue(self._starts), delay_s))
+        effects += [self._root_to(peer, wall_ms) for peer in self._some_peers(1)]
+        return effects
+
+    def _on_note(self, sender: NodeId, payload: bytes, wall_ms: int) -> list[Effect]:
+        try:
+            message = DESIRED.decode(payload)
+        except ProtocolError as error:
+            return [Emit("desired.refused", sender, str(error))]
+        match message:
+            case DesiredEntries():
+                return self._on_entries(sender, message.entries, wall_ms)
+            case DesiredRoot():
+                return self._on_root(sender, message, wall_ms)
+            case DesiredDigests():
+                return self._on_digests(sender, message, wall_ms)
+            case DesiredWants():
+                held = (self._keys[key] for key in message.keys if key in self._keys)
+                return self._send_entries(sender, (e for kept in held for e in kept.entries))
+            case _:
+                return []
+
+    # Writing and taking in.
+
+    def _write(self, key: str, value: bytes, wall_s: float) -> list[Effect]:
+        behind_s = self._clock.last.wall_ms / 1000 - wall_s
+        if behind_s > self._config.max_ahead_s:
+            raise UsageError(
+                f"this node's clock is {behind_s:.0f} s behind what it has seen before; set it right"
+            )
+        unsigned = Entry(key, self._clock.tick(_ms(wall_s)), self._me, value)
+        signature = self._sign(unsigned.signed_bytes)
+        entry = msgspec.structs.replace(unsigned, signature=signature)
+        self._admit(entry)
+        return [self._persist(), *self._push([entry], None), Emit("desired.changed", key, self._me)]
+
+    def _on_entries(self, sender: NodeId, entries: tuple[Entry, ...], wall_ms: int) -> list[Effect]:
+        news: list[Entry] = []
+        emits: list[Effect] = []
+        for entry in entries:
+            if not self._new(entry, wall_ms):
+                continue
+            objection = self._objection(entry, wall_ms)
+            if objection is not None:
+                emits += self._refuse(entry, objection)
+                continue
+            self._refused.pop((entry.key, entry.author), None)
+            self._admit(entry)
+            news.append(entry)
+            if self._keys[entry.key].newest is entry:
+                emits.append(Emit("desired.changed", entry.key, entry.author))
+        if not news:
+            return emits
+        return [self._persist(), *self._push(news, exclude=sender), *emits]
+
+    def _new(self, entry: Entry, wall_ms: int) -> bool:
+        revisions = self._keys.get(entry.key)
+        if revisions is None:
+            return not (entry.deleted and self._is_old(entry.stamp, wall_ms))
+        return revisions.wants(entry)
+
+    def _objection(self, entry: Entry, wall_ms: int) -> str | None:
+        ahead_s = (entry.stamp.wall_ms - wall_ms) / 1000
+        if ahead_s > self._config.max_ahead_s:
+            return f"its clock is {ahead_s:.0f} s ahead of this node's; one of them is wrong"
+        if entry.key not in self._keys and len(self._keys) >= 2 * MAX_MODELS:
+            return f"there are {len(self._keys)} keys already"
+        if self._size_bytes + entry.size_bytes > 2 * self._config.max_total_bytes:
+            return f"the desired state has {self._size_bytes} bytes already"
+        return self._verify(entry)
+
+    def _refuse(self, entry: Entry, objection: str) -> list[Effect]:
+        told = (entry.key, entry.author)
+        if told in self._refused:
+            return []
+        while len(self._refused) >= _MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[told] = None
+        return [Emit("desired.refused", entry.key, f"an entry of {entry.author}: {objection}")]
+
+    def _admit(self, entry: Entry) -> None:
+        self._clock.see(entry.stamp)
+        revisions = self._keys.get(entry.key)
+        if revisions is None:
+            revisions = self._keys[entry.key] = Revisions(entry, self._config.history)
+        else:
+            self._size_bytes -= revisions.size_bytes
+            self._root ^= revisions.hash
+            revisions.add(entry)
+        self._size_bytes += revisions.size_bytes
+        self._root ^= revisions.hash
+
+    def _drop(self, key: str) -> None:
+        revisions = self._keys.pop(key)
+        self._size_bytes -= revisions.size_bytes
+        self._root ^= revisions.hash
+
+    # Comparing.
+
+    def _on_root(self, sender: NodeId, theirs: DesiredRoot, wall_ms: int) -> list[Effect]:
+        if theirs.root == self._root_bytes():
+            return self._in_contact(wall_ms)
+        current = self._is_current(wall_ms)
+        if theirs.current and not current:
+            return [self._root_to(sender, wall_ms)]
+        digests = [KeyDigest(key, _bytes(self._keys[key].hash)) for key in sorted(self._keys)]
+        return [self._note(sender, note) for note in digest_notes(digests, current=current)]
+
+    def _on_digests(self, sender: NodeId, digests: DesiredDigests, wall_ms: int) -> list[Effect]:
+        theirs = {digest.key: digest.revisions for digest in digests.keys}
+        takeover = digests.current and not self._is_current(wall_ms)
+        dropped = self._drop_unknown(theirs, digests) if takeover else []
+        ours = {key: _bytes(self._keys[key].hash) for key in self._keys if digests.covers(key)}
+        wants = [key for key, revisions in theirs.items() if ours.get(key) != revisions]
+        offers = [key for key, revisions in ours.items() if theirs.get(key) != revisions]
+        effects: list[Effect] = [self._persist()] if dropped else []
+        effects += self._in_contact(wall_ms) if not digests.last else []
+        entries = (entry for key in offers for entry in self._keys[key].entries)
+        effects += self._send_entries(sender, entries)
+        effects += [self._note(sender, note) for note in want_notes(wants)]
+        effects += [Emit("desired.changed", key) for key in dropped]
+        return effects
+
+    def _drop_unknown(self, theirs: dict[str, bytes], digests: DesiredDigests) -> list[str]:
+        """Drop the keys that the mesh once had, as of this node's last contact, and has no more."""
+        contact_ms = self._contact_ms or 0
+        gone = [
+            key
+            for key in sorted(self._keys)
+            if digests.covers(key)
+            and key not in theirs
+            and self._keys[key].newest.stamp.wall_ms <= contact_ms
+        ]
+        for key in gone:
+            self._drop(key)
+        return gone
+
+    def _in_contact(self, wall_ms: int) -> list[Effect]:
+        self._contact_ms = wall_ms
+        durable_ms = self._durable_contact_ms
+        lags = durable_ms is None or abs(wall_ms - durable_ms) >= _CONTACT_STEP_MS
+        return [self._persist()] if lags else []
+
+    def _is_current(self, wall_ms: int) -> bool:
+        contact_ms = self._contact_ms
+        return contact_ms is not None and wall_ms - contact_ms < self._config.tombstone_s * 1000
+
+    def _is_old(self, stamp: Stamp, wall_ms: int) -> bool:
+        return wall_ms - stamp.wall_ms > self._config.tombstone_s * 1000
+
+    def _reap(self, wall_ms: int) -> list[Effect]:
+        if not self._is_current(wall_ms):
+            return []
+        due = [
+            key
+            for key, revisions in self._keys.items()
+            if revisions.newest.deleted and self._is_old(revisions.newest.stamp, wall_ms)
+        ]
+        for key in due:
+            self._drop(key)
+        return [self._persist()] if due else []
+
+    # Leaves.
+
+    def _persist(self) -> Persist:
+        self._durable_contact_ms = self._contact_ms
+        entries = (entry for key in sorted(self._keys) for entry in self._keys[key].entries)
+        return Persist(PERSIST_KEY, pack(entries, self._contact_ms))
+
+    def _push(self, entries: list[Entry], exclude: NodeId | None) -> list[Effect]:
+        peers = self._some_peers(self._config.fanout, exclude)
+        return [effect for peer in peers for effect in self._send_entries(peer, entries)]
+
+    def _send_entries(self, to: NodeId, entries: Iterable[Entry]) -> list[Effect]:
+        return [self._note(to, note) for note in entry_notes(entries)]
+
+    def _root_to(self, peer: NodeId, wall_ms: int) -> SendNote:
+        return self._note(peer, DesiredRoot(self._root_bytes(), self._is_current(wall_ms)))
+
+    def _root_bytes(self) -> bytes:
+        return _bytes(self._root)
+
+    def _note(self, to: NodeId, message: Message) -> SendNote:
+        return SendNote(to, DESIRED.encode(message))
+
+    def _some_peers(self, count: int, exclude: NodeId | None = None) -> list[NodeId]:
+        peers = [peer for peer in self._links if peer != exclude]
+        return peers if len(peers) <= count else self._rng.sample(peers, count)
+
+
+def _ms(wall_s: float) -> int:
+    return int(wall_s * 1000)
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(8, "big")

@@ -1,0 +1,71 @@
+"""The revisions of one key: the winner, and the few before it.
+
+Nodes that hold the same set of writes hold the same revisions, in whatever order and however often
+the writes arrived: what is kept is a function of the set alone, namely its greatest `1 + history`
+members, without those older than a tombstone. (A deletion forgets what it deleted, so that no copy
+of an old value outlives the memory of its deletion.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshnode.state.desired_messages import Entry
+
+
+class Revisions:
+    """Revisions of one key, newest first; never empty."""
+
+    __slots__ = ("_keep", "entries", "hash", "size_bytes")
+
+    def __init__(self, entry: Entry, history: int) -> None:
+        """Begin with one entry and keep up to `history` more."""
+        self._keep = 1 + history
+        self._set([entry])
+
+    def __repr__(self) -> str:
+        newest = self.newest
+        state = "deleted" if newest.deleted else f"{len(newest.value)} bytes"
+        return (
+            f"<Revisions of {newest.key!r}: {state} by {newest.author}, {len(self.entries)} kept>"
+        )
+
+    @property
+    def newest(self) -> Entry:
+        """The revision that counts."""
+        return self.entries[0]
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether this entry would be kept; says no to one that is here already."""
+        order = entry.order
+        oldest = self.entries[-1]
+        if oldest.deleted or len(self.entries) == self._keep:
+            return order > oldest.order and all(order != held.order for held in self.entries)
+        return all(order != held.order for held in self.entries)
+
+    def add(self, entry: Entry) -> None:
+        """Take in an entry that is wanted."""
+        entries = sorted([*self.entries, entry], key=_order, reverse=True)[: self._keep]
+        deleted = next((i for i, held in enumerate(entries) if held.deleted), len(entries))
+        self._set(entries[: deleted + 1])
+
+    def _set(self, entries: list[Entry]) -> None:
+        self.entries: tuple[Entry, ...] = tuple(entries)
+        self.hash = _hash(self.entries)
+        self.size_bytes = sum(entry.size_bytes for entry in entries)
+
+
+def _order(entry: Entry) -> tuple[int, int, str, bytes]:
+    return entry.order
+
+
+def _hash(entries: Iterable[Entry]) -> int:
+    """Return a 64-bit hash of which revisions of which key these are."""
+    digest = hashlib.blake2b(digest_size=8)
+    for entry in entries:
+        digest.update(entry.signed_bytes)
+    return int.from_bytes(digest.digest(), "big")

@@ -1,0 +1,452 @@
+"""A world of virtual nodes: the simulator's driver for any core, at depth A.
+
+Each node runs one core in virtual time, and the world carries out the core's effects as the daemon
+would: datagrams and links over a modelled network, timers, a disk that survives a crash. One seed
+decides everything: same seed, same world, same `trace.digest()`. The network and each boot of each
+node draw from streams of their own, so that one more draw here does not change what happens there.
+
+    world = World(seed=7, network=NetworkConfig(loss=0.1))
+    for name in ("a", "b", "c"):
+        world.add_node(name, "eu", make_core)
+    world.run_for(5.0)
+    world.partition(["a"], ["b", "c"])
+    world.run_until(lambda: world.core("a").alone, limit_s=30.0)
+
+What can happen to a node:
+
+| verb | its process | its disk | its links |
+|---|---|---|---|
+| `crash` | gone at once, timers too | stays | peers hear of it one latency later |
+| `restart` | a new boot, with a new core | is given to the core | none |
+| `freeze` | stands still; timers and notes queue up, datagrams beyond a socket's buffer are lost | stays | stall; peers give them up in time |
+| `thaw` | runs on, everything queued first | stays | those not given up flow again |
+| `leave` | is told, and stops after a grace | stays | closed at the end |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from meshnode.config import DEFAULT_MESH_PORT
+from meshnode.effects import (
+    CloseLink,
+    Dial,
+    Effect,
+    Emit,
+    Persist,
+    SendDatagram,
+    SendNote,
+    StartTimer,
+)
+from meshnode.errors import UsageError
+from meshnode.events import DatagramReceived, Event, Leave, NoteReceived, Start, TimerFired
+from meshnode.sim.links import LinkHost, Links
+from meshnode.sim.network import Network, NetworkConfig
+from meshnode.sim.scheduler import Scheduler
+from meshnode.sim.trace import Trace
+from meshnode.types import Address, NodeId, node_id_of
+
+MAX_FROZEN_DATAGRAMS: Final = 256
+"""Datagrams that wait for a frozen node: Linux' default socket buffer (208 KiB) of small ones."""
+
+MAX_HELD_DATAGRAMS: Final = 65_536
+"""Datagrams that a hold keeps back in the whole world; the oldest are lost first."""
+
+
+class Core(Protocol):
+    """What a world drives."""
+
+    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
+        """React to an event at monotonic second `now` and Unix time `wall_s`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What a core learns when it is made.
+
+    Attributes:
+        node: The node's id.
+        name: Its name in the world.
+        region: Where it is.
+        address: Where it listens.
+        epoch: 1 at the first boot, one more at each later one.
+        disk: What earlier boots persisted.
+        rng: This boot's own stream of random numbers.
+    """
+
+    node: NodeId
+    name: str
+    region: str
+    address: Address
+    epoch: int
+    disk: Mapping[str, bytes]
+    rng: random.Random
+
+
+Factory = Callable[[Boot], Core]
+"""Makes a node's core at each of its boots."""
+
+Driver = Callable[["World", str, Any], None]
+"""Carries out an effect that worlds do not know: gets the world, the node's name and the effect."""
+
+
+class NotReachedError(AssertionError):
+    """A predicate did not come true in time; the message has the seed that replays the run."""
+
+
+class _Node:
+    """One node: what lasts through its boots, and its present core."""
+
+    __slots__ = ("core", "disk", "factory", "frozen_datagrams", "host", "inbox", "name", "number")
+
+    def __init__(self, name: str, number: int, host: LinkHost, factory: Factory) -> None:
+        self.name = name
+        self.number = number
+        self.host = host
+        self.factory = factory
+        self.disk: dict[str, bytes] = {}
+        self.inbox: deque[Event] = deque()  # while frozen; timers and links bound it
+        self.frozen_datagrams = 0
+        self.core: Core | None = None
+
+
+class World:
+    """Nodes, a network between them, and time; see the module's docstring."""
+
+    def __init__(
+        self,
+        seed: int,
+        network: NetworkConfig | None = None,
+        on_effect: Mapping[type[Effect], Driver] | None = None,
+    ) -> None:
+        """Make an empty world.
+
+        Args:
+            seed: Decides every random draw.
+            network: How the network behaves; the default has no loss.
+            on_effect: Who carries out other effects, such as `LoadModel`.
+        """
+        self.seed = seed
+        self.trace = Trace()
+        self.scheduler = Scheduler()
+        self.network = Network(network or NetworkConfig(), random.Random(f"{seed}/network"))
+        self.links = Links(self.scheduler, self.network)
+        self._nodes: dict[str, _Node] = {}
+        self._by_id: dict[NodeId, _Node] = {}
+        self._held: deque[tuple[_Node, SendDatagram]] = deque(maxlen=MAX_HELD_DATAGRAMS)
+        self._drivers = dict(on_effect or {})
+        self._carry: dict[type[Effect], Callable[[_Node, Any], None]] = {
+            SendDatagram: self._send_datagram,
+            SendNote: self._send_note,
+            Dial: self._dial,
+            CloseLink: self._close_link,
+            StartTimer: self._start_timer,
+            Persist: self._persist,
+            Emit: self._emit,
+        }
+
+    def __repr__(self) -> str:
+        up = sum(node.host.running for node in self._nodes.values())
+        return (
+            f"<World seed {self.seed} at {self.now():.3f} s: {up} of {len(self._nodes)} nodes run>"
+        )
+
+    def now(self) -> float:
+        """Return virtual seconds since the world began."""
+        return self.scheduler.now()
+
+    def wall_s(self) -> float:
+        """Return virtual seconds since the Unix epoch."""
+        return self.scheduler.wall_s()
+
+    # Nodes.
+
+    def add_node(
+        self, name: str, region: str, factory: Factory, node_id: NodeId | None = None
+    ) -> NodeId:
+        """Add a node and boot it; return its id, made from its name if none is given."""
+        if name in self._nodes:
+            raise UsageError(f"there is a node {name!r} already")
+        number = len(self._nodes)
+        node_id = node_id or node_id_of(hashlib.sha256(name.encode()).digest())
+        address = Address(
+            f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", DEFAULT_MESH_PORT
+        )
+
+        def tell(boot: int, event: Event) -> None:
+            self._tell(node, boot, event)
+
+        node = _Node(name, number, LinkHost(node_id, address, region, tell), factory)
+        self._nodes[name] = self._by_id[node_id] = node
+        self.network.place(node_id, region)
+        self.links.add(node.host)
+        self._boot(node)
+        return node_id
+
+    def names(self) -> list[str]:
+        """Return all nodes' names in the order they were added."""
+        return [*self._nodes]
+
+    def running(self) -> list[str]:
+        """Return the names of the nodes whose process runs, frozen ones included."""
+        return [name for name, node in self._nodes.items() if node.host.running]
+
+    def id_of(self, name: str) -> NodeId:
+        """Return a node's id."""
+        return self._node(name).host.node
+
+    def address_of(self, name: str) -> Address:
+        """Return where a node listens."""
+        return self._node(name).host.address
+
+    def disk_of(self, name: str) -> dict[str, bytes]:
+        """Return what a node has persisted; tests may tamper with it."""
+        return self._node(name).disk
+
+    def core(self, name: str) -> Any:
+        """Return a node's present core, as its factory made it.
+
+        Raises:
+            UsageError: if the node does not run.
+        """
+        return self._running(name).core
+
+    def act(self, name: str, action: Callable[[float, float], list[Effect]]) -> None:
+        """Call a core's method from outside and carry out what it returns.
+
+        Args:
+            name: The node.
+            action: Gets `now` and `wall_s`, returns the core's effects.
+        """
+        node = self._running(name)
+        self._perform(node, action(self.now(), self.wall_s()))
+
+    # Time.
+
+    def run_for(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self.scheduler.run_to(self.now() + seconds)
+
+    def run_until(
+        self, predicate: Callable[[], bool], limit_s: float, step_s: float = 0.05
+    ) -> float:
+        """Let time pass until the predicate is true, looked at every `step_s`.
+
+        Returns:
+            The virtual seconds that it took.
+
+        Raises:
+            NotReachedError: if it is not true after `limit_s`.
+        """
+        start_s = self.now()
+        while not predicate():
+            if self.now() - start_s >= limit_s:
+                raise NotReachedError(
+                    f"not true within {limit_s} s, at {self.now():.3f} s of World(seed={self.seed})"
+                )
+            self.run_for(step_s)
+        return self.now() - start_s
+
+    # What happens to nodes.
+
+    def crash(self, name: str) -> None:
+        """Kill a node's process; what it persisted stays."""
+        self.thaw(name, run_on=False)
+        self._stop(self._running(name), "connection reset")
+
+    def restart(self, name: str) -> None:
+        """Boot a node again after a crash or a leave."""
+        node = self._node(name)
+        if node.host.running:
+            raise UsageError(f"{name!r} runs already")
+        self._boot(node)
+
+    def freeze(self, name: str) -> None:
+        """Stop a node's process as SIGSTOP does."""
+        self._running(name).host.frozen = True
+        self.links.recheck()
+
+    def thaw(self, name: str, *, run_on: bool = True) -> None:
+        """Let a frozen node run on; without `run_on` what it missed is lost."""
+        node = self._running(name)
+        if not node.host.frozen:
+            return
+        node.host.frozen = False
+        node.frozen_datagrams = 0
+        missed = [*node.inbox] if run_on else []
+        node.inbox.clear()
+        for event in missed:
+            self.scheduler.after(0, self._tell, node, node.host.boot, event)
+        self.links.recheck()
+
+    def leave(self, name: str) -> None:
+        """Ask a node to leave, and stop it after the network's `leave_grace_s`."""
+        node = self._running(name)
+        boot = node.host.boot
+        self._tell(node, boot, Leave())
+        self.scheduler.after(self.network.config.leave_grace_s, self._stop_boot, node, boot)
+
+    # What happens between nodes.
+
+    def partition(self, *groups: Iterable[str]) -> None:
+        """Cut all paths between nodes of different groups, both ways."""
+        sides = [self._ids(group) for group in groups]
+        for side in sides:
+            for other in sides:
+                if side is not other:
+                    self.network.cut(side, other)
+        self.links.recheck()
+
+    def partition_one_way(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """Lose what the sources send to the targets; the other way stays open."""
+        self.network.cut(self._ids(sources), self._ids(targets))
+        self.links.recheck()
+
+    def heal(self) -> None:
+        """Undo all partitions."""
+        self.network.mend()
+        self.links.recheck()
+
+    def hold(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """Keep back what the sources send to the targets."""
+        self.network.hold(self._ids(sources), self._ids(targets))
+        self.links.recheck()
+
+    def release(self) -> None:
+        """Undo all holds; what was kept back is on its way now."""
+        self.network.release()
+        self.links.recheck()
+        held, self._held = self._held, deque(maxlen=MAX_HELD_DATAGRAMS)
+        for node, effect in held:
+            self._send_datagram(node, effect)
+
+    # Carrying out effects.
+
+    def _perform(self, node: _Node, effects: list[Effect]) -> None:
+        for effect in effects:
+            carry = self._carry.get(type(effect))
+            if carry is not None:
+                carry(node, effect)
+            elif type(effect) in self._drivers:
+                self._drivers[type(effect)](self, node.name, effect)
+            else:
+                raise UsageError(
+                    f"no driver carries out {type(effect).__name__}: give on_effect one"
+                )
+
+    def _send_datagram(self, node: _Node, effect: SendDatagram) -> None:
+        source, network = node.host.node, self.network
+        target = self._by_id.get(effect.to)
+        if target is None or network.is_cut(source, effect.to) or network.loses_datagram():
+            return
+        if network.is_held(source, effect.to):
+            self._held.append((node, effect))
+            return
+        self.scheduler.after(
+            network.delay_s(source, effect.to),
+            self._datagram_arrives, target, DatagramReceived(source, effect.payload),
+        )  # fmt: skip
+
+    def _datagram_arrives(self, target: _Node, event: DatagramReceived) -> None:
+        if target.host.frozen:
+            target.frozen_datagrams += 1
+            if target.frozen_datagrams > MAX_FROZEN_DATAGRAMS:
+                return
+        self._tell(target, target.host.boot, event)
+
+    def _send_note(self, node: _Node, effect: SendNote) -> None:
+        self.links.send_note(node.host.node, effect.to, effect.payload)
+
+    def _dial(self, node: _Node, effect: Dial) -> None:
+        self.links.dial(node.host.node, effect)
+
+    def _close_link(self, node: _Node, effect: CloseLink) -> None:
+        self.links.close(node.host.node, effect.to, effect.reason)
+
+    def _start_timer(self, node: _Node, effect: StartTimer) -> None:
+        self.scheduler.after(
+            effect.delay_s, self._tell, node, node.host.boot, TimerFired(effect.timer)
+        )
+
+    def _persist(self, node: _Node, effect: Persist) -> None:
+        node.disk[effect.key] = effect.value
+
+    def _emit(self, node: _Node, effect: Emit) -> None:
+        self.trace.record(self.now(), node.name, effect.kind, effect.subject, effect.detail)
+
+    # Telling cores.
+
+    def _tell(self, node: _Node, boot: int, event: Event) -> None:
+        host = node.host
+        if host.boot != boot or not host.running:
+            return
+        if host.frozen:
+            node.inbox.append(event)
+            return
+        now = self.scheduler.now()
+        self.trace.step(now, node.number, _fingerprint(event))
+        assert node.core is not None
+        try:
+            effects = node.core.handle(event, now, self.scheduler.wall_s())
+        except Exception as error:
+            error.add_note(
+                f"at {now:.6f} s of World(seed={self.seed}), {node.name} handling {event}"
+            )
+            raise
+        self._perform(node, effects)
+
+    def _boot(self, node: _Node) -> None:
+        host = node.host
+        host.boot += 1
+        host.running = True
+        rng = random.Random(f"{self.seed}/node/{node.name}/{host.boot}")
+        node.core = node.factory(
+            Boot(host.node, node.name, host.region, host.address, host.boot, dict(node.disk), rng)
+        )
+        self.scheduler.after(0, self._tell, node, host.boot, Start())
+
+    def _stop_boot(self, node: _Node, boot: int) -> None:
+        if node.host.boot == boot and node.host.running:
+            self._stop(node, "the node left")
+
+    def _stop(self, node: _Node, reason: str) -> None:
+        node.host.running = False
+        node.core = None
+        self.links.drop_all(node.host.node, reason)
+
+    # Looking nodes up.
+
+    def _node(self, name: str) -> _Node:
+        node = self._nodes.get(name)
+        if node is None:
+            raise UsageError(f"there is no node {name!r}")
+        return node
+
+    def _running(self, name: str) -> _Node:
+        node = self._node(name)
+        if not node.host.running:
+            raise UsageError(f"{name!r} does not run")
+        return node
+
+    def _ids(self, names: Iterable[str]) -> list[NodeId]:
+        return [self._node(name).host.node for name in names]
+
+
+_NAMES: dict[type, bytes] = {}  # one entry per class of event or timer
+
+
+def _fingerprint(event: Event) -> bytes:
+    """Return what the trace's hash covers of an event."""
+    if isinstance(event, NoteReceived | DatagramReceived):
+        return event.sender.encode() + event.payload
+    what = type(event.timer) if isinstance(event, TimerFired) else type(event)
+    name = _NAMES.get(what)
+    if name is None:
+        name = _NAMES[what] = what.__name__.encode()
+    return name
