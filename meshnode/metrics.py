@@ -7,7 +7,10 @@ asked. One event loop owns each, so an increment is one dictionary operation.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 LATENCY_BUCKETS_S: tuple[float, ...] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -31,6 +34,25 @@ class Counter:
 
     def get(self, labels: tuple[str, ...] = ()) -> float:
         """Return the count of these label values."""
+        return self.values.get(labels, 0.0)
+
+
+class Gauge:
+    """A value that rises and falls, per tuple of label values."""
+
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+        """Name it as Prometheus would."""
+        self.name = name
+        self.help_text = help_text
+        self.labels = tuple(labels)
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def set(self, labels: tuple[str, ...], value: float) -> None:
+        """Set the value of these label values."""
+        self.values[labels] = value
+
+    def get(self, labels: tuple[str, ...] = ()) -> float:
+        """Return the value of these label values."""
         return self.values.get(labels, 0.0)
 
 
@@ -62,4 +84,4 @@ class Histogram:
         self.sums[labels] += value
 
 
-Metric = Counter | Histogram
+Metric = Counter | Gauge | Histogram
