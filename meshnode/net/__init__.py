@@ -1,1 +1,1 @@
-"""meshnode.net"""
+"""Sockets: TLS links, sealed datagrams, mDNS, and the real clock."""

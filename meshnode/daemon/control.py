@@ -1,0 +1,335 @@
+"""What the gateway and the control socket ask of the daemon: views of the mesh, and changes to it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meshnode import __version__
+from meshnode.advertisement import LOAD_KEY, decode_load
+from meshnode.errors import (
+    Forbidden,
+    InvalidRequest,
+    MeshError,
+    ModelError,
+    ModelNotFound,
+    NoReplica,
+)
+from meshnode.models.manifest import Manifest, check_model_name
+from meshnode.models.repository import FoundModel, scan
+from meshnode.state.deployment import Deployment
+from meshnode.types import Address, NodeId, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from meshnode.clock import Clock
+    from meshnode.daemon.artifacts import Artifacts
+    from meshnode.daemon.credentials import Credentials
+    from meshnode.daemon.driver import Driver
+    from meshnode.membership.member import Member
+    from meshnode.metrics import Metric
+    from meshnode.node import Node
+    from meshnode.routing.table import Replica
+
+
+class Control:
+    """One daemon, as its owner and its gateway see it.
+
+    Attributes:
+        http: Address of the HTTP gateway, or None without one.
+        mesh_address: Where the mesh listens here, with the port that was bound.
+        leaving: Whether the node is on its way out.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        driver: Driver,
+        credentials: Credentials,
+        artifacts: Artifacts,
+        clock: Clock,
+        mesh_address: Address,
+        metrics: Callable[[], Iterable[Metric]],
+    ) -> None:
+        """See through these."""
+        self._node = node
+        self._driver = driver
+        self._credentials = credentials
+        self._artifacts = artifacts
+        self._clock = clock
+        self._metrics = metrics
+        self.mesh_address = mesh_address
+        self.http: Address | None = None
+        self.leaving = False
+
+    # Views
+
+    def status(self) -> dict[str, Any]:
+        """Describe this node."""
+        record = self._node.membership.members[self._node.me].record
+        return {
+            "id": self._node.me,
+            "name": record.name,
+            "region": record.region,
+            "mesh": self._credentials.mesh_id,
+            "role": str(self._credentials.member.role),
+            "http": f"http://{self.http}" if self.http else None,
+            "mesh_address": str(self.mesh_address),
+            "state": "leaving" if self.leaving else "running",
+            "version": __version__,
+            "members": sum(member.live for member in self._node.membership.members.values()),
+        }
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Describe every member that is known, this node first, then by name."""
+        members = sorted(
+            self._node.membership.members.values(),
+            key=lambda member: (member.node_id != self._node.me, member.record.name),
+        )
+        return [self._node_view(member) for member in members]
+
+    def models(self) -> list[dict[str, Any]]:
+        """Describe every model that is served or deployed, by name."""
+        names = set(self._node.router.table.models())
+        names.update(deployment.name for deployment in self._node.deployments())
+        return [self._model_view(name) for name in sorted(names)]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Describe one model.
+
+        Raises:
+            ModelNotFound: if the mesh neither serves nor deploys it.
+        """
+        known = name in self._node.router.table.models()
+        if not known and self._node.deployment(name) is None:
+            raise ModelNotFound(f"no node of this mesh has a model {name!r}")
+        return self._model_view(name)
+
+    def ready(self) -> tuple[bool, str]:
+        """Say whether the node is in its mesh and answers, and if not, why."""
+        if self.leaving:
+            return False, "this node is leaving the mesh"
+        return True, ""
+
+    def manifest(self, model: str, version: int | None) -> Manifest:
+        """Return what a model version is, ready or not; the newest if None.
+
+        Raises:
+            ModelNotFound: if the mesh does not know the model or the version.
+        """
+        table = self._node.router.table
+        versions = table.models().get(model)
+        if versions is None:
+            raise ModelNotFound(f"no node of this mesh has a model {model!r}")
+        manifest = table.manifest(model, versions[-1] if version is None else version)
+        if manifest is None:
+            known = ", ".join(str(number) for number in versions)
+            raise ModelNotFound(f"model {model!r} has no version {version}; there is {known}")
+        return manifest
+
+    def is_model_ready(self, model: str, version: int | None) -> bool:
+        """Whether some node serves the model (in this version) now.
+
+        Raises:
+            ModelNotFound: if the mesh does not know the model or the version.
+        """
+        try:
+            self._node.router.resolve(model, version)
+        except NoReplica:
+            return False
+        return True
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return what is measured."""
+        return self._metrics()
+
+    # Changes
+
+    def create_invite(self, ttl_s: float) -> dict[str, Any]:
+        """Make an invite.
+
+        Raises:
+            Forbidden: if this node may not invite.
+            InvalidRequest: if the time is out of range.
+        """
+        record = self._node.membership.members[self._node.me].record
+        seeds = [Address(*address) for address in record.addresses]
+        invite = self._credentials.create_invite(ttl_s, seeds)
+        return {"invite": invite.to_text(), "expires_at": invite.expires_at}
+
+    async def deploy(
+        self, path: str, name: str | None, replicas: int | None, on: Sequence[str]
+    ) -> dict[str, Any]:
+        """Deploy a model from a path on this machine; return its entry, before it is loaded.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            ModelError: if the path holds no model, several, or one that cannot be loaded.
+            InvalidRequest: if a node is unknown or the number of replicas is out of range.
+            ConfigError: if it could not be written to disk.
+        """
+        self._require_operator()
+        pinned = tuple(dict.fromkeys(self._node_named(each) for each in on))
+        if pinned and replicas is not None and replicas > len(pinned):
+            raise InvalidRequest(
+                f"{replicas} replicas do not fit on {len(pinned)} node(s); name more with --on"
+            )
+        model = await _one_model(Path(path), name)
+        public = check_model_name(model.name)
+        manifests = await self._artifacts.publish(model)
+        count = replicas if replicas is not None else max(1, len(pinned))
+        deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
+        if self._node.deployment(public) != deployment:
+            now, wall_s = self._clock.now(), self._clock.wall_s()
+            self._driver.carry_out(self._node.deploy(deployment, now, wall_s))
+        return self._model_view(public)
+
+    async def undeploy(self, name: str) -> None:
+        """Take a model out of service everywhere.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            ModelNotFound: if nothing is deployed under the name.
+            UsageError: if it is served from a node's own folder.
+            ConfigError: if it could not be written to disk.
+        """
+        self._require_operator()
+        now, wall_s = self._clock.now(), self._clock.wall_s()
+        self._driver.carry_out(self._node.undeploy(name, now, wall_s))
+
+    # Inside
+
+    def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:
+        """Give a bare file, which has no version of its own, the next number if it has changed."""
+        current = self._node.deployment(model.name)
+        if current is None or not model.path.is_file():
+            return tuple(manifests)
+        for former in current.manifests:
+            if former.digest == manifests[0].digest:
+                return (former,)
+        newest = max(former.version for former in current.manifests)
+        return (msgspec.structs.replace(manifests[0], version=newest + 1),)
+
+    def _require_operator(self) -> None:
+        role = self._credentials.member.role
+        if not role.allows(Role.OPERATOR):
+            raise Forbidden(f"this node is a {role} of the mesh; changes need an operator's node")
+
+    def _node_named(self, text: str) -> NodeId:
+        members = self._node.membership.members
+        if text in members:
+            return NodeId(text)
+        named = [each for each in members.values() if each.record.name == text]
+        live = [each for each in named if each.live] or named
+        if len(live) == 1:
+            return live[0].node_id
+        if live:
+            ids = ", ".join(each.node_id for each in live)
+            raise InvalidRequest(f"several nodes are called {text!r}; name one by its id: {ids}")
+        known = ", ".join(sorted(each.record.name for each in members.values() if each.live))
+        raise InvalidRequest(f"no node is called {text!r}; there are {known}")
+
+    def _node_view(self, member: Member) -> dict[str, Any]:
+        record = member.record
+        me = member.node_id == self._node.me
+        path = self._node.router.book.path(member.node_id)
+        return {
+            "id": member.node_id,
+            "name": record.name,
+            "region": record.region,
+            "zone": record.zone,
+            "state": str(member.state),
+            "self": me,
+            "http": f"http://{record.http}" if record.http else None,
+            "mesh": str(Address(*record.addresses[0])) if record.addresses else None,
+            "labels": record.labels,
+            "capabilities": record.capabilities,
+            "load": self._load_view(member.node_id),
+            "linked": me or member.linked,
+            "rtt_ms": 0.0 if me else path.rtt_ms,
+        }
+
+    def _load_view(self, node: NodeId) -> dict[str, Any]:
+        value = self._node.owners.get(node, LOAD_KEY)
+        if value is None:
+            return {}
+        try:
+            load = decode_load(value)
+        except MeshError:
+            return {}
+        return {
+            "cpu": load.cpu,
+            "memory_available_bytes": load.memory_available_bytes,
+            "in_system": sum(each.in_system for each in load.models),
+            "models": [
+                {
+                    "name": each.model,
+                    "version": each.version,
+                    "in_system": each.in_system,
+                    "slots": each.slots,
+                    "service_ms": each.service_ms,
+                }
+                for each in load.models
+            ],
+        }
+
+    def _model_view(self, name: str) -> dict[str, Any]:
+        table = self._node.router.table
+        deployment = self._node.deployment(name)
+        versions = set(table.models().get(name, ()))
+        if deployment is not None:
+            versions.update(manifest.version for manifest in deployment.manifests)
+        replicas = [
+            _replica_view(replica)
+            for version in sorted(versions)
+            for replica in sorted(table.replicas(name, version), key=lambda each: each.node_name)
+        ]
+        view: dict[str, Any] = {
+            "name": name,
+            "versions": sorted(versions),
+            "replicas": replicas,
+            "wanted": deployment.replicas if deployment else None,
+        }
+        if deployment is not None:
+            placement = self._node.placement(deployment)
+            view["placed"] = [self._name_of(node) for node in placement.nodes]
+            view["missing"] = placement.missing
+            view["ineligible"] = [
+                {"node": self._name_of(node), "node_id": node, "reason": reason}
+                for node, reason in placement.ineligible
+            ]
+        return view
+
+    def _name_of(self, node: NodeId) -> str:
+        member = self._node.membership.members.get(node)
+        return member.record.name if member else node
+
+
+def _replica_view(replica: Replica) -> dict[str, Any]:
+    return {
+        "node": replica.node_name,
+        "node_id": replica.node,
+        "version": replica.version,
+        "state": str(replica.state),
+        "reason": replica.reason,
+    }
+
+
+async def _one_model(path: Path, name: str | None) -> FoundModel:
+    found = await asyncio.to_thread(scan, path)
+    if len(found) > 1:
+        names = ", ".join(model.name for model in found)
+        raise ModelError(
+            f"{path} holds several models ({names}); deploy one of its folders, or serve them all "
+            "from one node with: meshnode join --models"
+        )
+    model = found[0] if name is None else dataclasses.replace(found[0], name=name)
+    if model.error:
+        raise ModelError(model.error)
+    return model

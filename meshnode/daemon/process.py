@@ -1,0 +1,367 @@
+"""One run of the daemon: `meshnode join`, from its first message to its goodbye.
+
+The order matters. Lock the folder and decide which mesh this is; open the mesh port; be admitted,
+when joining; only then start the node, its models, its control channel and its gateway, so that
+`/readyz` means what it says. Going down is the same backwards: say goodbye, finish what runs, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from meshnode import __version__
+from meshnode.client.control import plan_control, remove_control, write_control
+from meshnode.daemon.assembly import Assembly, assemble
+from meshnode.daemon.credentials import Credentials
+from meshnode.daemon.driver import Driver
+from meshnode.datafolder import DataFolder
+from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
+from meshnode.events import Leave
+from meshnode.hardware import reachable_hosts
+from meshnode.net.clock import RealClock
+from meshnode.net.links import LinkHub
+from meshnode.net.mdns import Announcement, Discovery
+from meshnode.net.tls import server_tls
+from meshnode.net.udp import DatagramSocket
+from meshnode.trust.invite import Invite
+from meshnode.types import Address
+from meshnode.wire.link import LinkConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshnode.options import JoinOptions
+
+log = logging.getLogger("meshnode")
+
+SEARCH_S = 2.0
+"""How long a device without an invite listens for meshes on the local network."""
+
+DRAIN_LIMIT_S = 30.0
+"""How long running requests may take to finish when the node stops: the default deadline."""
+
+GOODBYE_S = 0.3
+"""How long a leaving node stays reachable at least, so that peers hear of it before they ask again."""
+
+INVITE_FOR_PRINT_S = 24 * 3600
+"""How long the invite lasts that a founder prints; `meshnode invite --ttl` makes others."""
+
+_PORT_TRIES = 20  # free TCP ports whose UDP twin is taken are rare; this many in a row are a fault
+
+
+def run(options: JoinOptions) -> int:
+    """Run the daemon until it is told to stop; return its exit code.
+
+    Raises:
+        ConfigError: if it cannot start; the message says what to do.
+        InviteError: if the invite cannot be used.
+        HandshakeError: if the mesh refused this node.
+        LinkLost: if no address of the invite could be reached.
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a peer's bad TLS is counted, not logged
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run(options))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _run(options: JoinOptions) -> int:
+    folder = DataFolder(Path(options.data_dir))
+    try:
+        daemon = Daemon(options, folder)
+        return await daemon.run()
+    finally:
+        folder.close()
+
+
+class Daemon:
+    """One daemon. `run` does everything."""
+
+    def __init__(self, options: JoinOptions, folder: DataFolder) -> None:
+        """Prepare; nothing is opened yet."""
+        self._options = options
+        self._folder = folder
+        self._clock = RealClock()
+        self._stop = asyncio.Event()
+        self._discovery: Discovery | None = None
+        self._driver: Driver | None = None
+        self._signals = 0
+
+    def __repr__(self) -> str:
+        return f"<Daemon {self._options.name} in {self._options.data_dir}>"
+
+    async def run(self) -> int:
+        """Start, serve, stop; return the exit code."""
+        self._catch_signals()
+        credentials = Credentials(self._folder, self._clock)
+        for sentence in credentials.dropped:
+            log.warning("%s", sentence)
+        invite = self._check_mesh(credentials)
+        async with contextlib.AsyncExitStack() as stack:
+            if self._options.mdns:
+                await self._listen_for_others(stack)
+            if credentials.mesh_id is None and invite is None:
+                if not self._options.new and await self._found_others():
+                    return 2
+                credentials.found()
+                log.info("founded a new mesh")
+            driver = self._driver = Driver(
+                folder=self._folder, credentials=credentials, clock=self._clock
+            )
+            hub, udp, mesh_address = await self._open_mesh(credentials, driver)
+            stack.callback(udp.close)
+            stack.callback(hub.close)
+            if invite is not None:
+                await self._be_admitted(credentials, hub, invite)
+            return await self._serve(stack, credentials, driver, hub, udp, mesh_address)
+
+    # Which mesh
+
+    def _check_mesh(self, credentials: Credentials) -> Invite | None:
+        """Decide between rejoining (None), joining by invite, and founding (None, no mesh yet)."""
+        options, mine = self._options, credentials.mesh_id
+        if options.invite is None:
+            if options.new and mine is not None:
+                raise ConfigError(
+                    f"{options.data_dir} belongs to mesh {mine} already; start it without --new, or "
+                    "found another mesh with another --data-dir"
+                )
+            return None
+        invite = Invite.parse(options.invite)
+        if mine is None:
+            invite.require_current(self._clock.wall_s())
+            return invite
+        if mine != invite.mesh_id:
+            raise InviteError(
+                f"{options.data_dir} belongs to mesh {mine}, and the invite to mesh "
+                f"{invite.mesh_id}; name another folder with --data-dir, or remove this one to "
+                "leave its mesh for good"
+            )
+        log.info("this device is a member of the mesh already; the invite is not needed")
+        return None
+
+    async def _listen_for_others(self, stack: contextlib.AsyncExitStack) -> None:
+        self._heard: dict[str, Announcement] = {}
+        try:
+            self._discovery = await stack.enter_async_context(Discovery(self._announced))
+        except OSError as error:
+            log.warning("mDNS does not work here (%s); nodes are found by invite only", error)
+
+    def _announced(self, announcement: Announcement) -> None:
+        self._heard[announcement.node_id] = announcement
+        driver = self._driver
+        if driver is None or driver.node is None:
+            return
+        if announcement.mesh_id == driver.mesh_id and announcement.node_id != driver.node.me:
+            driver.dial_heard(announcement.addresses, announcement.node_id)
+
+    async def _found_others(self) -> bool:
+        """Search the local network; say what is there. True if there is a mesh to be admitted to."""
+        if self._discovery is None:
+            return False
+        log.info("looking for meshes on the local network for %.0f s ...", SEARCH_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), SEARCH_S)
+        meshes: dict[str, list[Announcement]] = {}
+        for announcement in self._heard.values():
+            meshes.setdefault(announcement.mesh_id, []).append(announcement)
+        for mesh_id, nodes in sorted(meshes.items()):
+            names = ", ".join(sorted(f"{each.name} ({each.addresses[0]})" for each in nodes))
+            _print(f"Found mesh {mesh_id} with {names}.")
+        if meshes:
+            _print(
+                "\nTo be admitted, run `meshnode invite` on one of these nodes and type the line that "
+                "it prints here.\nTo found a separate mesh instead: meshnode join --new"
+            )
+        return bool(meshes) or self._stop.is_set()
+
+    async def _be_admitted(self, credentials: Credentials, hub: LinkHub, invite: Invite) -> None:
+        where = ", ".join(str(seed) for seed in invite.seeds)
+        log.info("joining mesh %s through %s", invite.mesh_id, where)
+        credentials.invite = invite
+        try:
+            await hub.connect(invite.seeds, None)
+        except HandshakeError:
+            raise
+        except LinkLost as error:
+            raise LinkLost(
+                f"no address of the invite could be reached ({error}); check that the inviting node "
+                "runs, that both are on a common network, and that its port is open (TCP and UDP)"
+            ) from error
+        if credentials.mesh_id is None:
+            raise HandshakeError("the mesh answered, but did not admit this node")
+
+    # Sockets
+
+    async def _open_mesh(
+        self, credentials: Credentials, driver: Driver
+    ) -> tuple[LinkHub, DatagramSocket, Address]:
+        tls = server_tls()
+        hub = LinkHub(
+            me=credentials.node_id,
+            clock=self._clock,
+            user=driver,
+            tls=tls,
+            dial_hello=credentials.dial_hello,
+            accept_hello=credentials.accept_hello(tls),
+            config=LinkConfig(),
+        )
+        listen = self._options.listen
+        hosts = reachable_hosts(listen.host)
+        driver.attach(hub, listens_on_loopback=hosts[0] in ("127.0.0.1", "::1", "localhost"))
+        for _ in range(_PORT_TRIES):
+            try:
+                bound = await hub.listen(listen)
+            except OSError as error:
+                raise _port_error("--listen", listen, error) from error
+            try:
+                udp = await DatagramSocket.open(bound, driver.datagram_received)
+            except OSError as error:
+                if listen.port != 0:
+                    hub.stop_listening()
+                    raise _port_error("--listen", listen, error) from error
+                hub.unlisten()  # a free TCP port whose UDP twin is taken: try another one
+                continue
+            return hub, udp, bound
+        raise ConfigError(f"no port of {listen.host} is free for both TCP and UDP")
+
+    # Serving
+
+    async def _serve(
+        self,
+        stack: contextlib.AsyncExitStack,
+        credentials: Credentials,
+        driver: Driver,
+        hub: LinkHub,
+        udp: DatagramSocket,
+        mesh_address: Address,
+    ) -> int:
+        options = self._options
+        plan = plan_control(options.data_dir, sys.platform)
+        mesh = assemble(
+            options=options,
+            folder=self._folder,
+            credentials=credentials,
+            clock=self._clock,
+            driver=driver,
+            hub=hub,
+            udp=udp,
+            mesh_address=mesh_address,
+        )
+        stack.push_async_callback(mesh.close)
+        if options.http is not None:
+            await mesh.open_gateway(options.http)
+        bound = await mesh.open_control(plan)
+        write_control(options.data_dir, bound)
+        stack.callback(remove_control, options.data_dir, bound)
+        mesh.start()
+        if options.models is not None:
+            mesh.load_folder(Path(options.models))
+        if self._discovery is not None:
+            await self._announce(mesh)
+        self._welcome(mesh)
+        await self._stop.wait()
+        await self._say_goodbye(mesh)
+        return 0
+
+    async def _announce(self, mesh: Assembly) -> None:
+        assert self._discovery is not None
+        addresses = tuple(Address(*each) for each in mesh.record.addresses)
+        announcement = Announcement(
+            mesh.node.me, str(mesh.credentials.mesh_id), mesh.record.name, addresses
+        )
+        try:
+            await self._discovery.announce(announcement)
+        except (OSError, MeshError) as error:
+            log.warning("this node could not be announced by mDNS: %s", error)
+        for heard in list(self._heard.values()):
+            self._announced(heard)
+
+    def _welcome(self, mesh: Assembly) -> None:
+        status = mesh.control.status()
+        _print(f"meshnode {__version__}: node {status['name']} of mesh {status['mesh']}")
+        _print(f"  mesh  {status['mesh_address']} (TCP and UDP)")
+        _print(f"  HTTP  {status['http'] or 'none (--no-gateway)'}")
+        _print(f"  data  {self._options.data_dir}")
+        if not mesh.node.has_friends:
+            line = mesh.control.create_invite(INVITE_FOR_PRINT_S)
+            _print(
+                f"\nOn the next device, within a day, type:\n\n  meshnode join {line['invite']}\n"
+            )
+
+    async def _say_goodbye(self, mesh: Assembly) -> None:
+        """Tell the others, finish what runs, at most `DRAIN_LIMIT_S`."""
+        log.info("leaving: finishing what runs (again to exit at once)")
+        begin = self._clock.now()
+        mesh.control.leaving = True
+        mesh.driver.handle(Leave())
+        mesh.hub.go_away()
+        quiet_since: float | None = None
+        while self._clock.now() - begin < DRAIN_LIMIT_S:
+            now = self._clock.now()
+            quiet_since = None if mesh.busy else (quiet_since or now)
+            if quiet_since is not None and now - max(quiet_since, begin) >= GOODBYE_S:
+                break
+            await asyncio.sleep(0.02)
+        mesh.driver.stop()
+
+    # Signals
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self._signalled, number)
+            except NotImplementedError:  # Windows: handlers run in the main thread
+                signal.signal(number, lambda n, _: loop.call_soon_threadsafe(self._signalled, n))
+
+    def _signalled(self, number: int) -> None:
+        self._signals += 1
+        self._stop.set()
+        if self._signals > 1:
+            _exit_now(128 + number)
+
+
+def _exit_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _port_error(option: str, address: Address, error: OSError) -> ConfigError:
+    import errno
+
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"port {address.port} of {address.host} is in use by another program, perhaps another "
+            f"meshnode; stop it, or name another port with {option} {address.host}:PORT"
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(
+            f"this user may not open port {address.port}; name one above 1023 with "
+            f"{option} {address.host}:PORT"
+        )
+    reason = error.strerror or str(error)
+    return ConfigError(f"cannot listen at {address}: {reason}; name another address with {option}")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

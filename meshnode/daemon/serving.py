@@ -1,0 +1,190 @@
+"""Answering peers: inference and model files that they ask for over their links."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from meshnode.config import BLOB_CHUNK_BYTES
+from meshnode.errors import InferenceFailed, InvalidRequest, MeshError, ProtocolError
+from meshnode.net.peers import tensor_headers, tensors_of
+from meshnode.types import InferRequest, InferResponse, ResponsePart
+from meshnode.wire.messages import (
+    STREAMS,
+    BlobChunk,
+    Failure,
+    FetchBlob,
+    Infer,
+    LoadReport,
+    Result,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from meshnode.net.connection import Connection
+
+log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """What runs models here."""
+
+    def try_infer_inline(self, request: InferRequest) -> ResponsePart | None:
+        """Run a short model at once, or return None if it must not run on the event loop."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Run a model."""
+
+    def load_report(self, model: str, version: int) -> LoadReport:
+        """Say how busy a replica is."""
+
+
+class Blobs(Protocol):
+    """Where model files are."""
+
+    def size_bytes(self, sha256: bytes) -> int:
+        """Length of a blob; TransferFailed if it is not here."""
+
+    def read_chunk(self, sha256: bytes, offset: int, length: int) -> bytes:
+        """Read a part of a blob."""
+
+
+class PeerServer:
+    """Serves the streams that peers open."""
+
+    def __init__(self, executor: Executor, blobs: Blobs) -> None:
+        """Answer from this node's own models and files."""
+        self._executor = executor
+        self._blobs = blobs
+        self._tasks: dict[tuple[Connection, int], asyncio.Task[None]] = {}
+
+    @property
+    def running(self) -> int:
+        """Requests of peers that are being worked on."""
+        return len(self._tasks)
+
+    def opened(self, connection: Connection, stream: int, meta: bytes, data: memoryview) -> None:
+        """Begin to answer. A short model answers before this returns."""
+        try:
+            message = STREAMS.decode(meta)
+            if isinstance(message, Infer):
+                self._infer(connection, stream, message, data)
+            elif isinstance(message, FetchBlob):
+                self._start(connection, stream, self._send_blob(connection, stream, message))
+            else:
+                raise InvalidRequest("this node does not know what is asked")
+        except ProtocolError as error:
+            connection.close(error)
+        except MeshError as error:
+            _fail(connection, stream, error, None)
+
+    def cancelled(self, connection: Connection, stream: int) -> None:
+        """Stop working for a stream that nobody waits for."""
+        task = self._tasks.get((connection, stream))
+        if task is not None:
+            task.cancel()
+
+    def closed(self, connection: Connection) -> None:
+        """Stop everything that a lost connection had asked for."""
+        for (owner, _), task in list(self._tasks.items()):
+            if owner is connection:
+                task.cancel()
+
+    def _infer(self, connection: Connection, stream: int, ask: Infer, data: memoryview) -> None:
+        request = InferRequest(
+            ask.model,
+            tensors_of(ask.inputs, data),
+            ask.version or None,
+            ask.outputs,
+            ask.request_id,
+            ask.parameters,
+            ask.timeout_ms / 1e3,
+        )
+        try:
+            part = self._executor.try_infer_inline(request)
+        except MeshError as error:
+            _fail(connection, stream, error, self._load(request))
+            return
+        if part is None:
+            self._start(connection, stream, self._run(connection, stream, request))
+        else:
+            self._reply(connection, stream, request, part, end=True)
+
+    async def _run(self, connection: Connection, stream: int, request: InferRequest) -> None:
+        try:
+            response = await self._executor.infer(request)
+            if response.single is not None:
+                self._reply(connection, stream, request, response.single, end=True)
+                return
+            async for part in response:
+                self._reply(connection, stream, request, part, end=False)
+                await connection.drained(stream)
+            end = ResponsePart(())
+            self._reply(connection, stream, request, end, end=True)
+        except MeshError as error:
+            _fail(connection, stream, error, self._load(request))
+
+    def _reply(
+        self,
+        connection: Connection,
+        stream: int,
+        request: InferRequest,
+        part: ResponsePart,
+        *,
+        end: bool,
+    ) -> None:
+        report = self._load(request)
+        meta = STREAMS.encode(Result(tensor_headers(part.outputs), report, dict(part.parameters)))
+        connection.reply(stream, meta, [tensor.data for tensor in part.outputs], end=end)
+
+    def _load(self, request: InferRequest) -> LoadReport | None:
+        try:
+            return self._executor.load_report(request.model, request.version or 0)
+        except MeshError:
+            return None  # it is being unloaded; this was one of its last answers
+
+    async def _send_blob(self, connection: Connection, stream: int, ask: FetchBlob) -> None:
+        try:
+            total = self._blobs.size_bytes(ask.sha256)
+            if not 0 <= ask.offset <= total:
+                raise InvalidRequest(f"the file has no byte {ask.offset}")
+        except MeshError as error:
+            _fail(connection, stream, error, None)
+            return
+        offset = ask.offset
+        while True:
+            try:
+                chunk = await asyncio.to_thread(
+                    self._blobs.read_chunk, ask.sha256, offset, BLOB_CHUNK_BYTES
+                )
+            except MeshError as error:
+                _fail(connection, stream, error, None)
+                return
+            end = offset + len(chunk) >= total or not chunk
+            meta = STREAMS.encode(BlobChunk(offset, total))
+            connection.reply(stream, meta, [chunk], end=end)
+            if end:
+                return
+            offset += len(chunk)
+            await connection.drained(stream)
+
+    def _start(
+        self, connection: Connection, stream: int, work: Coroutine[None, None, None]
+    ) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        key = (connection, stream)
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._finished(key, done))
+
+    def _finished(self, key: tuple[Connection, int], task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("answering a peer failed", exc_info=error)
+            _fail(*key, InferenceFailed("this node failed while it answered"), None)
+
+
+def _fail(connection: Connection, stream: int, error: MeshError, load: LoadReport | None) -> None:
+    meta = STREAMS.encode(Failure(error.code, str(error)[:2000], load))
+    connection.reply(stream, meta, end=True)

@@ -1,0 +1,71 @@
+"""What this machine is and how busy it is (psutil), and at which addresses others may reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import platform
+from typing import Any
+
+import psutil
+
+_VIRTUAL_PREFIXES = ("docker", "br-", "veth", "virbr", "cni", "flannel", "podman")
+"""Interfaces that only this machine's containers see; peers elsewhere cannot use them."""
+
+
+def capabilities() -> dict[str, Any]:
+    """Return the slow-changing facts that a node advertises.
+
+    Returns:
+        `cpus` (logical), `memory_bytes`, `os`, `architecture`, `runtimes` (names of what this
+        version of meshnode can execute here).
+    """
+    return {
+        "cpus": psutil.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "os": platform.system().lower(),
+        "architecture": platform.machine(),
+        "runtimes": ["onnx"],
+    }
+
+
+def utilisation() -> tuple[float, int]:
+    """Return the CPU load since the last call (0..1 over all cores) and the free memory in bytes."""
+    return psutil.cpu_percent(interval=None) / 100.0, psutil.virtual_memory().available
+
+
+def reachable_hosts(listen_host: str) -> tuple[str, ...]:
+    """Return the IP addresses at which peers can reach a socket bound to `listen_host`.
+
+    A wildcard stands for every interface that is up, without loopback, link-local and
+    container-only addresses. Where there is nothing else (a machine without a network), loopback
+    remains, so that several nodes on it still meet.
+    """
+    try:
+        bound = ipaddress.ip_address(listen_host)
+    except ValueError:
+        return (listen_host,)
+    if not bound.is_unspecified:
+        return (listen_host,)
+    found: list[str] = []
+    stats = psutil.net_if_stats()
+    for name, addresses in sorted(psutil.net_if_addrs().items()):
+        if name.startswith(_VIRTUAL_PREFIXES) or not getattr(stats.get(name), "isup", False):
+            continue
+        for entry in addresses:
+            address = _usable_address(entry.address, bound.version)
+            if address is not None and address not in found:
+                found.append(address)
+    return tuple(found) or ("127.0.0.1" if bound.version == 4 else "::1",)
+
+
+def _usable_address(text: str, bound_version: int) -> str | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None  # a MAC address
+    if address.is_loopback or address.is_link_local or address.is_multicast:
+        return None
+    # A socket bound to 0.0.0.0 takes IPv4 only; one bound to :: takes both.
+    if bound_version == 4 and address.version == 6:
+        return None
+    return str(address)

@@ -1,0 +1,65 @@
+"""The UDP socket: datagrams in, datagrams out. What is inside them is sealed by meshnode.trust."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from meshnode.config import MAX_DATAGRAM_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshnode.types import Address
+
+
+class DatagramSocket(asyncio.DatagramProtocol):
+    """A bound UDP socket. A datagram that cannot be sent is lost, as UDP may lose any."""
+
+    def __init__(self, receive: Callable[[bytes], None]) -> None:
+        """Hand each datagram to `receive`."""
+        self._receive = receive
+        self._transport: asyncio.DatagramTransport | None = None
+        self.send_errors = 0
+
+    @classmethod
+    async def open(cls, address: Address, receive: Callable[[bytes], None]) -> DatagramSocket:
+        """Bind the socket.
+
+        Raises:
+            OSError: if the address is in use or not ours.
+        """
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_datagram_endpoint(
+            lambda: cls(receive), local_addr=(address.host, address.port)
+        )
+        return protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport."""
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        """Pass on what is not oversized; the sender's address means nothing until it is opened."""
+        del addr
+        if len(data) <= MAX_DATAGRAM_BYTES:
+            self._receive(data)
+
+    def error_received(self, exc: Exception) -> None:
+        """Count an ICMP error: a port is closed or a host unreachable; probes will notice."""
+        del exc
+        self.send_errors += 1
+
+    def send(self, data: bytes, to: Address) -> None:
+        """Send one datagram to an IP literal."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._transport.sendto(data, (to.host, to.port))
+        except (OSError, ValueError):
+            self.send_errors += 1  # no route, or an address of a family that this socket lacks
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._transport is not None:
+            self._transport.close()
