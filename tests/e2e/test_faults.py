@@ -1,0 +1,103 @@
+"""A serving node dies, freezes or leaves under a steady load; garbage arrives at the ports."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.conftest import DIGIT_REQUEST, DIGITS, SteadyLoad, wait_until
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Daemon, Mesh
+
+pytestmark = pytest.mark.e2e
+
+
+def serve_two_of_three(mesh: Mesh) -> tuple[Daemon, Daemon, Daemon]:
+    """Return (gateway that serves nothing, serving node, serving node)."""
+    nodes = mesh.grow("alpha", "beta", "gamma", regions=("eu", "us", "ap"))
+    nodes[0].deploy(DIGITS, name="digits", replicas=2)
+    for node in nodes:
+        wait_until(lambda node=node: len(node.ready_nodes("digits")) == 2, 30, "two replicas")
+    serving = nodes[0].ready_nodes("digits")
+    gateway = next(node for node in nodes if node.name not in serving)
+    first, second = (node for node in nodes if node.name in serving)
+    return gateway, first, second
+
+
+def test_killing_a_serving_node_fails_no_request(mesh: Mesh) -> None:
+    gateway, victim, _ = serve_two_of_three(mesh)
+    with SteadyLoad(gateway.http_port) as load:
+        load.run_for(1.0)
+        victim.signal(signal.SIGKILL)
+        load.run_for(3.0)
+    assert load.failures == []
+    assert len(load.samples) > 500
+    assert load.slowest_s() < 1.0
+    assert any(f"node={victim.name}" in sample.route for sample in load.samples)
+    wait_until(lambda: gateway.states()[victim.name] == "dead", 15, "the death is noticed")
+    wait_until(lambda: gateway.name in gateway.ready_nodes("digits"), 15, "the mesh heals itself")
+
+
+def test_a_frozen_serving_node_costs_at_most_a_second_and_fails_no_request(mesh: Mesh) -> None:
+    gateway, victim, _ = serve_two_of_three(mesh)
+    with SteadyLoad(gateway.http_port) as load:
+        load.run_for(1.0)
+        frozen_at = time.monotonic()
+        victim.signal(signal.SIGSTOP)
+        load.run_for(4.0)
+        victim.signal(signal.SIGCONT)
+        load.run_for(1.0)
+    assert load.failures == []
+    assert load.slowest_s() < 2.0
+    # Only what was in flight there, and then a probe at a time, paid for it.
+    slow = [each for each in load.samples if each.at > frozen_at and each.took_s > 0.5]
+    assert len(slow) <= 8
+    wait_until(lambda: gateway.states()[victim.name] == "alive", 15, "it is back")
+
+
+def test_a_serving_node_that_leaves_fails_no_request(mesh: Mesh) -> None:
+    gateway, victim, _ = serve_two_of_three(mesh)
+    with SteadyLoad(gateway.http_port) as load:
+        load.run_for(1.0)
+        assert victim.stop() == 0
+        load.run_for(1.5)
+    assert load.failures == []
+    assert load.slowest_s() < 1.0
+    wait_until(lambda: gateway.states()[victim.name] == "left", 5, "the goodbye was heard")
+
+
+def test_random_bytes_at_the_mesh_and_http_ports_leave_the_daemon_serving(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    alpha.deploy(DIGITS, name="digits", replicas=1, on=["alpha"])
+    wait_until(lambda: beta.ready_nodes("digits"), 30, "digits is served")
+    rng = random.Random(7)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with udp:
+        for index in range(200):
+            garbage = rng.randbytes(rng.randrange(1, 2000))
+            udp.sendto(garbage[:1400], ("127.0.0.1", alpha.mesh_port))
+            port = alpha.mesh_port if index % 2 else alpha.http_port
+            with socket.create_connection(("127.0.0.1", port), 5) as connection:
+                connection.sendall(garbage)
+    status, _, answer = beta.request("POST", "/v2/models/digits/infer", DIGIT_REQUEST)
+    assert status == 200
+    assert answer["model_name"] == "digits"
+    assert alpha.request("GET", "/healthz")[0] == 200
+    assert beta.states() == {"alpha": "alive", "beta": "alive"}
+
+
+def test_half_open_connections_do_not_keep_others_out(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    silent = [socket.create_connection(("127.0.0.1", alpha.mesh_port), 5) for _ in range(100)]
+    try:
+        beta = mesh.start("beta", alpha.invite()).wait_ready()
+        wait_until(lambda: alpha.sees(2) and beta.sees(2), 15, "both see both")
+    finally:
+        for connection in silent:
+            connection.close()

@@ -1,0 +1,212 @@
+"""Founding, joining, rejoining and leaving, with real daemons."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.conftest import alive, wait_until
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Mesh
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_founder_prints_the_line_to_type_and_that_line_joins(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    line = wait_until(lambda: re.search(r"meshnode join (mesh1\S+)", alpha.output), 5, "the line")
+    beta = mesh.start("beta", line[1]).wait_ready()
+    wait_until(lambda: alpha.sees(2) and beta.sees(2), 15, "both see both")
+    assert alpha.status["mesh"] == beta.status["mesh"]
+    assert alpha.request("GET", "/readyz")[0] == 200
+
+
+def test_a_plain_join_rejoins_after_a_crash_with_the_same_identity(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    identity = beta.status["id"]
+    beta.signal(signal.SIGKILL)
+    beta.process.wait()
+    again = mesh.start("beta").wait_ready()
+    wait_until(lambda: alpha.sees(2) and again.sees(2), 15, "both see both again")
+    assert again.status["id"] == identity
+
+
+def test_a_whole_mesh_that_restarts_finds_itself_again(mesh: Mesh) -> None:
+    nodes = mesh.grow("alpha", "beta", "gamma")
+    ports = [node.mesh_port for node in nodes]
+    for node in nodes:
+        node.signal(signal.SIGKILL)
+    for node in nodes:
+        node.process.wait()
+    again = [
+        mesh.start(node.name, mesh=f"127.0.0.1:{port}")
+        for node, port in zip(nodes, ports, strict=True)
+    ]
+    for node in again:
+        node.wait_ready()
+    for node in again:
+        wait_until(lambda node=node: node.sees(3), 20, f"{node.name} sees all again")
+
+
+def test_an_invite_of_a_node_that_was_invited_works_too(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    gamma = mesh.start("gamma", beta.invite()).wait_ready()
+    for node in (alpha, beta, gamma):
+        wait_until(lambda node=node: node.sees(3), 15, f"{node.name} sees all")
+
+
+def test_an_invite_is_refused_on_a_folder_of_another_mesh_and_the_mesh_it_has_is_kept(
+    mesh: Mesh,
+) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    stranger = mesh.start("stranger", "--new").wait_ready()
+    invite = alpha.invite()
+    before = stranger.status["mesh"]
+    assert stranger.stop() == 0
+    refused = mesh.start("stranger", invite)
+    assert refused.process.wait(20) == 2
+    assert "belongs to mesh" in refused.output
+    assert "--data-dir" in refused.output
+    assert mesh.start("stranger").wait_ready().status["mesh"] == before
+
+
+def test_new_is_refused_on_a_folder_that_has_a_mesh(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    alpha.stop()
+    again = mesh.start("alpha", "--new")
+    assert again.process.wait(20) == 2
+    assert "already" in again.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda text: text[:-7], "damaged"),
+        (lambda text: text[:40] + ("A" if text[40] != "A" else "B") + text[41:], "damaged"),
+        (lambda _: "mesh1abc", "damaged"),
+    ],
+)
+def test_a_damaged_invite_says_so_and_leaves_nothing(mesh: Mesh, damage, expected: str) -> None:  # type: ignore[no-untyped-def]  # a lambda
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    beta = mesh.start("beta", damage(alpha.invite()))
+    assert beta.process.wait(20) != 0
+    assert expected in beta.output
+    assert "Traceback" not in beta.output
+    assert not (beta.data_dir / "mesh").exists()
+
+
+def test_an_expired_invite_is_refused_with_when(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    invite = alpha.invite(ttl_s=1)
+    time.sleep(2.1)  # invites count in whole seconds of the wall clock
+    beta = mesh.start("beta", invite)
+    assert beta.process.wait(20) != 0
+    assert "expired at" in beta.output
+    assert "meshnode invite" in beta.output
+
+
+def test_an_unreachable_inviter_is_named_with_what_to_check(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    invite = alpha.invite()
+    alpha.stop()
+    beta = mesh.start("beta", invite)
+    assert beta.process.wait(30) == 1
+    assert "could be reached" in beta.output
+    assert "port" in beta.output
+
+
+def test_a_second_daemon_on_a_folder_and_a_port_in_use_are_refused(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    twin = mesh.start("alpha")
+    assert twin.process.wait(20) == 2
+    assert "another meshnode daemon is running" in twin.output
+    taken = mesh.start("other", "--new", mesh=f"127.0.0.1:{alpha.mesh_port}")
+    assert taken.process.wait(20) == 2
+    assert "in use" in taken.output
+    assert "--listen" in taken.output
+    assert alpha.sees(1)
+
+
+def test_a_node_without_a_gateway_listens_for_no_http_and_still_serves_the_mesh(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    beta = mesh.start("beta", alpha.invite(), "--no-gateway").wait_ready()
+    wait_until(lambda: alpha.sees(2), 15, "both are there")
+    assert beta.status["http"] is None
+    nodes = {node["name"]: node for node in alpha.request("GET", "/mesh/v1/nodes")[2]}
+    assert nodes["beta"]["http"] is None
+    assert nodes["alpha"]["http"] == alpha.status["http"]
+
+
+def test_a_data_folder_with_a_long_path_still_has_a_control_channel(mesh: Mesh) -> None:
+    mesh.folder = mesh.folder / ("long-" * 24)
+    mesh.folder.mkdir()
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    assert alpha.status["name"] == "alpha"
+    assert alpha.stop() == 0
+
+
+def test_sigterm_says_goodbye_keeps_the_identity_and_frees_the_ports(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    port, identity = beta.mesh_port, beta.status["id"]
+    assert beta.stop() == 0
+    wait_until(lambda: alpha.states()["beta"] == "left", 5, "the goodbye is heard")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+    again = mesh.start("beta", mesh=f"127.0.0.1:{port}").wait_ready()
+    wait_until(lambda: alpha.sees(2), 15, "it is back")
+    assert again.status["id"] == identity
+
+
+def test_a_second_signal_exits_at_once(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    # A client that never finishes its request would hold a polite exit back for a while.
+    with socket.create_connection(("127.0.0.1", alpha.http_port)) as connection:
+        connection.sendall(
+            b"POST /v2/models/x/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        )
+        alpha.signal(signal.SIGINT)
+        alpha.signal(signal.SIGINT)
+        begin = time.monotonic()
+        alpha.process.wait(10)
+    assert time.monotonic() - begin < 1.0
+    assert not alive(alpha.process.pid)
+
+
+def test_without_mdns_an_empty_folder_founds_a_mesh(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha").wait_ready()
+    assert alpha.sees(1)
+    assert "meshnode join mesh1" in alpha.output
+
+
+def test_the_identity_files_are_private(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    for name in ("identity.key", "mesh", "control.sock"):
+        assert (alpha.data_dir / name).stat().st_mode & 0o077 == 0, name
+    assert alpha.data_dir.stat().st_mode & 0o077 == 0
+
+
+def test_a_damaged_identity_is_reported_and_not_replaced(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    alpha.stop()
+    key = alpha.data_dir / "identity.key"
+    key.write_bytes(b"short")
+    again = mesh.start("alpha")
+    assert again.process.wait(20) == 2
+    assert "damaged" in again.output
+    assert key.read_bytes() == b"short"
+
+
+def test_python_dash_m_and_version_work() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "meshnode", "--version"], capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"meshnode \d+\.\d+\.\d+\n", done.stdout)
