@@ -7,10 +7,13 @@ recognises a stale one by the token inside it, so timers are never cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from meshnode.types import Address, NodeId
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from meshnode.types import Address, NodeId
 
 
 @dataclass(frozen=True, slots=True)

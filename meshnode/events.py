@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from meshnode.types import Address, NodeId
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from meshnode.types import Address, NodeId
 
 
 @dataclass(frozen=True, slots=True)

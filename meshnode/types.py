@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
 NodeId = NewType("NodeId", str)
 """32 lower-case base32 characters: the first 160 bits of SHA-256 over the Ed25519 public key."""
@@ -53,7 +55,9 @@ class Address(NamedTuple):
                 raise ValueError(f"{text!r} has no port; write HOST:PORT")
             return cls(host, default_port)
         if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
-            raise ValueError(f"{text!r} has no valid port; write HOST:PORT with a port of 0 to 65535")
+            raise ValueError(
+                f"{text!r} has no valid port; write HOST:PORT with a port of 0 to 65535"
+            )
         return cls(host, int(port_text))
 
 
