@@ -1,1 +1,1 @@
-"""meshnode.examples"""
+"""Models that come with meshnode, to try it with and to test it on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,9 +17,13 @@ from meshnode.config import MAX_MODEL_FILE_BYTES
 from meshnode.errors import InvalidRequest, ModelError
 from meshnode.types import DataType, InferRequest, Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_MAX_FILES = 4096  # a version's folder; TensorRT-LLM's largest engines have a few hundred
+MAX_FILES = 4096  # a version's folder; TensorRT-LLM's largest engines have a few hundred
 _MAX_PATH_LENGTH = 255  # what common file systems allow for one component
+_BYTES_LENGTH_BYTES = 4  # before each element of a BYTES tensor
 _WINDOWS_RESERVED = frozenset('<>:"|?*\\')
 
 
@@ -38,9 +42,12 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True):
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape fits."""
-        return len(shape) == len(self.shape) and all(
-            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for want, got in zip(self.shape, shape, strict=True):  # a loop: on every request's path
+            if got != want if want != -1 else got < 0:
+                return False
+        return True
 
 
 class FileEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -128,13 +135,17 @@ def check_manifest(manifest: Manifest) -> Manifest:
     """
     check_model_name(manifest.model)
     if not 0 < manifest.version < 2**63:
-        raise ModelError(f"version {manifest.version} of {manifest.model!r} is not a positive integer")
-    if len(manifest.files) > _MAX_FILES:
-        raise ModelError(f"{manifest.model!r} has {len(manifest.files)} files; at most {_MAX_FILES}")
+        raise ModelError(
+            f"version {manifest.version} of {manifest.model!r} is not a positive integer"
+        )
+    if len(manifest.files) > MAX_FILES:
+        raise ModelError(f"{manifest.model!r} has {len(manifest.files)} files; at most {MAX_FILES}")
     for file in manifest.files:
         check_relative_path(file.path)
         if not 0 <= file.size_bytes <= MAX_MODEL_FILE_BYTES or len(file.sha256) != 32:
-            raise ModelError(f"file {file.path!r} of {manifest.model!r} has no valid size or SHA-256")
+            raise ModelError(
+                f"file {file.path!r} of {manifest.model!r} has no valid size or SHA-256"
+            )
     paths = [file.path for file in manifest.files]
     if len(set(paths)) != len(paths):
         raise ModelError(f"{manifest.model!r} names a file twice")
@@ -193,6 +204,23 @@ def _check_tensor(manifest: Manifest, spec: TensorSpec, tensor: Tensor) -> None:
         raise InvalidRequest(
             f"a batch of {tensor.rows} exceeds max_batch_size {manifest.max_batch_size} of model "
             f"{manifest.model!r}"
+        )
+    _check_size(tensor)
+
+
+def _check_size(tensor: Tensor) -> None:
+    """Check that the bytes fill the shape: exactly, or for BYTES at least with each length."""
+    element_bytes = tensor.datatype.size_bytes
+    if element_bytes is None:
+        if tensor.size_bytes < _BYTES_LENGTH_BYTES * tensor.elements:
+            raise InvalidRequest(
+                f"input {tensor.name!r} of shape {list(tensor.shape)} has {tensor.size_bytes} "
+                f"bytes, too few for {tensor.elements} elements with their lengths"
+            )
+    elif tensor.size_bytes != element_bytes * tensor.elements:
+        raise InvalidRequest(
+            f"input {tensor.name!r} has {tensor.size_bytes} bytes, but {tensor.datatype} of "
+            f"shape {list(tensor.shape)} is {element_bytes * tensor.elements}"
         )
 
 

@@ -1,1 +1,1 @@
-"""meshnode.models.runtimes"""
+"""What executes a model: one module per runtime, behind the interface of `base`."""

@@ -1,0 +1,91 @@
+"""How long a model's runs take: the estimate behind inline-or-thread and behind load reports."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshnode.models.manifest import Manifest
+    from meshnode.types import Tensor
+
+_WEIGHT = 0.1
+"""Of a new measurement in the EWMA: about the last twenty runs count, and one that was disturbed
+(a page fault) moves it a tenth of the way."""
+
+_SURPRISE = 4.0
+"""A run counts for at most this multiple of the estimate: when the system takes the processor away
+for 10 ms, that says nothing about a 5 µs model. A model that really became slower is followed by
+30 % per run."""
+
+_SHORTEST_S = 1e-6
+"""Below this a clock's own steps decide; an estimate of zero would never grow again."""
+
+
+class RunTime:
+    """EWMAs of a version's run time, per unit of work and per request.
+
+    Attributes:
+        unit_s: Seconds per unit; None until something was measured.
+        request_s: Seconds per request of the sizes that come.
+    """
+
+    __slots__ = ("request_s", "unit_s")
+
+    def __init__(self) -> None:
+        self.unit_s: float | None = None
+        self.request_s = 0.0
+
+    def __repr__(self) -> str:
+        unit = "?" if self.unit_s is None else f"{self.unit_s * 1e6:.1f} µs"
+        return f"<RunTime unit={unit} request={self.request_s * 1e6:.1f} µs>"
+
+    def expected_s(self, units: int) -> float:
+        """Return the seconds that a request of this many units will take; inf if unknown."""
+        return math.inf if self.unit_s is None else self.unit_s * units
+
+    def observe(self, elapsed_s: float, units: int) -> None:
+        """Learn from one run."""
+        per_unit_s = elapsed_s / units
+        if self.unit_s is None:
+            self.unit_s = per_unit_s
+            self.request_s = elapsed_s
+        else:
+            self.unit_s = _ewma(self.unit_s, per_unit_s)
+            self.request_s = _ewma(self.request_s, elapsed_s)
+
+
+def _ewma(estimate_s: float, measured_s: float) -> float:
+    plausible_s = min(measured_s, _SURPRISE * max(estimate_s, _SHORTEST_S))
+    return estimate_s + _WEIGHT * (plausible_s - estimate_s)
+
+
+def has_free_sizes(manifest: Manifest) -> bool:
+    """Whether an input has a dynamic dimension besides its first."""
+    return any(-1 in spec.shape[1:] for spec in manifest.inputs)
+
+
+def unit_counter(manifest: Manifest) -> Callable[[Sequence[Tensor]], int]:
+    """Return the function that says how many units of work a request's inputs are.
+
+    Rows, where only first dimensions are dynamic; otherwise the product of an input's dynamic
+    dimensions, of the input where it is largest. At least 1.
+    """
+    if not has_free_sizes(manifest):
+        batched = frozenset(spec.name for spec in manifest.inputs if spec.shape[:1] == (-1,))
+        if not batched:
+            return lambda _: 1
+        if len(manifest.inputs) == 1:
+            return lambda inputs: inputs[0].shape[0] or 1
+        return lambda inputs: max(
+            1, *[tensor.shape[0] for tensor in inputs if tensor.name in batched]
+        )
+    free = {
+        spec.name: [axis for axis, size in enumerate(spec.shape) if size == -1]
+        for spec in manifest.inputs
+    }
+    return lambda inputs: max(
+        1, *[math.prod([tensor.shape[axis] for axis in free[tensor.name]]) for tensor in inputs]
+    )
