@@ -1,0 +1,90 @@
+"""What commands print: tables for people, one JSON document for programs, errors on stderr.
+
+Strings from other nodes and models pass through `plain` before they reach a terminal: a model's
+error text must not move the cursor or set the window's title.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Wide enough that a pipe never cuts or wraps; tables only take what their content needs.
+_PIPE_WIDTH = 100_000
+
+
+def plain(text: object) -> str:
+    """Return text whose unprintable characters (escape sequences too) are replaced by `?`."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on one line of stdout, ASCII only."""
+    typer.echo(json.dumps(document))
+
+
+def print_error(message: object) -> None:
+    """Print `error: sentence` on stderr."""
+    typer.echo(f"error: {plain(message)}", err=True)
+
+
+def terminal(*, stderr: bool = False) -> "Console":
+    """Return a console that takes text literally; it has no width limit unless on a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Print a table, or the sentence `empty` when it has no rows.
+
+    On a narrow terminal cells fold onto more lines; nothing is ever cut off.
+    """
+    if not rows:
+        typer.echo(empty)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console = terminal()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():  # without the spaces that fill the last column
+        typer.echo(line.rstrip())
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    text = "-" if value is None or value == "" else plain(value)
+    return Text(text, style=_STYLES.get(text, ""), overflow="fold")
+
+
+_STYLES = {
+    "alive": "green",
+    "ready": "green",
+    "suspect": "yellow",
+    "loading": "yellow",
+    "fetching": "yellow",
+    "unloading": "yellow",
+    "dead": "red",
+    "failed": "red",
+    "left": "dim",
+}

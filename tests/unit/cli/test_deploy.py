@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    from tests.unit.cli.conftest import FakeDaemon
+
+    Run = Callable[..., Result]
+
+DEPLOYMENTS = "/mesh/v1/deployments"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(b"onnx")
+    return path
+
+
+def test_deploy_waits_for_its_replicas_and_prints_the_entry(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    done = daemon.entry(
+        "digits", daemon.replica("alpha", "ready"), daemon.replica("beta", "ready"), wanted=2
+    )
+    daemon.accepted = daemon.entry("digits", wanted=2)
+    daemon.progress = [
+        None,  # the deployment has not reached the tables yet
+        daemon.entry("digits", daemon.replica("alpha", "fetching"), wanted=2),
+        daemon.entry(
+            "digits", daemon.replica("alpha", "ready"), daemon.replica("beta", "loading"), wanted=2
+        ),
+        done,
+    ]
+    result = meshnode("deploy", str(model), "--replicas", "2", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == done
+    assert result.stderr.splitlines() == [
+        "digits: 0 of 2 replicas ready",
+        "digits: 0 of 2 replicas ready; alpha: fetching",
+        "digits: 1 of 2 replicas ready; beta: loading",
+        "digits: 2 of 2 replicas ready",
+    ]
+    assert daemon.sent("POST", DEPLOYMENTS) == {
+        "path": str(model),
+        "name": None,
+        "replicas": 2,
+        "on": [],
+    }
+
+
+def test_a_relative_path_reaches_the_daemon_as_absolute(
+    daemon: FakeDaemon, meshnode: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    result = meshnode("deploy", model.name, "--name", "other", "--no-wait")
+    assert result.exit_code == 0
+    sent = daemon.sent("POST", DEPLOYMENTS)
+    assert (sent["path"], sent["name"], sent["replicas"]) == (str(model), "other", 1)
+    assert result.stdout.splitlines()[1].split() == ["digits", "1", "-", "no", "replica", "-"]
+
+
+def test_on_takes_names_and_ids_and_asks_for_one_replica_each(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    meshnode("deploy", str(model), "--on", "beta", "--on", "a" * 32, "--on", "b" * 32, "--no-wait")
+    sent = daemon.sent("POST", DEPLOYMENTS)
+    assert (sent["on"], sent["replicas"]) == (["b" * 32, "a" * 32], 2)
+
+
+def test_a_readable_deployment_ends_with_its_table(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    daemon.progress = [daemon.entry("digits", daemon.replica("alpha", "ready"), wanted=1)]
+    lines = meshnode("deploy", str(model)).stdout.splitlines()
+    assert lines[1].split() == ["digits", "1", "alpha", "ready", "-"]
+
+
+def test_a_failed_replica_ends_the_wait_with_its_reason(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    daemon.progress = [
+        daemon.entry("digits", daemon.replica("beta", "failed", reason="bad opset"), wanted=1)
+    ]
+    result = meshnode("deploy", str(model), "--json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.endswith("error: digits failed on beta: bad opset\n")
+
+
+def test_replicas_of_the_former_version_do_not_count(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    """The old version is ready, or failed, long before the new one is there."""
+    old = [daemon.replica("alpha", "ready"), daemon.replica("beta", "failed")]
+    daemon.accepted = daemon.entry("digits", *old, wanted=1) | {"versions": [1, 2]}
+    done = daemon.entry("digits", *old, daemon.replica("alpha", "ready", version=2), wanted=1)
+    daemon.progress = [daemon.accepted, done]
+    result = meshnode("deploy", str(model), "--json")
+    assert json.loads(result.stdout) == done
+
+
+def test_a_timeout_says_what_is_missing(daemon: FakeDaemon, meshnode: Run, model: Path) -> None:
+    slow = daemon.entry(
+        "digits", daemon.replica("alpha", "ready"), daemon.replica("beta", "loading")
+    )
+    daemon.accepted = slow | {"wanted": 3, "missing": 1}
+    daemon.progress = [daemon.accepted]
+    result = meshnode("deploy", str(model), "--replicas", "3", "--timeout", "0.03s")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: digits is not ready after 0.03s (1 of 3 replicas ready; beta: loading; no node can "
+        "take 1 more (none is left)); it goes on in the background, see: meshnode models"
+    )
+
+
+def test_nodes_that_cannot_take_a_replica_are_named_with_their_reason(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    ineligible = [{"node": "beta", "node_id": "b" * 32, "reason": "not enough memory"}]
+    daemon.accepted |= {"missing": 1, "ineligible": ineligible}
+    daemon.progress = [daemon.accepted]
+    result = meshnode("deploy", str(model), "--timeout", "0.01s")
+    assert "no node can take 1 more (beta: not enough memory)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--on", "bta"], "no node is called 'bta'; did you mean 'beta'?"),
+        (["--on", "zzz"], "no node is called 'zzz'\n"),
+        (["--on", "gamma"], "node 'gamma' is dead; name one that is alive"),
+        (["--on", "beta", "--replicas", "2"], "2 replicas do not fit on the 1 nodes of --on"),
+        (["--timeout", "soon"], "--timeout: 'soon' is not a duration"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_changes(
+    daemon: FakeDaemon, meshnode: Run, model: Path, args: list[str], message: str
+) -> None:
+    result = meshnode("deploy", str(model), *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert all(method == "GET" for method, _, _ in daemon.requests)
+
+
+def test_a_name_that_several_nodes_have_needs_an_id(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    daemon.nodes[1]["name"] = "alpha"
+    result = meshnode("deploy", str(model), "--on", "alpha")
+    assert result.exit_code == 2
+    assert f"name one by its id: {'a' * 32}, {'b' * 32}" in result.stderr
+
+
+def test_a_path_that_does_not_exist_is_refused(daemon: FakeDaemon, meshnode: Run) -> None:
+    result = meshnode("deploy", "/does/not/exist")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: '/does/not/exist' does not exist; name a model folder or an .onnx file\n"
+    )
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_number_of_replicas_below_one_is_refused(
+    daemon: FakeDaemon, meshnode: Run, model: Path, count: str
+) -> None:
+    result = meshnode("deploy", str(model), f"--replicas={count}")
+    assert result.exit_code == 2
+    assert daemon.requests == []
+
+
+def test_undeploy_says_that_it_is_done(daemon: FakeDaemon, meshnode: Run) -> None:
+    result = meshnode("undeploy", "digits")
+    assert (result.exit_code, result.stdout) == (0, "digits is no longer deployed.\n")
+    assert ("DELETE", f"{DEPLOYMENTS}/digits", None) in daemon.requests
+
+
+def test_undeploy_as_json(daemon: FakeDaemon, meshnode: Run) -> None:
+    assert json.loads(meshnode("undeploy", "digits", "--json").stdout) == {"name": "digits"}
+
+
+def test_an_unknown_model_suggests_the_nearest(daemon: FakeDaemon, meshnode: Run) -> None:
+    result = meshnode("undeploy", "digit")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: no node of this mesh has a model 'digit'; did you mean 'digits'?\n"
+    )
+
+
+def test_ctrl_c_while_waiting_exits_with_130_and_no_traceback(
+    daemon: FakeDaemon, meshnode: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    daemon.progress = [daemon.accepted]
+    monkeypatch.setattr("meshnode.cli.deploy.time.sleep", interrupted)
+    result = meshnode("deploy", str(model))
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_on_a_terminal_the_wait_is_a_spinner(
+    daemon: FakeDaemon, meshnode: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    daemon.progress = [
+        daemon.accepted,
+        daemon.entry("digits", daemon.replica("alpha", "ready"), wanted=1),
+    ]
+    result = meshnode("deploy", str(model))
+    assert result.exit_code == 0
+    assert "\x1b[?25l" in result.stderr  # the cursor is hidden while it spins
+    assert result.stderr.rindex("\x1b[?25h") > result.stderr.rindex("\x1b[?25l")

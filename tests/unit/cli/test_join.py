@@ -1,0 +1,170 @@
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import Result
+
+from meshnode.options import JoinOptions, check_invite_text, name_from_host
+from meshnode.types import Address
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[JoinOptions]:
+    """Stand in for the daemon; holds what it was started with."""
+    options: list[JoinOptions] = []
+    fake = ModuleType("meshnode.daemon")
+
+    def run(given: JoinOptions) -> int:
+        options.append(given)
+        return 7
+
+    monkeypatch.setattr(fake, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, "meshnode.daemon", fake)
+    monkeypatch.setattr("socket.gethostname", lambda: "My Laptop.local")
+    return options
+
+
+def test_a_plain_join_has_the_documented_defaults(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    result = meshnode("join")
+    assert result.exit_code == 7  # the daemon's own
+    assert joined == [
+        JoinOptions(
+            invite=None,
+            name="My-Laptop",
+            region="default",
+            zone="",
+            labels=(),
+            listen=Address("0.0.0.0", 8471),
+            http=Address("127.0.0.1", 8470),
+            data_dir=str(data_dir),
+            models=None,
+            new=False,
+            mdns=True,
+        )
+    ]
+
+
+def test_every_option_reaches_the_daemon(
+    meshnode: Run, joined: list[JoinOptions], tmp_path: Path
+) -> None:
+    args = ["--name", "n1", "--region", "eu-west", "--zone", "z", "--label", "gpu=a100"]
+    args += ["--label", "empty=", "--listen", "[::]:0", "--http", "[::1]:0"]
+    args += ["--data-dir", str(tmp_path / "d"), "--models", str(tmp_path), "--no-mdns"]
+    meshnode("join", "mesh1abc_-9", *args)
+    assert joined == [
+        JoinOptions(
+            invite="mesh1abc_-9",
+            name="n1",
+            region="eu-west",
+            zone="z",
+            labels=(("gpu", "a100"), ("empty", "")),
+            listen=Address("::", 0),
+            http=Address("::1", 0),
+            data_dir=str(tmp_path / "d"),
+            models=str(tmp_path),
+            new=False,
+            mdns=False,
+        )
+    ]
+
+
+def test_new_no_gateway_and_the_alias_of_models(
+    meshnode: Run, joined: list[JoinOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    meshnode("join", "--new", "--no-gateway", "--model-repository", ".")
+    (options,) = joined
+    assert options == replace(options, new=True, http=None, models=str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["localhost", "localhost:8470", "127.1.2.3:8470", "[::1]:8470"])
+def test_the_port_of_the_gateway_may_be_left_out(
+    meshnode: Run, joined: list[JoinOptions], text: str
+) -> None:
+    meshnode("join", "--http", text)
+    assert joined[0].http is not None
+    assert joined[0].http.port == 8470
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0:8470", "192.0.2.7:8470", "[::]:8470", "example.org"])
+def test_a_gateway_off_loopback_is_refused_with_the_way_round(
+    meshnode: Run, joined: list[JoinOptions], host: str
+) -> None:
+    result = meshnode("join", "--http", host)
+    assert result.exit_code == 2
+    assert "needs API keys, which this version does not have" in result.stderr
+    assert "ssh -L 8470:127.0.0.1:8470" in result.stderr
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nonsense"], "'nonsense' is not an invite"),
+        (["mesh1"], "is not an invite"),
+        (["mesh1ab c"], "is not an invite"),
+        (["mesh1" + "x" * 20_000], "is not an invite"),
+        (["mesh1abc", "--new"], "an invite joins an existing mesh"),
+        (["--name", "a b"], "--name 'a b' is not a name"),
+        (["--name", ""], "--name '' is not a name"),
+        (["--name", "x" * 64], "is not a name: use 1 to 63 letters"),
+        (["--region", "eu/west"], "--region 'eu/west' is not a name"),
+        (["--zone", "ä"], "--zone 'ä' is not a name"),
+        (["--label", "gpu"], "--label 'gpu' is not KEY=VALUE"),
+        (["--label", "=x"], "is not KEY=VALUE"),
+        (["--label", "a=b c"], "is not KEY=VALUE"),
+        (["--label", "a=1", "--label", "a=2"], "--label 'a' is given twice"),
+        ([f"--label=k{i}=v" for i in range(33)], "at most 32"),
+        (["--listen", "8471"], "--listen: '8471' has no valid host"),
+        (["--listen", ":8471"], "--listen: ':8471' has no host"),
+        (["--listen", "a b:1"], "no valid host"),
+        (["--listen", "h:99999"], "port of 0 to 65535"),
+        (["--listen", "h:"], "no valid port"),
+        (["--listen", "[::1"], "write [IPV6]:PORT"),
+        (["--listen", "[]:1"], "no valid host"),
+        (["--http", "localhost:http"], "--http: 'localhost:http' has no valid port"),
+        (["--http", "localhost:1", "--no-gateway"], "--no-gateway leaves it out"),
+        (["--models", "/does/not/exist"], "--models '/does/not/exist' is not a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(
+    meshnode: Run, joined: list[JoinOptions], args: list[str], message: str
+) -> None:
+    result = meshnode("join", *args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert joined == []
+
+
+def test_a_refused_invite_is_not_shown_whole(meshnode: Run, joined: list[JoinOptions]) -> None:
+    """It may be a genuine one with a typing error, and terminals are recorded."""
+    result = meshnode("join", "mesh1" + "s" * 100 + "!")
+    assert "s" * 30 not in result.stderr
+
+
+def test_an_invite_of_the_right_form_is_returned() -> None:
+    assert check_invite_text("mesh1abc") == "mesh1abc"
+
+
+@pytest.mark.parametrize(
+    ("host_name", "name"),
+    [
+        ("laptop", "laptop"),
+        ("mac.local", "mac"),
+        ("Jürgens Mac", "J-rgens-Mac"),
+        ("x" * 80, "x" * 63),
+        ("", "node"),
+        ("ü.local", "node"),
+        ("-a-", "a"),
+    ],
+)
+def test_a_nodes_name_comes_from_the_host_name(host_name: str, name: str) -> None:
+    assert name_from_host(host_name) == name
