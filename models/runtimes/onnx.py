@@ -51,6 +51,7 @@ class OnnxRuntime:
 
         if self.providers is None:
             onnxruntime.set_default_logger_severity(_FATAL)
+            onnxruntime.disable_telemetry_events()
             self.providers = choose_providers(onnxruntime.get_available_providers())
         path = folder / entry
         if not path.is_file():

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from meshnode.config import MAX_BODY_BYTES
 from meshnode.errors import (
