@@ -1,0 +1,126 @@
+"""What the gateway counts, and Prometheus' text format for everything that is counted.
+
+Label values are bounded: only models that the mesh knows get their own, at most `MAX_MODELS` of
+them in a process' life; all others share the label `other`. Outcomes are `ok`, the codes of
+`meshnode.errors`, `cancelled` and `internal`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshnode.config import MAX_MODELS
+from meshnode.metrics import Counter, Gauge, Histogram, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import Metric as PrometheusMetric
+
+OTHER = "other"
+"""Label of requests for unknown models, and of models beyond the limit."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of the exposition; every Prometheus reads this version."""
+
+
+class GatewayMetrics:
+    """The gateway's own counters."""
+
+    def __init__(self) -> None:
+        self.requests = Counter(
+            "meshnode_requests", "Inference requests by model and outcome.", ("model", "outcome")
+        )
+        self.duration = Histogram(
+            "meshnode_request_duration_seconds",
+            "Time from a decoded inference request to its answer, by model.",
+            ("model",),
+        )
+        self.attempts = Counter(
+            "meshnode_attempts",
+            "Tries of inference requests on replicas, by where they went and outcome.",
+            ("target", "outcome"),
+        )
+        self.responses = Counter(
+            "meshnode_http_responses", "HTTP responses of the gateway by status.", ("status",)
+        )
+        self._labels: dict[str, tuple[tuple[str, str], tuple[str]]] = {}
+
+    def __repr__(self) -> str:
+        return f"<GatewayMetrics of {len(self._labels)} models>"
+
+    def __iter__(self) -> Iterator[Metric]:
+        """All of them, for an exposition."""
+        return iter((self.requests, self.duration, self.attempts, self.responses))
+
+    def answered(self, model: str, seconds: float) -> None:
+        """Count a request that was answered. The model is one that the mesh knows."""
+        ok, of_model = self._labels.get(model) or self._learn(model)
+        self.requests.add(ok)
+        self.duration.observe(seconds, of_model)
+
+    def failed(self, model: str, outcome: str) -> None:
+        """Count a request that was not answered. The model is one that the mesh knows."""
+        self.requests.add(((self._labels.get(model) or self._learn(model))[1][0], outcome))
+
+    def _learn(self, model: str) -> tuple[tuple[str, str], tuple[str]]:
+        label = model if len(self._labels) < MAX_MODELS else OTHER
+        labels = ((label, "ok"), (label,))
+        if label is model:
+            self._labels[model] = labels
+        return labels
+
+
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """Return metrics in Prometheus' text format.
+
+    The library is imported here and not above: a node that nobody scrapes never loads it.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(metrics))
+    return generate_latest(registry)
+
+
+class _Collector:
+    """Presents our metrics as families of the library's."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = tuple(metrics)
+
+    def collect(self) -> Iterable[PrometheusMetric]:
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        for metric in self._metrics:
+            if isinstance(metric, Counter | Gauge):
+                kind = CounterMetricFamily if isinstance(metric, Counter) else GaugeMetricFamily
+                family = kind(metric.name, metric.help_text, labels=metric.labels)
+                for labels, value in metric.values.items():
+                    family.add_metric(labels, value)
+                yield family
+            else:
+                histogram = HistogramMetricFamily(
+                    metric.name, metric.help_text, labels=metric.labels
+                )
+                for labels, counts in metric.counts.items():
+                    histogram.add_metric(
+                        labels, _buckets(metric, counts), sum_value=metric.sums[labels]
+                    )
+                yield histogram
+
+
+def _buckets(metric: Histogram, counts: list[int]) -> list[tuple[str, float]]:
+    """Return Prometheus' cumulative buckets: each counts the observations up to its bound."""
+    bounds = [*(repr(bound) for bound in metric.bounds), "+Inf"]
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip(bounds, counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

@@ -1,0 +1,463 @@
+"""The HTTP server: aiohttp's connection handling around a `Dispatcher`.
+
+aiohttp's low-level server is used, not its `Application`: the router, the signals and the
+middlewares of that cost more than a small model. What it leaves open is decided here:
+
+| limit | where |
+|---|---|
+| connections | `MAX_CONNECTIONS`; more are closed at once |
+| one header line; their number | aiohttp's parser, with our numbers; 431; 400 |
+| all headers together | `MAX_HEADER_BYTES`; 431 |
+| time for headers, and idle connections | `KEEP_ALIVE_S`: aiohttp's timer closes a connection on which no complete request has arrived |
+| a body | `MAX_BODY_BYTES`, by its Content-Length before it is read, chunked bodies as they grow; 413 |
+| time for a body | `BODY_GRACE_S` and then `MIN_BODY_BYTES_PER_S`; 408 |
+| all large bodies at once | `MAX_BODIES_BYTES`; 503 |
+| time to take a large answer | the same pace as for a body, then the connection is closed |
+
+A client that hangs up cancels the task that works for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from multidict import CIMultiDict
+
+from meshnode.config import KIB, MAX_BODY_BYTES, MAX_HEADER_BYTES
+from meshnode.errors import ConfigError, Forbidden, MeshError, Saturated, TooLarge
+from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
+from meshnode.gateway.protocols.status import (
+    HttpRefusal,
+    error_response,
+    failure_response,
+    refusal_response,
+)
+from meshnode.types import Address, Buffer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from meshnode.gateway.dispatch import Dispatcher
+    from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.protocols.origin import OriginPolicy
+
+log = logging.getLogger(__name__)
+
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+MAX_CONNECTIONS: Final = 4096
+"""Connections at once: each costs about 20 KB, and a client needs one or a few."""
+
+KEEP_ALIVE_S: Final = 75.0
+"""An idle connection's life (nginx' default), and the time for a request's headers."""
+
+LINGER_S: Final = 5.0
+"""How long a refused body is still read and dropped, so that the client sees the refusal."""
+
+BODY_GRACE_S: Final = 10.0
+"""Seconds for a body's first bytes; after them it must keep the pace of the next constant."""
+
+MIN_BODY_BYTES_PER_S: Final = 16 * KIB
+"""Slower than any link over which inference makes sense; a full body then has over an hour."""
+
+MAX_BODIES_BYTES: Final = 8 * MAX_BODY_BYTES
+"""Bodies that did not arrive in one piece, together: half a gigabyte of a gateway's memory."""
+
+_MAX_HEADERS = 64  # browsers send about twenty
+_MAX_LINE_BYTES = 8190  # aiohttp's default, and Apache's
+_MAX_JOINED_BYTES = 64 * KIB  # below it one copy is cheaper than a second write
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_STATUS_LABELS = {status: (str(status),) for status in (200, 400, 404, 503)}
+_HOST, _ORIGIN, _EXPECT = hdrs.HOST, hdrs.ORIGIN, hdrs.EXPECT
+_AUTHORIZATION = hdrs.AUTHORIZATION
+_X_REQUEST_ID: Final = "X-Request-Id"
+
+
+class HttpServer:
+    """One entrance: a dispatcher at any number of listening sockets."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        metrics: GatewayMetrics,
+        policy: OriginPolicy | None,
+        *,
+        grace_s: float = 10.0,
+        authorizes: Callable[[str | None], bool] | None = None,
+    ) -> None:
+        """Make a server; call within a running loop.
+
+        Args:
+            dispatcher: What answers.
+            metrics: Where responses are counted.
+            policy: The Host and Origin check; None where file permissions keep strangers out.
+            grace_s: How long `stop` lets running requests finish, in seconds.
+            authorizes: Whether an Authorization header may pass; None where none is needed.
+        """
+        self._dispatcher = dispatcher
+        self._responses = metrics.responses
+        self._policy = policy
+        self._authorizes = authorizes
+        self._bodies_bytes = 0
+        self._id_prefix = secrets.token_hex(4) + "-"
+        self._ids = itertools.count(1)
+        self._runner = web.ServerRunner(
+            _Server(
+                self._handle,
+                keepalive_timeout=KEEP_ALIVE_S,
+                lingering_time=LINGER_S,
+                max_line_size=_MAX_LINE_BYTES,
+                max_field_size=_MAX_LINE_BYTES,
+                max_headers=_MAX_HEADERS,
+                auto_decompress=False,
+                access_log=None,
+            ),
+            shutdown_timeout=grace_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"<HttpServer of {self._dispatcher} at {self._runner.addresses}>"
+
+    async def listen_tcp(self, address: Address) -> Address:
+        """Accept connections at an address and return it with its real port.
+
+        Raises:
+            ConfigError: if the address cannot be bound.
+        """
+        await self._setup()
+        site = web.TCPSite(self._runner, address.host, address.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"the gateway cannot listen at {address}: {error.strerror or error}; choose "
+                "another with --http HOST:PORT, or --no-gateway"
+            ) from error
+        return Address(address.host, self._runner.addresses[-1][1])
+
+    async def listen_unix(self, path: Path) -> None:
+        """Accept connections at a Unix socket that only its owner can open.
+
+        A socket file that nobody listens at, left by a crash, is replaced.
+
+        Raises:
+            ConfigError: if somebody listens there, or the path cannot be bound.
+        """
+        await self._setup()
+        try:
+            await web.SockSite(self._runner, _bind_unix(path)).start()
+        except OSError as error:
+            raise ConfigError(f"the control socket {path} cannot be opened: {error}") from error
+
+    async def stop(self) -> None:
+        """Stop listening, let running requests finish for the grace period, cancel the rest."""
+        await self._runner.cleanup()
+
+    async def _setup(self) -> None:
+        if self._runner.server is None:
+            await self._runner.setup()
+
+    # One request.
+
+    async def _handle(self, raw: web.BaseRequest) -> web.StreamResponse:
+        headers = raw.headers
+        request_id = headers.get(_X_REQUEST_ID)
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"{self._id_prefix}{next(self._ids):x}"
+        held_bytes = 0
+        try:
+            self._check_headers(raw)
+            path, _, query = raw.raw_path.partition("?")
+            match = self._dispatcher.match(raw.method, path)
+            body: Buffer = b""
+            if match.takes_body:
+                content = raw.content
+                if content.is_eof():
+                    body = content.read_nowait()
+                    if len(body) > MAX_BODY_BYTES:
+                        raise _too_large()
+                else:
+                    body = await self._read_body(raw)
+                    held_bytes = len(body)
+                    self._bodies_bytes += held_bytes
+            reply = match.answer(HttpRequest(raw.method, path, query, headers, body), request_id)
+            response = reply if isinstance(reply, HttpResponse) else await reply
+        except MeshError as error:
+            response = error_response(error, with_code=_is_mesh_api(raw))
+        except HttpRefusal as refusal:
+            response = refusal_response(refusal, with_code=_is_mesh_api(raw))
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, raw.method, raw.raw_path[:200])
+            response = failure_response(request_id, with_code=_is_mesh_api(raw))
+        finally:
+            self._bodies_bytes -= held_bytes
+        self._responses.add(_STATUS_LABELS.get(response.status) or (str(response.status),))
+        if (
+            response.size_bytes <= _MAX_JOINED_BYTES
+            and raw.keep_alive
+            and raw.version == HttpVersion11
+            and raw.method != "HEAD"
+            and "Connection" not in response.headers
+        ):
+            return _Plain(response, request_id)
+        return await _send(raw, response, request_id)
+
+    def _check_headers(self, raw: web.BaseRequest) -> None:
+        if sum(map(len, itertools.chain.from_iterable(raw.raw_headers))) > MAX_HEADER_BYTES:
+            raise HttpRefusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+        if self._policy is not None:
+            headers = raw.headers
+            self._policy.check(headers.get(_HOST), headers.get(_ORIGIN))
+        if self._authorizes is not None and not self._authorizes(raw.headers.get(_AUTHORIZATION)):
+            raise Forbidden("the control channel needs the token of this node's data folder")
+
+    async def _read_body(self, raw: web.BaseRequest) -> bytes:
+        """Read a body that has not arrived completely.
+
+        Raises:
+            TooLarge: if it exceeds its limit, by its Content-Length or as it grows.
+            Saturated: if too many large bodies are being held.
+            HttpRefusal: if it arrives too slowly.
+        """
+        announced = raw.content_length or 0
+        if announced > MAX_BODY_BYTES:
+            raise _too_large()
+        if self._bodies_bytes + announced > MAX_BODIES_BYTES:
+            raise Saturated("this gateway holds too many large requests; try again later")
+        await _continue(raw)
+        chunks: list[bytes] = []
+        size_bytes = 0
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(BODY_GRACE_S) as timer:
+                while chunk := await raw.content.readany():
+                    chunks.append(chunk)
+                    size_bytes += len(chunk)
+                    self._bodies_bytes += len(chunk)
+                    if size_bytes > MAX_BODY_BYTES:
+                        raise _too_large()
+                    if self._bodies_bytes > MAX_BODIES_BYTES:
+                        raise Saturated("this gateway holds too many large requests; try again")
+                    timer.reschedule(started + BODY_GRACE_S + size_bytes / MIN_BODY_BYTES_PER_S)
+        except TimeoutError:
+            raise HttpRefusal(408, "the body arrives too slowly", {"Connection": "close"}) from None
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise HttpRefusal(400, "the body is not valid HTTP", {"Connection": "close"}) from error
+        finally:
+            self._bodies_bytes -= size_bytes
+        return b"".join(chunks)
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def _is_mesh_api(raw: web.BaseRequest) -> bool:
+    return raw.raw_path.startswith("/mesh/")
+
+
+async def _continue(raw: web.BaseRequest) -> None:
+    """Tell a client that waits for permission (curl, from 1 MiB on) to send its body."""
+    if raw.headers.get(_EXPECT, "").lower() == "100-continue":
+        await raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        raw.writer.output_size = 0  # of the answer; as aiohttp's own handler does
+
+
+async def _send(
+    raw: web.BaseRequest, response: HttpResponse, request_id: str
+) -> web.StreamResponse:
+    headers = CIMultiDict(response.headers)
+    headers["Server"] = "meshnode"
+    headers[_X_REQUEST_ID] = request_id
+    body = response.body
+    if response.size_bytes > _MAX_JOINED_BYTES:
+        parts = [body] if isinstance(body, bytes) else body
+        return await _send_parts(raw, response.status, headers, parts)
+    if not isinstance(body, bytes):
+        body = b"".join(body)
+    answer = web.Response(body=body, status=response.status, headers=headers)
+    if "Connection" in headers:
+        answer.force_close()
+    return answer
+
+
+async def _send_parts(
+    raw: web.BaseRequest, status: int, headers: CIMultiDict[str], parts: Sequence[Buffer]
+) -> web.StreamResponse:
+    """Send a large answer without joining it, as long as the client takes it at a fair pace."""
+    size_bytes = sum(memoryview(part).nbytes for part in parts)
+    answer = web.StreamResponse(status=status, headers=headers)
+    answer.content_length = size_bytes
+    await answer.prepare(raw)
+    if raw.method == "HEAD":
+        return answer
+    seconds = BODY_GRACE_S + size_bytes / MIN_BODY_BYTES_PER_S
+    try:
+        async with asyncio.timeout(seconds):
+            for part in parts:
+                await answer.write(memoryview(part).cast("B"))
+    except (TimeoutError, ConnectionError):
+        if raw.transport is not None:
+            raw.transport.abort()
+    return answer
+
+
+class _Plain(web.StreamResponse):
+    """A small answer to a plain HTTP/1.1 request, ready as bytes.
+
+    aiohttp's own response spends more on its header table than a small model on its answer.
+    """
+
+    def __init__(self, response: HttpResponse, request_id: str) -> None:
+        super().__init__()
+        lines = [
+            _STATUS_LINES[response.status],
+            *map(": ".join, response.headers.items()),
+            "Server: meshnode",
+            "X-Request-Id: " + request_id,
+            "Date: " + _DATE.text(),
+            "Content-Length: " + str(response.size_bytes),
+            "\r\n",
+        ]
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
+            raise ValueError("a header's value contains a line end")
+        body = response.body
+        self._wire = head.encode() + (body if isinstance(body, bytes) else b"".join(body))
+
+    @property
+    def keep_alive(self) -> bool:
+        """The connection stays open."""
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Write everything, and wait if the client does not read what it is sent."""
+        writer = request.writer
+        await writer.write(self._wire)
+        await writer.drain()
+        return writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+
+class _Date:
+    """The Date header's value, formatted once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def text(self) -> str:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._text = formatdate(second, usegmt=True)
+        return self._text
+
+
+_DATE = _Date()
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class _Server(web.Server):
+    """Makes our kind of connection, and closes those beyond the limit at once."""
+
+    def __init__(self, handler: _Handler, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._running_loop = asyncio.get_running_loop()
+        self._options = options
+        self._open = 0
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._running_loop, **self._options)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._open += 1
+        if self._open > MAX_CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        self._open -= 1
+        super().connection_lost(handler, exc)
+
+
+class _Connection(web.RequestHandler):
+    """Answers what is not HTTP in JSON too, and without a stack trace per port scan."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Called by aiohttp for bytes that its parser refuses."""
+        if status == 500:
+            log.error("a connection failed", exc_info=exc)
+            response = failure_response("-")
+        else:
+            if isinstance(exc, LineTooLong):
+                status = 431
+            log.debug("malformed HTTP from %s: %s", request.remote, message)
+            response = refusal_response(HttpRefusal(status, "the request is not valid HTTP"))
+        assert isinstance(response.body, bytes)
+        answer = web.Response(
+            body=response.body,
+            status=response.status,
+            headers={**response.headers, "Server": "meshnode"},
+        )
+        answer.force_close()
+        return answer
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Return a socket bound to a path that nobody but this user can open."""
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            os.fchmod(sock.fileno(), 0o600)  # Linux makes the file with the socket's own mode
+        sock.bind(str(path))
+        path.chmod(0o600)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens at; one that answers belongs to another daemon."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"another daemon is running: it answers at {path}")

@@ -1,0 +1,264 @@
+"""Fakes around the gateway: a clock, models that run here and elsewhere, and the daemon."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meshnode.errors import MeshError, ModelNotFound, NotServing
+from meshnode.gateway.dispatch import Dispatcher
+from meshnode.gateway.metrics import GatewayMetrics
+from meshnode.gateway.pipeline import Pipeline
+from meshnode.metrics import Counter, Gauge, Metric
+from meshnode.models.manifest import Manifest, TensorSpec
+from meshnode.routing.load import LinkState
+from meshnode.routing.router import Router
+from meshnode.routing.table import Replica
+from meshnode.types import (
+    DataType,
+    InferRequest,
+    InferResponse,
+    NodeId,
+    ReplicaState,
+    ResponsePart,
+    Tensor,
+)
+from meshnode.wire.messages import LoadReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+ME = NodeId("a" * 32)
+PEERS = {"beta": NodeId("b" * 32), "gamma": NodeId("c" * 32), "delta": NodeId("d" * 32)}
+
+
+class FakeClock:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def wall_s(self) -> float:
+        return self.time_s
+
+
+def echo_part(request: InferRequest) -> ResponsePart:
+    """Answer each input x as an output of the same name."""
+    return ResponsePart(
+        tuple(Tensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs),
+        dict(request.parameters),
+    )
+
+
+class FakeLocal:
+    """A model server that echoes; `inline` and `fail` are set by a test."""
+
+    def __init__(self) -> None:
+        self.inline = True
+        self.fail: MeshError | None = None
+        self.gone = False
+        self.requests: list[InferRequest] = []
+        self.behave: Callable[[InferRequest], Any] | None = None
+
+    def try_infer_inline(self, request: InferRequest) -> ResponsePart | None:
+        if not self.inline:
+            return None
+        self.requests.append(request)
+        if self.fail is not None:
+            raise self.fail
+        return echo_part(request)
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        self.requests.append(request)
+        if self.fail is not None:
+            raise self.fail
+        if self.behave is not None:
+            response: InferResponse = await self.behave(request)
+            return response
+        return InferResponse(request.model, request.version or 0, echo_part(request))
+
+    def load_report(self, model: str, version: int) -> LoadReport:
+        if self.gone:
+            raise NotServing(f"{model} {version} is gone")
+        return LoadReport(0, 4, 1.5)
+
+
+class FakePeers:
+    """Other nodes: each test scripts what the next calls do, by node."""
+
+    def __init__(self) -> None:
+        self.script: dict[NodeId, MeshError] = {}
+        self.calls: list[tuple[NodeId, InferRequest, float]] = []
+        self.behave: Callable[[NodeId, InferRequest], Any] | None = None
+
+    async def infer(
+        self, node: NodeId, request: InferRequest, first_byte_timeout_s: float
+    ) -> InferResponse:
+        self.calls.append((node, request, first_byte_timeout_s))
+        if node in self.script:
+            raise self.script[node]
+        if self.behave is not None:
+            response: InferResponse = await self.behave(node, request)
+            return response
+        return InferResponse(request.model, request.version or 0, echo_part(request))
+
+
+class FakeControl:
+    """The daemon."""
+
+    def __init__(self, manifests: dict[tuple[str, int], Manifest]) -> None:
+        self.manifests = manifests
+        self.is_ready = True
+        self.ready_versions: set[int] | None = None
+        self.calls: list[tuple[Any, ...]] = []
+        self.broken = False
+
+    def status(self) -> dict[str, Any]:
+        if self.broken:
+            raise ZeroDivisionError("a defect")
+        return {"id": ME, "name": "alpha"}
+
+    def ready(self) -> tuple[bool, str]:
+        return self.is_ready, "" if self.is_ready else "no mesh was joined yet"
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"id": ME, "name": "alpha", "self": True}]
+
+    def _versions(self, name: str) -> list[int]:
+        versions = sorted(v for model, v in self.manifests if model == name)
+        if not versions:
+            raise ModelNotFound(f"no node of this mesh has a model {name!r}")
+        return versions
+
+    def models(self) -> list[dict[str, Any]]:
+        return [self.model(name) for name in sorted({name for name, _ in self.manifests})]
+
+    def model(self, name: str) -> dict[str, Any]:
+        return {"name": name, "versions": self._versions(name), "replicas": [], "wanted": None}
+
+    def manifest(self, model: str, version: int | None) -> Manifest:
+        number = version or self._versions(model)[-1]
+        if (model, number) not in self.manifests:
+            raise ModelNotFound(f"model {model!r} has no version {number}")
+        return self.manifests[model, number]
+
+    def is_model_ready(self, model: str, version: int | None) -> bool:
+        number = self.manifest(model, version).version
+        return self.ready_versions is None or number in self.ready_versions
+
+    def create_invite(self, ttl_s: int) -> dict[str, Any]:
+        self.calls.append(("invite", ttl_s))
+        return {"invite": "mesh1abc", "expires_at": "2026-01-01T00:00:00Z"}
+
+    async def deploy(
+        self, path: str, name: str | None, replicas: int | None, on: list[str]
+    ) -> dict[str, Any]:
+        self.calls.append(("deploy", path, name, replicas, on))
+        return {"name": name or "digits", "versions": [1], "replicas": []}
+
+    async def undeploy(self, name: str) -> None:
+        self.calls.append(("undeploy", name))
+
+    def metrics(self) -> Iterable[Metric]:
+        counter = Counter("meshnode_links_lost", "Links lost.", ("peer",))
+        counter.add(('we"ird\n',), 2)
+        gauge = Gauge("meshnode_members", "Members.")
+        gauge.set((), 3)
+        return [counter, gauge]
+
+
+def spec(name: str, shape: tuple[int, ...], datatype: DataType = DataType.FP32) -> TensorSpec:
+    return TensorSpec(name, datatype, shape)
+
+
+@pytest.fixture
+def make_manifest() -> Callable[..., Manifest]:
+    def make(
+        *inputs: TensorSpec, model: str = "digits", version: int = 1, max_batch_size: int = 0
+    ) -> Manifest:
+        specs = inputs or (spec("x", (-1, 4)),)
+        return Manifest(
+            model, version, "onnx", "onnxruntime_onnx", specs, specs, max_batch_size, (), "m.onnx"
+        )
+
+    return make
+
+
+@pytest.fixture
+def manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
+    return make_manifest()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def local() -> FakeLocal:
+    return FakeLocal()
+
+
+@pytest.fixture
+def peers() -> FakePeers:
+    return FakePeers()
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router(ME, "eu-west", random.Random(7))
+
+
+@pytest.fixture
+def serve(router: Router, manifest: Manifest) -> Callable[..., None]:
+    """Announce a replica of a manifest on a node, with its link up."""
+
+    def announce(
+        node: str = "alpha", what: Manifest | None = None, *, known: bool = True, region: str = ""
+    ) -> None:
+        what = what or manifest
+        node_id = PEERS.get(node, ME)
+        router.replica_changed(
+            Replica(
+                node_id,
+                node,
+                region or "eu-west",
+                "",
+                what.model,
+                what.version,
+                ReplicaState.READY,
+                manifest=what if known else None,
+            ),
+            100.0,
+        )
+        if node_id != ME:
+            router.link_changed(node_id, LinkState.UP)
+
+    return announce
+
+
+@pytest.fixture
+def metrics() -> GatewayMetrics:
+    return GatewayMetrics()
+
+
+@pytest.fixture
+def pipeline(
+    router: Router, local: FakeLocal, peers: FakePeers, clock: FakeClock, metrics: GatewayMetrics
+) -> Pipeline:
+    return Pipeline(ME, router, local, peers, clock, metrics)
+
+
+@pytest.fixture
+def control(manifest: Manifest) -> FakeControl:
+    return FakeControl({("digits", 1): manifest})
+
+
+@pytest.fixture
+def dispatcher(pipeline: Pipeline, control: FakeControl, metrics: GatewayMetrics) -> Dispatcher:
+    return Dispatcher(pipeline, control, metrics, privileged=False)

@@ -1,0 +1,88 @@
+"""The Host and Origin checks against forged headers and DNS rebinding."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnode.errors import Forbidden
+from meshnode.gateway.protocols.origin import OriginPolicy
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:8470",
+        "127.0.0.1",
+        "127.9.9.9:1",
+        "localhost:8470",
+        "LocalHost",
+        "[::1]:8470",
+        "[::1]",
+    ],
+)
+def test_loopback_names_are_mine(host: str) -> None:
+    policy = OriginPolicy("127.0.0.1")
+    policy.check(host, None)
+    policy.check(host, None)  # remembered
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        "",
+        ":8470",
+        "evil.example",
+        "evil.example:8470",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8470",
+        "192.168.1.5:8470",
+        "127.0.0.1:port",
+        "127.0.0.1:8470:1",
+        "127.0.0.1:999999",
+        "[::1",
+        "[localhost]:1",
+        "[::1]8470",
+        "[2001:db8::1]",
+        "localhost@evil",
+        "2130706433",
+    ],
+)
+def test_other_names_are_not(host: str | None) -> None:
+    with pytest.raises(Forbidden, match="Host"):
+        OriginPolicy("127.0.0.1").check(host, None)
+
+
+def test_the_bound_address_is_mine_in_any_spelling() -> None:
+    OriginPolicy("192.168.1.5").check("192.168.1.5:8470", None)
+    OriginPolicy("2001:DB8:0::1").check("[2001:db8::1]:8470", None)
+    OriginPolicy("Edge-Box.lan").check("edge-box.LAN:8470", None)
+    with pytest.raises(Forbidden):
+        OriginPolicy("192.168.1.5").check("192.168.1.6", None)
+
+
+@pytest.mark.parametrize("bound", ["0.0.0.0", "::"])
+def test_a_gateway_on_all_interfaces_takes_literals_but_no_names(bound: str) -> None:
+    policy = OriginPolicy(bound)
+    policy.check("192.168.1.5:8470", None)
+    policy.check("[2001:db8::1]", None)
+    with pytest.raises(Forbidden):
+        policy.check("evil.example", None)
+
+
+def test_pages_of_other_origins_are_refused() -> None:
+    policy = OriginPolicy("127.0.0.1")
+    policy.check("localhost:8470", "http://localhost:8470")
+    policy.check("localhost:8470", "HTTPS://LOCALHOST:8470")
+    for origin in ("null", "", "http://localhost:3000", "http://evil.example", "localhost:8470"):
+        with pytest.raises(Forbidden, match="origins"):
+            policy.check("localhost:8470", origin)
+
+
+def test_the_memory_of_valid_hosts_is_bounded() -> None:
+    policy = OriginPolicy("127.0.0.1")
+    for port in range(200):
+        policy.check(f"127.0.0.1:{port}", None)
+    assert len(policy._remembered) == 64
+    assert "127.0.0.1" in repr(policy)
+    assert "any address" in repr(OriginPolicy("::"))
