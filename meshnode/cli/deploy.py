@@ -1,7 +1,7 @@
 """`meshnode deploy` and `undeploy`: ask for a model on the mesh, and watch it come up."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +134,9 @@ class _Progress:
         return "; ".join([f"{self.ready} of {self.wanted} replicas ready", *self.others])
 
 
-def _progress(entry: Mapping[str, Any], version: int | None, wanted: int) -> _Progress:
-    """Read a model's entry; replicas of other versions than the deployed one do not count."""
-    replicas = [it for it in entry["replicas"] if version is None or it["version"] == version]
+def _progress(entry: Mapping[str, Any], versions: Collection[int], wanted: int) -> _Progress:
+    """Read a model's entry; replicas of other versions than the deployed ones do not count."""
+    replicas = [it for it in entry["replicas"] if it["version"] in versions]
     failed = [it for it in replicas if it["state"] == "failed"]
     others = [f"{it['node']}: {it['state']}" for it in replicas if it["state"] != "ready"]
     missing = entry.get("missing", 0)
@@ -155,9 +155,9 @@ def _progress(entry: Mapping[str, Any], version: int | None, wanted: int) -> _Pr
 def _wait(
     client: ControlClient, entry: Any, wanted: int, deadline: float, timeout: str
 ) -> dict[str, Any]:
-    """Poll until the deployed version has its replicas; shows each change on stderr."""
+    """Poll until each deployed version has its replicas; shows each change on stderr."""
     name = str(entry["name"])
-    version = max(entry.get("versions") or [], default=None)
+    versions = entry["deployed"]
     with ExitStack() as stack:
         console = terminal(stderr=True)
         spinner = (
@@ -167,7 +167,7 @@ def _wait(
         )
         shown = ""
         while True:
-            progress = _progress(entry, version, entry.get("wanted") or wanted)
+            progress = _progress(entry, versions, (entry.get("wanted") or wanted) * len(versions))
             text = f"{plain(name)}: {plain(progress)}"
             if spinner is not None:
                 spinner.update(text)

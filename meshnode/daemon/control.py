@@ -298,6 +298,7 @@ class Control:
         }
         if deployment is not None:
             placement = self._node.placement(deployment)
+            view["deployed"] = [manifest.version for manifest in deployment.manifests]
             view["placed"] = [self._name_of(node) for node in placement.nodes]
             view["missing"] = placement.missing
             view["ineligible"] = [

@@ -124,7 +124,13 @@ class FakeDaemon:
     @staticmethod
     def entry(name: str, *replicas: dict[str, Any], wanted: int | None = None) -> dict[str, Any]:
         versions = sorted({each["version"] for each in replicas}) or [1]
-        return {"name": name, "versions": versions, "replicas": list(replicas), "wanted": wanted}
+        return {
+            "name": name,
+            "versions": versions,
+            "replicas": list(replicas),
+            "wanted": wanted,
+            "deployed": versions[-1:],
+        }
 
     def start(self) -> None:
         self._thread.start()

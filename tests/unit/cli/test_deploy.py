@@ -101,7 +101,10 @@ def test_replicas_of_the_former_version_do_not_count(
 ) -> None:
     """The old version is ready, or failed, long before the new one is there."""
     old = [daemon.replica("alpha", "ready"), daemon.replica("beta", "failed")]
-    daemon.accepted = daemon.entry("digits", *old, wanted=1) | {"versions": [1, 2]}
+    daemon.accepted = daemon.entry("digits", *old, wanted=1) | {
+        "versions": [1, 2],
+        "deployed": [2],
+    }
     done = daemon.entry("digits", *old, daemon.replica("alpha", "ready", version=2), wanted=1)
     daemon.progress = [daemon.accepted, done]
     result = meshnode("deploy", str(model), "--json")

@@ -12,7 +12,9 @@ import typer
 from meshnode.cli.main import app
 
 PAGE = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
-SECTIONS = dict(re.findall(r"^## `meshnode (\w+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+SECTIONS = dict(
+    re.findall(r"^## `meshnode (\w+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+)
 COMMANDS = {
     name: {option for param in command.params for option in param.opts if option.startswith("--")}
     for name, command in typer.main.get_group(app).commands.items()

@@ -72,7 +72,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     script = "import sys, meshnode.cli.main; print(*sorted(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())
-    heavy = {"aiohttp", "asyncio", "numpy", "onnxruntime", "zeroconf", "nacl", "msgspec", "PIL"}
+    heavy = {"aiohttp", "asyncio", "numpy", "onnxruntime", "zeroconf", "nacl", "PIL"}
     assert loaded & (heavy | {"cryptography", "meshnode.daemon"}) == set()
 
 
