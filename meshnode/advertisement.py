@@ -2,19 +2,36 @@
 
 Keys of a node's own state (meshnode.state.owner): `replica/<model>/<version>` holds a
 `ReplicaAdvert`, `load` holds a `NodeLoad`. Both are hints from another node, so decoding validates.
+A value has its limit (`MAX_VALUE_BYTES`); what this node writes is made to fit it: a load names the
+busiest replicas only, and `require_advertisable` refuses a model that could not be described.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Annotated, Final
+
 import msgspec
 
-from meshnode.errors import MeshError, ProtocolError
+from meshnode.errors import MeshError, ProtocolError, TooLarge
 from meshnode.models.manifest import Manifest, check_manifest
+from meshnode.state.owner_messages import MAX_VALUE_BYTES
 from meshnode.types import ReplicaState
 
-LOAD_KEY = "load"
-_REPLICA_PREFIX = "replica/"
-_MAX_REASON = 500  # characters; enough for a library's error message
+LOAD_KEY: Final = "load"
+_REPLICA_PREFIX: Final = "replica/"
+
+MAX_REASON_BYTES: Final = 500
+"""Bytes of a reason: enough for a library's error message, little beside a manifest."""
+
+MAX_SLOTS: Final = 1_000_000
+"""Requests that a replica may claim to run at once; more is a lie or a fault."""
+
+MAX_LOAD_MODELS: Final = 96
+"""Replicas in one `NodeLoad`: with the longest names (some 160 bytes each) they fit a value."""
+
+MAX_MEMORY_BYTES: Final = 2**63 - 1
+"""Free memory that a node may claim."""
 
 
 class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
@@ -25,7 +42,7 @@ class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
         reason: Why it failed, or what it is doing.
         manifest: The model version without its files: what gateways check requests against.
         digest: Digest of the whole manifest: same digest, same model.
-        slots: Requests that run at once.
+        slots: Requests that run at once, 1 to `MAX_SLOTS`.
         deployed: Whether it follows a deployment; otherwise it lies in the node's own folder.
         service_ms: Run time of one row as measured at warm-up, in ms; 0 where not known yet.
     """
@@ -33,8 +50,8 @@ class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
     state: ReplicaState
     reason: str
     manifest: Manifest
-    digest: str
-    slots: int = 1
+    digest: Annotated[str, msgspec.Meta(max_length=64)]
+    slots: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 1
     deployed: bool = False
     service_ms: float = 0.0
 
@@ -53,7 +70,7 @@ class NodeLoad(msgspec.Struct, array_like=True, frozen=True):
     """How busy a node is: CPU 0..1, free memory in bytes, and each of its replicas."""
 
     cpu: float
-    memory_available_bytes: int
+    memory_available_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEMORY_BYTES)]
     models: tuple[ModelLoad, ...] = ()
 
 
@@ -67,36 +84,78 @@ def replica_key(model: str, version: int) -> str:
 
 
 def parse_replica_key(key: str) -> tuple[str, int] | None:
-    """Return (model, version) of a replica's key, or None for another key."""
+    """Return (model, version) of a replica's key, or None for another key.
+
+    Only the spelling of `replica_key` counts: `replica/m/07` would be a second key for version 7.
+    """
     if not key.startswith(_REPLICA_PREFIX):
         return None
-    model, slash, version = key.removeprefix(_REPLICA_PREFIX).rpartition("/")
-    return (model, int(version)) if slash and version.isascii() and version.isdigit() else None
+    model, _, version = key.removeprefix(_REPLICA_PREFIX).rpartition("/")
+    if not (version.isascii() and version.isdigit()):
+        return None
+    return (model, int(version)) if replica_key(model, int(version)) == key else None
 
 
 def advert(
     manifest: Manifest,
     state: ReplicaState,
     *,
+    digest: str,
     reason: str = "",
     slots: int = 1,
     deployed: bool = False,
     service_ms: float = 0.0,
 ) -> ReplicaAdvert:
     """Describe a replica of our own; the list of files stays at home."""
+    # A library's message may hold what UTF-8 cannot (a file name of undecodable bytes).
+    text = reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
     return ReplicaAdvert(
         state=state,
-        reason=reason[:_MAX_REASON],
+        reason=text,
         manifest=msgspec.structs.replace(manifest, files=()),
-        digest=manifest.digest,
+        digest=digest,
         slots=slots,
         deployed=deployed,
         service_ms=service_ms,
     )
 
 
+def undescribed(full: ReplicaAdvert) -> ReplicaAdvert:
+    """Return what is told of a replica whose description does not fit: that it cannot serve."""
+    return msgspec.structs.replace(
+        full,
+        state=ReplicaState.FAILED,
+        reason=f"its inputs and outputs take more than {MAX_VALUE_BYTES} bytes to describe",
+        manifest=msgspec.structs.replace(full.manifest, inputs=(), outputs=()),
+    )
+
+
+def require_advertisable(manifest: Manifest) -> None:
+    """Check that a replica of this model can be described to the mesh, whatever happens to it.
+
+    Raises:
+        TooLarge: if its inputs and outputs take too many bytes.
+    """
+    longest = advert(
+        manifest,
+        ReplicaState.UNLOADING,
+        digest="0" * 64,
+        reason="?" * MAX_REASON_BYTES,
+        slots=MAX_SLOTS,
+    )
+    size_bytes = len(encode(longest))
+    if size_bytes > MAX_VALUE_BYTES:
+        raise TooLarge(
+            f"the inputs and outputs of {manifest.model!r} take {size_bytes} bytes to describe; "
+            f"at most {MAX_VALUE_BYTES}"
+        )
+
+
 def encode(value: ReplicaAdvert | NodeLoad) -> bytes:
-    """Return the value's bytes."""
+    """Return the value's bytes; of a load with many replicas the busiest are kept."""
+    if isinstance(value, NodeLoad) and len(value.models) > MAX_LOAD_MODELS:
+        busiest = sorted(value.models, key=lambda each: each.in_system, reverse=True)
+        value = msgspec.structs.replace(value, models=tuple(busiest[:MAX_LOAD_MODELS]))
     return msgspec.msgpack.encode(value)
 
 
@@ -109,7 +168,7 @@ def decode_replica(key: str, data: bytes) -> ReplicaAdvert:
     try:
         value = _replica_decoder.decode(data)
         check_manifest(value.manifest)
-    except (msgspec.MsgspecError, MeshError) as error:
+    except (msgspec.MsgspecError, ValueError, MeshError) as error:
         raise ProtocolError(f"a replica's description is not valid: {error}") from error
     if parse_replica_key(key) != (value.manifest.model, value.manifest.version):
         raise ProtocolError(f"the replica under {key!r} describes another model")
@@ -120,9 +179,13 @@ def decode_load(data: bytes) -> NodeLoad:
     """Read another node's load.
 
     Raises:
-        ProtocolError: if it is malformed.
+        ProtocolError: if it is malformed or beyond limits.
     """
     try:
-        return _load_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+        value = _load_decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(f"a node's load is not valid: {error}") from error
+    # JSON, in which the load is shown, has no word for these.
+    if not all(map(math.isfinite, (value.cpu, *(each.service_ms for each in value.models)))):
+        raise ProtocolError("a node's load holds a number that is none")
+    return value

@@ -8,50 +8,65 @@ What the driver adds to the events of `meshnode.events`: `ReplicaChanged` and `R
 carrying out `LoadModel` and `UnloadModel` goes (and which models lie in the node's own folder), and
 `LoadSampled` how busy the node is.
 
+How things are kept in step. What a core emits names what changed, and marks models as *stale*:
+
+| emitted | what follows | stale |
+|---|---|---|
+| `state.changed` | the replica or load goes to routing (`directory`) | that model |
+| `member.*` | its replicas go to routing, or leave it | all, if placements may differ now |
+| `desired.changed` | | the deployment's model |
+
+Then each stale model is reconciled (`reconcile`): what is asked of the driver is noted in `own` and
+advertised, which may make models stale again, until none is. A model that is not stale costs
+nothing, so a mesh of many deployments is no dearer than its changes. What changes only with time
+(a retry, a handover) is one timer, for the earliest of them.
+
 The daemon and the simulator both drive exactly this class.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshnode import advertisement
-from meshnode.advertisement import LOAD_KEY, NodeLoad, parse_replica_key, replica_key
+from meshnode.advertisement import LOAD_KEY, NodeLoad, replica_key
+from meshnode.deployments import Deployments, Fleet, Known, Target
+from meshnode.directory import Directory
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
-from meshnode.errors import MeshError, ModelNotFound, ProtocolError, UsageError
+from meshnode.errors import Forbidden, ModelNotFound, TooLarge, UsageError
 from meshnode.events import Event, Start, TimerFired
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
-from meshnode.reconcile import OwnReplica, Reconciler
+from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.routing.config import RoutingConfig
-from meshnode.routing.placement import Placement, PlacementNode
-from meshnode.routing.placement import placement as place
 from meshnode.routing.router import Router
-from meshnode.routing.table import Replica
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
+from meshnode.state.desired_messages import Entry
+from meshnode.state.hybrid_clock import Stamp
 from meshnode.state.owner import OwnerStates
-from meshnode.types import Address, NodeId, NodeState, ReplicaState
-from meshnode.wire.messages import LoadReport
+from meshnode.state.owner_messages import MAX_VALUE_BYTES
+from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from meshnode.membership.messages import MemberRecord
     from meshnode.models.manifest import Manifest
-    from meshnode.state.desired_messages import Entry
+    from meshnode.routing.placement import Placement
 
-_PRESENT = (NodeState.ALIVE, NodeState.SUSPECT)
-
-_MEMBER_CHANGES = frozenset(
-    f"member.{what}" for what in ("alive", "suspect", "dead", "left", "refuted", "updated")
+_MEMBER_CHANGES: Final = frozenset(
+    f"member.{what}"
+    for what in ("alive", "suspect", "dead", "left", "refuted", "updated", "conflict")
 )
 """Events after which a member's state or record may be another one."""
 
-QUIET_START_S = 3.0
+QUIET_START_S: Final = 3.0
 """Seconds after a start in which a node that has a mesh to rejoin loads nothing: links, records and
 deployments arrive within one; without the pause it would fetch every model and drop it again."""
 
@@ -85,7 +100,9 @@ class LoadSampled(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReconcileDue:
-    """A timer: a failed load may be tried again."""
+    """A timer: models may have to be looked at again (at this monotonic second)."""
+
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +197,18 @@ class Node:
             rng=random.Random(rng.getrandbits(64)),
         )
         self.own: dict[tuple[str, int], OwnReplica] = {}
-        self._reconciler = Reconciler(self.me)
-        self._dirty = False
         self.has_friends = bool(seeds or known)
+        self._may_write = trust.verify_entry
+        self._sign = trust.sign
+        self._deployments = Deployments(self.desired)
+        self._fleet = Fleet()
+        self._fleet.update(self.membership.members.values())
+        self._reconciler = Reconciler(self.me)
+        self._stale: set[str] = set()
         self._quiet_until = float("-inf")
+        self._due: dict[str, float] = {}  # by model: when to look at it again
+        self._timer_at: float | None = None  # the timer that runs for the earliest of them
+        self._directory = Directory(self.me, self.membership.members, self.owners, self.router)
 
     def __repr__(self) -> str:
         return f"<Node {self.me[:8]} {self.membership!r} {len(self.own)} replicas>"
@@ -191,7 +216,7 @@ class Node:
     # The door
 
     def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
-        """Take one event; return what is to be done.
+        """React to an event.
 
         Args:
             event: What happened.
@@ -205,11 +230,13 @@ class Node:
                 effects = self._replica_gone(model, version, now)
             case LoadSampled(load):
                 effects = self.owners.set(LOAD_KEY, advertisement.encode(load), now)
-            case TimerFired(ReconcileDue()):
-                self._dirty = True
+            case TimerFired(ReconcileDue(at)):
                 effects = []
+                # A clock's rounding must not make a timer early for what it was started for.
+                now = max(now, at)
+                self._look_again(at)
             case _:
-                effects = self._begin_quietly(now) if isinstance(event, Start) else []
+                effects = self._begin(now) if isinstance(event, Start) else []
                 effects += [
                     *self.membership.handle(event, now),
                     *self.owners.handle(event, now),
@@ -217,260 +244,218 @@ class Node:
                 ]
         return self._settle(effects, now)
 
-    def _begin_quietly(self, now: float) -> list[Effect]:
+    def _begin(self, now: float) -> list[Effect]:
         """Wait for news before acting: a node that just started would think that it is alone."""
-        self._dirty = True
+        self._all_stale()
         if not self.has_friends:
             return []
         self._quiet_until = now + QUIET_START_S
-        return [StartTimer(ReconcileDue(), QUIET_START_S)]
+        return self._wake_at(self._quiet_until, now)
 
     def deploy(self, deployment: Deployment, now: float, wall_s: float) -> list[Effect]:
         """Ask the mesh to serve a model; durable here before anyone else hears of it.
 
         Raises:
-            UsageError: if it is too large to be shared.
+            Forbidden: if this node's role does not allow it.
+            ModelError: if a field is not within its limits.
+            TooLarge: if it is too large to be shared, or a version's description is.
+            UsageError: if this node's clock is far behind what it has seen.
         """
-        key = deployment.key
-        return self._settle(self.desired.put(key, deployment.encode(), now, wall_s), now)
+        for manifest in deployment.manifests:
+            advertisement.require_advertisable(manifest)
+        value = deployment.encode()
+        self._require_permission(deployment.key)
+        return self._settle(self.desired.put(deployment.key, value, now, wall_s), now)
 
     def undeploy(self, name: str, now: float, wall_s: float) -> list[Effect]:
         """Ask the mesh to stop serving a model.
 
         Raises:
+            Forbidden: if this node's role does not allow it.
             ModelNotFound: if there is no such deployment.
+            UsageError: if the model lies in this node's own folder, or the clock is far behind.
         """
-        if self.deployment(name) is None:
+        key = KEY_PREFIX + name
+        if self.desired.get(key) is None:
             if any(model == name for model, _ in self.own):
                 raise UsageError(
                     f"{name!r} is served from a node's own model folder (--models), not deployed"
                 )
             raise ModelNotFound(f"nothing is deployed under the name {name!r}")
-        return self._settle(self.desired.delete(KEY_PREFIX + name, now, wall_s), now)
+        self._require_permission(key)
+        return self._settle(self.desired.delete(key, now, wall_s), now)
+
+    def _require_permission(self, key: str) -> None:
+        """Refuse what every other node would refuse, before this one holds it alone."""
+        entry = Entry(key, Stamp(0, 0), self.me, b"")
+        signed = Entry(key, entry.stamp, self.me, b"", self._sign(entry.signed_bytes))
+        reason = self._may_write(signed)
+        if reason is not None:
+            raise Forbidden(f"this node may not change what the mesh serves: {reason}")
 
     # What is known
 
     def deployment(self, name: str) -> Deployment | None:
         """Return the deployment of this name, or None."""
-        value = self.desired.get(KEY_PREFIX + name)
-        return Deployment.decode(value) if value else None
+        known = self._deployments.get(name)
+        return known.deployment if known else None
 
     def deployments(self) -> list[Deployment]:
         """Return all deployments, by name."""
-        return [Deployment.decode(value) for _, value in sorted(self.desired.items())]
+        known = (self._deployments.get(name) for name in self._deployments.names())
+        return [each.deployment for each in known if each is not None]
 
     def placement(self, deployment: Deployment) -> Placement:
         """Compute where a deployment's replicas belong now; the same on every node."""
-        nodes = [
-            PlacementNode(
-                node_id=member.node_id,
-                region=member.record.region,
-                weight=float(max(1, int(member.record.capabilities.get("cpus") or 1))),
-                eligible=(why := _ineligible(member.state, member.record, deployment)) is None,
-                reason=why or "",
-            )
-            for member in self.membership.members.values()
-        ]
-        return place(deployment.name, deployment.replicas, deployment.on, nodes)
-
-    def deployed_manifest(self, model: str, version: int, digest: str) -> Manifest | None:
-        """Return the manifest that a `LoadModel` effect names, while it is still wanted."""
-        deployment = self.deployment(model)
-        if deployment is None:
-            return None
-        for manifest in deployment.manifests:
-            if manifest.version == version and manifest.digest == digest:
-                return manifest
-        return None
+        return self._fleet.placement(deployment)
 
     # This node's replicas
 
     def _replica_changed(self, event: ReplicaChanged, now: float) -> list[Effect]:
         manifest = event.manifest
-        self.own[manifest.model, manifest.version] = OwnReplica(
+        replica = OwnReplica(
             manifest, event.state, event.deployed, event.reason, event.slots, event.service_ms
         )
-        self._dirty = True
-        effects = self._publish(manifest.model, manifest.version, now)
+        self.own[manifest.model, manifest.version] = replica
         if event.state is ReplicaState.FAILED and event.deployed:
-            retry_at = self._reconciler.failed(manifest, now)
-            effects.append(StartTimer(ReconcileDue(), max(0.0, retry_at - now)))
-        return effects
+            self._reconciler.failed(manifest, replica.digest, now)
+        self._stale.add(manifest.model)
+        return self._publish(manifest.model, manifest.version, now)
 
     def _replica_gone(self, model: str, version: int, now: float) -> list[Effect]:
         self.own.pop((model, version), None)
-        self._dirty = True
+        self._stale.add(model)
         return self.owners.delete(replica_key(model, version), now)
 
     def _publish(self, model: str, version: int, now: float) -> list[Effect]:
+        """Advertise a replica; one that cannot be described is told to have failed."""
         replica = self.own[model, version]
-        advert = advertisement.advert(
+        key = replica_key(model, version)
+        full = advertisement.advert(
             replica.manifest,
             replica.state,
+            digest=replica.digest,
             reason=replica.reason,
             slots=replica.slots,
             deployed=replica.deployed,
             service_ms=replica.service_ms,
         )
-        return self.owners.set(replica_key(model, version), advertisement.encode(advert), now)
+        value = advertisement.encode(full)
+        if len(value) > MAX_VALUE_BYTES:
+            value = advertisement.encode(advertisement.undescribed(full))
+        try:
+            return self.owners.set(key, value, now)
+        except TooLarge as error:
+            return [Emit("replica.hidden", model, f"version {version}: {error}")]
 
     # Keeping everything in step
 
     def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
         """Follow what the cores emitted until nothing changes any more."""
         settled: list[Effect] = []
-        while effects:
-            for effect in effects:
-                settled += self._follow(effect, now) if isinstance(effect, Emit) else [effect]
-            effects = []
-            if self._dirty and now >= self._quiet_until:
-                self._dirty = False
-                effects = self._reconcile(now)
-        return settled
+        queue = deque(effects)
+        while True:
+            while queue:
+                effect = queue.popleft()
+                if not isinstance(effect, Emit):
+                    settled.append(effect)
+                elif effect.kind == "state.changed":
+                    node, key = NodeId(effect.subject), effect.detail
+                    self._stale.update(self._directory.state_changed(node, key, now))
+                else:
+                    settled.append(effect)
+                    queue += self._follow(effect, now)
+            self._directory.forget_reaped()
+            queue += self._reconcile_stale(now)
+            if not queue:
+                return settled
 
     def _follow(self, emit: Emit, now: float) -> list[Effect]:
-        node = NodeId(emit.subject)
-        match emit.kind:
-            case "state.changed":
-                self._state_changed(node, emit.detail, now)
-                return []
-            case kind if kind in _MEMBER_CHANGES:
-                return [emit, *self._settle(self._member_changed(node, now), now)]
-            case "desired.changed":
-                self._dirty = True
-        return [emit]
+        if emit.kind in _MEMBER_CHANGES and emit.subject in self.membership.members:
+            return self._member_changed(NodeId(emit.subject), now)
+        if emit.kind == "desired.changed" and emit.subject.startswith(KEY_PREFIX):
+            name = emit.subject.removeprefix(KEY_PREFIX)
+            self._stale.add(name)
+            flaw = self._deployments.flaw(name)
+            return [Emit("deployment.ignored", name, flaw)] if flaw else []
+        return []
 
     def _member_changed(self, node: NodeId, now: float) -> list[Effect]:
-        self._dirty = True
-        member = self.membership.members.get(node)
-        state = member.state if member else NodeState.DEAD
-        self.router.node_changed(node, state)
-        if state in _PRESENT:
+        members = self.membership.members
+        if self._fleet.update(members.values()):
+            self._all_stale()
+        self._stale.update(self._directory.member_changed(node, now))
+        if members[node].live:
             self.owners.welcome(node)
-            for key in self.owners.entries(node):  # its name and region may be news
-                self._state_changed(node, key, now)
             return []
         return self.owners.forget(node, now)
 
-    def _state_changed(self, node: NodeId, key: str, now: float) -> None:
-        value = self.owners.get(node, key)
-        if key == LOAD_KEY:
-            if value is not None and node != self.me:
-                self._load_heard(node, value, now)
-            return
-        found = parse_replica_key(key)
-        if found is None:
-            return
-        self._dirty = True
-        if value is None:
-            self.router.replica_removed(node, *found)
-            return
-        try:
-            advert = advertisement.decode_replica(key, value)
-        except ProtocolError:
-            self.router.replica_removed(node, *found)
-            return
-        member = self.membership.members.get(node)
-        record = member.record if member else None
-        self.router.replica_changed(
-            Replica(
-                node=node,
-                node_name=record.name if record else node[:8],
-                region=record.region if record else "",
-                zone=record.zone if record else "",
-                model=found[0],
-                version=found[1],
-                state=advert.state,
-                reason=advert.reason,
-                manifest=advert.manifest,
-                slots=advert.slots,
-            ),
-            now,
-        )
+    # Which models run here
 
-    def _load_heard(self, node: NodeId, value: bytes, now: float) -> None:
-        try:
-            load = advertisement.decode_load(value)
-        except ProtocolError:
-            return
-        for each in load.models:
-            report = LoadReport(each.in_system, each.slots, each.service_ms)
-            self.router.load_reported(node, each.model, each.version, report, now)
+    def _all_stale(self) -> None:
+        self._stale.update(self._deployments.names(), (model for model, _ in self.own))
 
-    def _reconcile(self, now: float) -> list[Effect]:
-        deployments = self.deployments()
-        placements = {each.name: self.placement(each) for each in deployments}
+    def _reconcile_stale(self, now: float) -> list[Effect]:
+        if now < self._quiet_until:
+            return []
+        stale, self._stale = sorted(self._stale), set()
         effects: list[Effect] = []
-        for effect in self._reconciler.plan(
-            deployments, placements, self.own, self._ready(), self._holders(deployments), now
-        ):
-            effects += self._begin(effect, now)
+        for model in stale:
+            effects += self._reconcile(model, now)
+        if stale or self._timer_at is None:
+            effects += self._wake_at(min(self._due.values(), default=math.inf), now)
         return effects
 
-    def _begin(self, effect: Effect, now: float) -> list[Effect]:
-        """Note what is asked of the driver, so that it is asked once."""
-        if isinstance(effect, LoadModel):
-            manifest = self.deployed_manifest(effect.model, effect.version, effect.digest)
-            assert manifest is not None
-            self.own[effect.model, effect.version] = OwnReplica(
-                manifest, ReplicaState.FETCHING, deployed=True
-            )
-            return [effect, *self._publish(effect.model, effect.version, now)]
-        assert isinstance(effect, UnloadModel)
-        self.own[effect.model, effect.version].state = ReplicaState.UNLOADING
-        return [effect, *self._publish(effect.model, effect.version, now)]
-
-    def _ready(self) -> Mapping[tuple[str, int], frozenset[NodeId]]:
-        ready: dict[tuple[str, int], frozenset[NodeId]] = {}
-        table = self.router.table
-        for model, versions in table.models().items():
-            for version in versions:
-                ready[model, version] = frozenset(
-                    replica.node
-                    for replica in table.replicas(model, version)
-                    if replica.state is ReplicaState.READY
+    def _reconcile(self, model: str, now: float) -> list[Effect]:
+        known = self._deployments.get(model)
+        if known is None:
+            self._fleet.forget(model)
+        own = {version: own for (name, version), own in self.own.items() if name == model}
+        wanted = {} if known is None else self._wanted(known)
+        plan = self._reconciler.plan(model, wanted, own, now)
+        self._due.pop(model, None)
+        if plan.look_again_at is not None:
+            self._due[model] = plan.look_again_at
+        effects: list[Effect] = []
+        for version in plan.unload:
+            self.own[model, version].state = ReplicaState.UNLOADING
+            effects += [UnloadModel(model, version), *self._publish(model, version, now)]
+        for target in known.targets if known is not None else ():
+            manifest = target.manifest
+            if manifest.version in plan.load:
+                self.own[model, manifest.version] = OwnReplica(
+                    manifest, ReplicaState.FETCHING, deployed=True
                 )
-        return ready
+                holders = self._holders(target)
+                effects.append(LoadModel(model, manifest.version, target.digest, holders))
+                effects += self._publish(model, manifest.version, now)
+        return effects
 
-    def _holders(self, deployments: Iterable[Deployment]) -> Mapping[str, tuple[NodeId, ...]]:
-        """Return who has each deployed model's files: its replicas, then whoever deployed it."""
-        holders: dict[str, tuple[NodeId, ...]] = {}
-        for deployment in deployments:
-            entry = self.desired.entry(deployment.key)
-            author = (NodeId(entry.author),) if entry else ()
-            for manifest in deployment.manifests:
-                digest = manifest.digest
-                found = [
-                    node
-                    for node in self.owners.owners()
-                    if node != self.me and self._has_files(node, manifest, digest)
-                ]
-                holders[digest] = (*found, *(node for node in author if node not in found))
-        return holders
+    def _wanted(self, known: Known) -> dict[int, Wanted]:
+        nodes = self._fleet.placement(known.deployment).nodes
+        return {
+            target.manifest.version: Wanted(
+                target.digest, nodes, self._directory.ready(target.manifest, target.digest)
+            )
+            for target in known.targets
+        }
 
-    def _has_files(self, node: NodeId, manifest: Manifest, digest: str) -> bool:
-        key = replica_key(manifest.model, manifest.version)
-        value = self.owners.get(node, key)
-        if value is None:
-            return False
-        try:
-            advert = advertisement.decode_replica(key, value)
-        except MeshError:
-            return False
-        return advert.digest == digest and advert.state in (
-            ReplicaState.READY,
-            ReplicaState.LOADING,
-            ReplicaState.UNLOADING,
-        )
+    def _holders(self, target: Target) -> tuple[NodeId, ...]:
+        """Return who has a deployed model's files: its replicas, then whoever deployed it."""
+        found = self._directory.with_files(target.manifest, target.digest)
+        entry = self.desired.entry(KEY_PREFIX + target.manifest.model)
+        assert entry is not None  # the target is read from it
+        found.append(NodeId(entry.author))
+        return tuple(node for node in dict.fromkeys(found) if node != self.me)
 
+    def _look_again(self, at: float) -> None:
+        if self._timer_at == at:
+            self._timer_at = None
+        self._stale.update(model for model, due in self._due.items() if due <= at)
 
-def _ineligible(state: NodeState, record: MemberRecord, deployment: Deployment) -> str | None:
-    """Return why a node cannot serve a deployment, or None."""
-    if state not in _PRESENT:
-        return f"it is {state}"
-    runtimes = record.capabilities.get("runtimes")
-    available = runtimes if isinstance(runtimes, list) else []
-    for manifest in deployment.manifests:
-        if manifest.runtime not in available:
-            return f"it has no runtime {manifest.runtime!r}"
-    return None
+    def _wake_at(self, at: float, now: float) -> list[Effect]:
+        """Start a timer, unless none is needed or one runs that is due before."""
+        if at == math.inf or (self._timer_at is not None and self._timer_at <= at):
+            return []
+        self._timer_at = at
+        return [StartTimer(ReconcileDue(at), max(0.0, at - now))]

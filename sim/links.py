@@ -71,12 +71,13 @@ class _End:
 class _Link:
     """One open link between two hosts."""
 
-    __slots__ = ("ends", "stall", "waiting")
+    __slots__ = ("ends", "stall", "stalled_at", "waiting")
 
     def __init__(self, one: LinkHost, other: LinkHost) -> None:
         self.ends = {one.node: _End(one, one.boot), other.node: _End(other, other.boot)}
-        self.waiting: deque[tuple[NodeId, bytes]] = deque()
+        self.waiting: deque[tuple[NodeId, Event]] = deque()
         self.stall: object | None = None  # a new token for each stall, None while it flows
+        self.stalled_at = 0.0
 
     def other(self, node: NodeId) -> _End:
         return next(end for name, end in self.ends.items() if name != node)
@@ -154,20 +155,30 @@ class Links:
 
     def send_note(self, source: NodeId, to: NodeId, payload: bytes) -> None:
         """Send a note over the link to a peer; it is dropped where there is none."""
+        if to in self._of[source] and not self._network.drops_note():
+            self.send(source, to, NoteReceived(source, payload))
+
+    def send(self, source: NodeId, to: NodeId, event: Event) -> None:
+        """Send what arrives at a peer as `event`; it is dropped where there is no link."""
         link = self._of[source].get(to)
-        if link is None or self._network.drops_note():
+        if link is None:
             return
         if link.stall is None:
-            self._carry(link, source, payload)
+            self._carry(link, source, event)
         elif len(link.waiting) < MAX_WAITING_NOTES:
-            link.waiting.append((source, payload))
+            link.waiting.append((source, event))
 
-    def _carry(self, link: _Link, source: NodeId, payload: bytes) -> None:
+    def stalled_since(self, node: NodeId, peer: NodeId) -> float | None:
+        """Return since when nothing gets through on an open link, or None while it flows."""
+        link = self._of[node].get(peer)
+        return link.stalled_at if link is not None and link.stall is not None else None
+
+    def _carry(self, link: _Link, source: NodeId, event: Event) -> None:
         target = link.other(source)
         delay_s = self._network.delay_s(source, target.host.node)
         if self._network.loses_datagram():
             delay_s += self._network.config.retransmit_s
-        self._arrive(target, delay_s, NoteReceived(source, payload))
+        self._arrive(target, delay_s, event)
 
     def _arrive(self, target: _End, delay_s: float, event: Event) -> None:
         """Deliver in order: nothing overtakes what was sent before it on this link."""
@@ -221,11 +232,12 @@ class Links:
             flows = self._flows(one, other)
             if flows and link.stall is not None:
                 link.stall = None
-                for source, payload in link.waiting:
-                    self._carry(link, source, payload)
+                for source, event in link.waiting:
+                    self._carry(link, source, event)
                 link.waiting.clear()
             elif not flows and link.stall is None:
                 link.stall = object()
+                link.stalled_at = self._scheduler.now()
                 self._scheduler.after(
                     self._network.config.dead_after_s, self._give_up, link, link.stall
                 )

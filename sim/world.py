@@ -227,6 +227,11 @@ class World:
         node = self._running(name)
         self._perform(node, action(self.now(), self.wall_s()))
 
+    def tell(self, name: str, event: Event) -> None:
+        """Tell a node of something from outside, now; a frozen one hears it when it runs on."""
+        node = self._running(name)
+        self._tell(node, node.host.boot, event)
+
     # Time.
 
     def run_for(self, seconds: float) -> None:

@@ -1,0 +1,174 @@
+"""The deployments of the mesh and where they belong, worked out once for each change.
+
+`Deployments` reads them from the desired state. Its values come from any operator of the mesh, in
+whatever version of meshnode that runs, so one that is no deployment is left alone, never an error.
+
+`Fleet` is the nodes as placement sees them. A record's capabilities are free words of its node:
+what makes no sense counts as nothing, so that no record can stop the others from placing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meshnode.errors import MeshError
+from meshnode.routing.placement import Placement, PlacementNode
+from meshnode.routing.placement import placement as place
+from meshnode.state.deployment import KEY_PREFIX, Deployment
+from meshnode.types import NodeState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshnode.membership.member import Member
+    from meshnode.membership.messages import MemberRecord
+    from meshnode.models.manifest import Manifest
+    from meshnode.state.desired import DesiredState
+    from meshnode.types import NodeId
+
+MAX_WEIGHT: Final = 4096.0
+"""CPUs that count in placement: the largest machines' order; a larger claim draws no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A version that a deployment wants, with its digest, which costs a hash to compute."""
+
+    manifest: Manifest
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A deployment, decoded, and its versions."""
+
+    deployment: Deployment
+    targets: tuple[Target, ...]
+
+
+class Deployments:
+    """The deployments as the desired state holds them at this moment."""
+
+    def __init__(self, desired: DesiredState) -> None:
+        """Read from `desired`."""
+        self._desired = desired
+        # By name: the value it was decoded from, and what came of it. Bounded as the desired state.
+        self._decoded: dict[str, tuple[bytes, Known | str]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Deployments: {len(self._decoded)} decoded>"
+
+    def names(self) -> list[str]:
+        """Return the names of all deployments, those that are none included, sorted."""
+        return [
+            key.removeprefix(KEY_PREFIX)
+            for key, _ in self._desired.items()
+            if key.startswith(KEY_PREFIX)
+        ]
+
+    def get(self, name: str) -> Known | None:
+        """Return what is deployed under a name, or None."""
+        found = self._look_up(name)
+        return found if isinstance(found, Known) else None
+
+    def flaw(self, name: str) -> str | None:
+        """Return why the value under a name is no deployment, or None if it is one or is absent."""
+        found = self._look_up(name)
+        return found if isinstance(found, str) else None
+
+    def _look_up(self, name: str) -> Known | str | None:
+        value = self._desired.get(KEY_PREFIX + name)
+        if value is None:
+            self._decoded.pop(name, None)
+            return None
+        before = self._decoded.get(name)
+        if before is not None and before[0] == value:
+            return before[1]
+        found = _decode(name, value)
+        self._decoded[name] = (value, found)
+        return found
+
+
+class Fleet:
+    """The mesh's nodes as placement sees them, and the placements that follow."""
+
+    def __init__(self) -> None:
+        """Begin without nodes."""
+        self._nodes: tuple[_FleetNode, ...] = ()
+        self._placements: dict[str, tuple[Deployment, Placement]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Fleet of {len(self._nodes)} nodes, {len(self._placements)} placements known>"
+
+    def update(self, members: Iterable[Member]) -> bool:
+        """Take the members as they are now; return whether placements may differ from before."""
+        nodes = tuple(_FleetNode.of(member) for member in members)
+        if nodes == self._nodes:
+            return False
+        self._nodes = nodes
+        self._placements.clear()
+        return True
+
+    def placement(self, deployment: Deployment) -> Placement:
+        """Compute where a deployment's replicas belong; the same on every node."""
+        known = self._placements.get(deployment.name)
+        if known is not None and known[0] == deployment:
+            return known[1]
+        runtimes = {manifest.runtime for manifest in deployment.manifests}
+        nodes = [node.placeable(runtimes) for node in self._nodes]
+        made = place(deployment.name, deployment.replicas, deployment.on, nodes)
+        self._placements[deployment.name] = (deployment, made)
+        return made
+
+    def forget(self, name: str) -> None:
+        """Drop the placement of a deployment that is no more."""
+        self._placements.pop(name, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _FleetNode:
+    node_id: NodeId
+    region: str
+    weight: float
+    absent: str  # why it is not there, or empty
+    runtimes: frozenset[str]
+
+    @classmethod
+    def of(cls, member: Member) -> _FleetNode:
+        present = member.state in (NodeState.ALIVE, NodeState.SUSPECT)
+        runtimes = member.record.capabilities.get("runtimes")
+        names = runtimes if isinstance(runtimes, list | tuple) else ()
+        return cls(
+            member.node_id,
+            member.record.region,
+            _weight(member.record),
+            "" if present else f"it is {member.state}",
+            frozenset(name for name in names if isinstance(name, str)),
+        )
+
+    def placeable(self, runtimes: set[str]) -> PlacementNode:
+        reason = self.absent
+        missing = sorted(runtimes - self.runtimes)
+        if not reason and missing:
+            reason = f"it has no runtime {missing[0]!r}"
+        return PlacementNode(self.node_id, self.region, self.weight, not reason, reason)
+
+
+def _weight(record: MemberRecord) -> float:
+    cpus = record.capabilities.get("cpus")
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or not math.isfinite(cpus):
+        return 1.0
+    return min(MAX_WEIGHT, max(1.0, float(cpus)))
+
+
+def _decode(name: str, value: bytes) -> Known | str:
+    try:
+        deployment = Deployment.decode(value)
+    except MeshError as error:
+        return str(error)
+    if deployment.name != name:
+        return f"the value under {name!r} is a deployment of {deployment.name!r}"
+    targets = tuple(Target(manifest, manifest.digest) for manifest in deployment.manifests)
+    return Known(deployment, targets)

@@ -1,0 +1,341 @@
+"""A virtual device that serves models: fetches, loads, runs and unloads them in virtual time.
+
+It stands where the daemon has its artifacts and its model server, with their rules: files come from
+a linked peer that has them and stay on disk; a replica that is about to go answers for a grace and
+then finishes what it has; each version has slots and a bounded queue before them, first come first
+served. How long things take is a `ModelBehaviour`, divided by the device's speed.
+
+A host is told of things through its methods and answers with effects; `Told` is what it tells its
+own node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from meshnode.advertisement import ModelLoad, NodeLoad
+from meshnode.effects import Effect, StartTimer
+from meshnode.errors import NotServing, Saturated
+from meshnode.events import Event
+from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
+from meshnode.node import ReplicaChanged, ReplicaGone
+from meshnode.types import DataType, NodeId, ReplicaState
+from meshnode.wire.messages import LoadReport
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable
+
+MAX_WAITING: Final = 256
+"""Requests that may wait for one version, as in the real model server."""
+
+UNLOAD_GRACE_S: Final = 1.0
+"""Seconds for which a replica that is about to go still answers, as in the real daemon."""
+
+_FREE_MEMORY_BYTES: Final = 8 * 1024**3
+_SERVICE_GAIN: Final = 0.1  # share of the newest run in the reported average
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBehaviour:
+    """What a model does on a device of speed 1.
+
+    Attributes:
+        service_s: Mean seconds of one run, above 0.
+        spread: Standard deviation of the run time's logarithm, 0 to 1.
+        slots: Runs at once.
+        fetch_s: Seconds until its files are here, from one peer.
+        load_s: Seconds until it is loaded.
+        load_error: Why every load of it fails, or empty.
+    """
+
+    service_s: float = 0.02
+    spread: float = 0.2
+    slots: int = 2
+    fetch_s: float = 0.5
+    load_s: float = 0.5
+    load_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Effect):
+    """Something happened here that this node itself is to be told."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Event):
+    """A try is over: `code` is empty for an answer, else that of the error."""
+
+    server: NodeId
+    number: int
+    attempt: int
+    code: str
+    report: LoadReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Event):
+    """A gateway wants a model run."""
+
+    gateway: NodeId
+    number: int
+    attempt: int
+    model: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Effect):
+    """Bring this to the gateway that asked."""
+
+    to: NodeId
+    answered: Answered
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimer:
+    """A step of a load or an unload, or the end of a run, is due."""
+
+    step: str
+    model: str
+    version: int
+    asked: Asked | None = None
+    source: NodeId | None = None
+
+
+class Library:
+    """What all hosts of a world share: how models behave, and who has whose files.
+
+    Attributes:
+        behaviours: By digest; what is not named behaves as the default.
+        hosts: The hosts that run now, by node.
+        linked: Which peers a node could fetch from now.
+    """
+
+    def __init__(self, linked: Callable[[NodeId], Iterable[NodeId]]) -> None:
+        """Begin without models and hosts."""
+        self.behaviours: dict[str, ModelBehaviour] = {}
+        self.hosts: dict[NodeId, Host] = {}
+        self.linked = linked
+
+    def __repr__(self) -> str:
+        return f"<Library of {len(self.behaviours)} models, {len(self.hosts)} hosts>"
+
+    def behaviour(self, digest: str) -> ModelBehaviour:
+        """Return how the model with these files behaves."""
+        return self.behaviours.get(digest, ModelBehaviour())
+
+    def source_of(
+        self, digest: str, for_node: NodeId, holders: tuple[NodeId, ...]
+    ) -> NodeId | None:
+        """Return a linked peer that has the files, those named first; None if there is none."""
+        linked = dict.fromkeys(self.linked(for_node))
+        for node in (*(each for each in holders if each in linked), *linked):
+            host = self.hosts.get(node)
+            if host is not None and digest in host.files:
+                return node
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    """A model version on a host."""
+
+    manifest: Manifest
+    behaviour: ModelBehaviour
+    service_ms: float
+    deployed: bool
+    holders: tuple[NodeId, ...] = ()
+    is_ready: bool = False
+    is_draining: bool = False
+    running: int = 0
+    queue: deque[Asked] = field(default_factory=deque)
+
+    def report(self) -> LoadReport:
+        in_system = self.running + len(self.queue)
+        return LoadReport(in_system, self.behaviour.slots, self.service_ms)
+
+    def load(self) -> ModelLoad:
+        report = self.report()
+        manifest = self.manifest
+        return ModelLoad(
+            manifest.model, manifest.version, report.in_system, report.slots, report.service_ms
+        )
+
+
+class Host:
+    """One boot of a device's model server."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        speed: float,
+        files: set[str],
+        library: Library,
+        rng: random.Random,
+    ) -> None:
+        """Serve nothing yet.
+
+        Args:
+            node: Its node.
+            speed: Of the device; 2 halves all run times.
+            files: Digests of the models on its disk; kept across boots by the caller.
+            library: Shared by all hosts; this one enters itself.
+            rng: Draws run times.
+        """
+        self.node = node
+        self.files = files
+        self.fetched = 0
+        """Models whose files it has fetched since it booted."""
+        self.loaded: list[tuple[str, int]] = []
+        """Versions that it has begun to load since it booted, in order."""
+        self._speed = speed
+        self._library = library
+        self._rng = rng
+        self._served: dict[tuple[str, int], _Served] = {}
+        library.hosts[node] = self
+
+    def __repr__(self) -> str:
+        return f"<Host {self.node[:8]} serves {self.serving()}>"
+
+    def serving(self) -> list[tuple[str, int]]:
+        """Return the versions that are ready here, sorted."""
+        return sorted(key for key, served in self._served.items() if served.is_ready)
+
+    def load(
+        self, manifest: Manifest, holders: tuple[NodeId, ...] = (), *, deployed: bool = True
+    ) -> list[Effect]:
+        """Begin to fetch, if need be, and load a version."""
+        digest = manifest.digest
+        behaviour = self._library.behaviour(digest)
+        service_ms = 1000 * behaviour.service_s / self._speed
+        key = (manifest.model, manifest.version)
+        assert key not in self._served, f"{key} is here already"
+        self._served[key] = _Served(manifest, behaviour, service_ms, deployed, holders)
+        if not deployed:
+            self.files.add(digest)
+        return self._load_or_fetch(key)
+
+    def unload(self, model: str, version: int) -> list[Effect]:
+        """Begin to take a version out of service, after a grace."""
+        return [StartTimer(HostTimer("unload", model, version), UNLOAD_GRACE_S)]
+
+    def due(self, timer: HostTimer) -> list[Effect]:
+        """Take the next step of what a timer was started for."""
+        key = (timer.model, timer.version)
+        served = self._served.get(key)
+        if timer.step == "run":
+            assert timer.asked is not None
+            return self._run_ended(key, timer.asked)
+        if timer.step == "unload":
+            if served is None:  # it failed to load
+                return [Told(ReplicaGone(*key))]
+            served.is_draining = True
+            return self._gone_if_idle(key)
+        assert served is not None
+        if timer.step == "fetched":
+            source = self._library.hosts.get(timer.source) if timer.source is not None else None
+            if source is not None and served.manifest.digest in source.files:
+                self.files.add(served.manifest.digest)
+                self.fetched += 1
+            return self._load_or_fetch(key)
+        return self._loaded(key)
+
+    def ask(self, asked: Asked) -> list[Effect]:
+        """Run a model in its turn, or refuse."""
+        served = self._served.get((asked.model, asked.version))
+        if served is None or not served.is_ready or served.is_draining:
+            return [self._answer(asked, NotServing.code, None)]
+        if served.running < served.behaviour.slots:
+            return self._run(served, asked)
+        if len(served.queue) >= MAX_WAITING:
+            return [self._answer(asked, Saturated.code, served)]
+        served.queue.append(asked)
+        return []
+
+    def cancel(self, number: int, attempt: int) -> None:
+        """Take a request out of the queue; one that runs is run to its end for nobody."""
+        for served in self._served.values():
+            for asked in served.queue:
+                if (asked.number, asked.attempt) == (number, attempt):
+                    served.queue.remove(asked)
+                    return
+
+    def load_now(self) -> NodeLoad:
+        """Return how busy this host is."""
+        models = [served.load() for served in self._served.values() if served.is_ready]
+        return NodeLoad(0.0, _FREE_MEMORY_BYTES, tuple(models))
+
+    def _load_or_fetch(self, key: tuple[str, int]) -> list[Effect]:
+        served = self._served[key]
+        digest = served.manifest.digest
+        if digest in self.files:
+            self.loaded.append(key)
+            told = self._told(served, ReplicaState.LOADING)
+            return [told, StartTimer(HostTimer("loaded", *key), served.behaviour.load_s)]
+        source = self._library.source_of(digest, self.node, served.holders)
+        if source is None:
+            del self._served[key]
+            return [self._told(served, ReplicaState.FAILED, "no node could send its files")]
+        fetched = HostTimer("fetched", *key, source=source)
+        return [StartTimer(fetched, served.behaviour.fetch_s)]
+
+    def _loaded(self, key: tuple[str, int]) -> list[Effect]:
+        served = self._served[key]
+        if served.behaviour.load_error:
+            del self._served[key]
+            return [self._told(served, ReplicaState.FAILED, served.behaviour.load_error)]
+        served.is_ready = True
+        return [self._told(served, ReplicaState.READY)]
+
+    def _told(self, served: _Served, state: ReplicaState, reason: str = "") -> Told:
+        slots = served.behaviour.slots
+        return Told(
+            ReplicaChanged(
+                served.manifest, state, reason, slots, served.service_ms, served.deployed
+            )
+        )
+
+    def _run(self, served: _Served, asked: Asked) -> list[Effect]:
+        served.running += 1
+        behaviour = served.behaviour
+        spread = behaviour.spread
+        factor = self._rng.lognormvariate(-spread * spread / 2, spread)  # its mean is 1
+        run_s = behaviour.service_s / self._speed * factor
+        served.service_ms += _SERVICE_GAIN * (1000 * run_s - served.service_ms)
+        return [StartTimer(HostTimer("run", asked.model, asked.version, asked), run_s)]
+
+    def _run_ended(self, key: tuple[str, int], asked: Asked) -> list[Effect]:
+        served = self._served[key]
+        served.running -= 1
+        effects: list[Effect] = [self._answer(asked, "", served)]
+        if served.queue:
+            return effects + self._run(served, served.queue.popleft())
+        return effects + self._gone_if_idle(key)
+
+    def _gone_if_idle(self, key: tuple[str, int]) -> list[Effect]:
+        served = self._served[key]
+        if not served.is_draining or served.running:
+            return []
+        del self._served[key]
+        return [Told(ReplicaGone(*key))]
+
+    def _answer(self, asked: Asked, code: str, served: _Served | None) -> Reply:
+        report = served.report() if served is not None else None
+        answered = Answered(self.node, asked.number, asked.attempt, code, report)
+        return Reply(asked.gateway, answered)
+
+
+def sim_manifest(name: str, version: int = 1, content: str = "weights") -> Manifest:
+    """Return a model version of one file; other content is another model, with another digest."""
+    sha256 = hashlib.sha256(content.encode()).digest()
+    spec = TensorSpec("x", DataType.FP32, (-1, 4))
+    files = (FileEntry("model.onnx", len(content), sha256),)
+    return Manifest(
+        name, version, "onnx", "onnxruntime_onnx", (spec,), (spec,), 8, files, "model.onnx"
+    )
