@@ -44,6 +44,7 @@ from meshnode.membership.core import Membership
 from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
+from meshnode.state.admission import admission_key
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
@@ -265,7 +266,8 @@ class Node:
             advertisement.require_advertisable(manifest)
         value = deployment.encode()
         self._require_permission(deployment.key)
-        return self._settle(self.desired.put(deployment.key, value, now, wall_s), now)
+        effects = self._introduce(now, wall_s)
+        return self._settle(effects + self.desired.put(deployment.key, value, now, wall_s), now)
 
     def undeploy(self, name: str, now: float, wall_s: float) -> list[Effect]:
         """Ask the mesh to stop serving a model.
@@ -277,13 +279,24 @@ class Node:
         """
         key = KEY_PREFIX + name
         if self.desired.get(key) is None:
-            if any(model == name for model, _ in self.own):
+            if any(model == name and not own.deployed for (model, _), own in self.own.items()):
                 raise UsageError(
                     f"{name!r} is served from a node's own model folder (--models), not deployed"
                 )
             raise ModelNotFound(f"nothing is deployed under the name {name!r}")
         self._require_permission(key)
-        return self._settle(self.desired.delete(key, now, wall_s), now)
+        effects = self._introduce(now, wall_s)
+        return self._settle(effects + self.desired.delete(key, now, wall_s), now)
+
+    def _introduce(self, now: float, wall_s: float) -> list[Effect]:
+        """Put this node's admission beside what it writes.
+
+        A node that joins while the author is away could not check the author's entries otherwise.
+        """
+        key, chain = admission_key(self.me), self.membership.record.chain
+        if self.desired.get(key) == chain:
+            return []
+        return self.desired.put(key, chain, now, wall_s)
 
     def _require_permission(self, key: str) -> None:
         """Refuse what every other node would refuse, before this one holds it alone."""

@@ -104,7 +104,10 @@ class Daemon:
         self.node = Node(
             record=_record(device, boot),
             trust=NodeTrust(
-                papers.identity.sign, papers.verify_record, verify, papers.verify_entry
+                papers.identity.sign,
+                papers.authority.verify_record,
+                verify,
+                papers.authority.verify_entry,
             ),
             rng=random.Random(boot.rng.getrandbits(64)),
             config=config,
@@ -182,7 +185,7 @@ class Daemon:
     def _tell_node(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         effects: list[Effect] = []
         if isinstance(event, LinkUp):
-            self._device.papers.learn(self._mesh.admissions.papers[event.peer].member)
+            self._device.papers.authority.learn(self._mesh.admissions.papers[event.peer].member)
             self.node.router.link_changed(event.peer, LinkState.UP)
             rtt_s = self._mesh.world.network.rtt_s(self.node.me, event.peer)
             self.node.router.rtt_measured(event.peer, rtt_s)

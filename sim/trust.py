@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+
+from meshnode.authority import Authority
+from meshnode.trust.chain import VerifiedMember, admit, found_mesh
+from meshnode.trust.identity import Identity
+from meshnode.trust.invite import create_invite
+from meshnode.trust.roster import Roster
 from typing import TYPE_CHECKING
 
-from meshnode.trust.chain import VerifiedMember, admit, found_mesh, verify_chain
-from meshnode.trust.identity import Identity, verify
-from meshnode.trust.invite import create_invite
-from meshnode.trust.reasons import TrustError
-from meshnode.trust.roster import Roster
-from meshnode.types import NodeId, Role
-
 if TYPE_CHECKING:
-    from meshnode.membership.messages import MemberRecord
-    from meshnode.state.desired_messages import Entry
+    from meshnode.types import NodeId, Role
 
 _INVITE_TTL_S = 3600.0
 
@@ -28,6 +26,7 @@ class Papers:
         identity: The node's key.
         member: The node as a member.
         roster: The members that it knows.
+        authority: Its checks of what others say.
     """
 
     def __init__(self, identity: Identity, member: VerifiedMember) -> None:
@@ -36,39 +35,10 @@ class Papers:
         self.member = member
         self.roster = Roster(member.mesh_id)
         self.roster.add(member.chain)
+        self.authority = Authority(self.roster, lambda: None)
 
     def __repr__(self) -> str:
         return f"<Papers of {self.identity.node_id[:8]}, {self.member.role}, {self.roster!r}>"
-
-    def learn(self, member: VerifiedMember) -> None:
-        """Take a member whose hello has just succeeded."""
-        known = self.roster.get(member.node_id)
-        if known is None or known.chain != member.chain:
-            self.roster.add(member.chain)
-
-    def verify_record(self, record: MemberRecord) -> str | None:
-        """Say why a member's record is refused, or None, as the daemon's credentials do."""
-        known = self.roster.get(record.node_id)
-        if known is None or known.chain != record.chain:
-            try:
-                member = verify_chain(record.chain, self.member.mesh_id, subject=record.public_key)
-            except TrustError as error:
-                return f"its admission does not hold: {error}"
-            self.learn(member)
-        if not verify(record.public_key, record.signed_bytes(), record.signature):
-            return "its signature does not fit"
-        return None
-
-    def verify_entry(self, entry: Entry) -> str | None:
-        """Say why an entry of the desired state is refused, or None."""
-        author = self.roster.get(NodeId(entry.author))
-        if author is None:
-            return "its author is not known here"
-        if not author.role.allows(Role.OPERATOR):
-            return f"its author is a {author.role} and may not change the mesh"
-        if not verify(author.public_key, entry.signed_bytes, entry.signature):
-            return "its signature does not fit"
-        return None
 
 
 class Admissions:

@@ -76,12 +76,15 @@ class Stage:
         papers = founder if role is Role.ADMIN else admissions.admit("me", role, WALL_S)
         self.peer = admissions.admit("peer", Role.OPERATOR, WALL_S)
         self.peer_id = self.peer.identity.node_id
-        papers.learn(self.peer.member)
+        papers.authority.learn(self.peer.member)
         self.now = 0.0
         self.node = Node(
             record=record(papers, "me"),
             trust=NodeTrust(
-                papers.identity.sign, papers.verify_record, verify, papers.verify_entry
+                papers.identity.sign,
+                papers.authority.verify_record,
+                verify,
+                papers.authority.verify_entry,
             ),
             rng=random.Random(1),
             **options,
@@ -312,7 +315,7 @@ def test_a_timer_for_what_is_no_longer_due_is_harmless() -> None:
 
 def test_a_node_that_has_a_mesh_to_rejoin_waits_for_news_before_it_loads() -> None:
     before = Stage()
-    (persisted,) = [each for each in before.deploy(DIGITS) if isinstance(each, Persist)]
+    *_, persisted = [each for each in before.deploy(DIGITS) if isinstance(each, Persist)]
     seeds = (Address("10.0.0.2", 8471),)
     rejoining = Stage(stored_desired=persisted.value, seeds=seeds)
     assert rejoining.node.has_friends

@@ -294,6 +294,18 @@ def test_what_is_wanted_again_while_it_unloads_is_loaded_again() -> None:
     mesh.run_until(lambda: is_settled(mesh, "digits", 2), limit_s=10.0)
 
 
+def test_a_node_that_joins_while_the_author_is_away_learns_what_it_deployed() -> None:
+    """The newcomer has never seen the author; the author's admission lies beside its entry."""
+    mesh = build("a", "b", "c")
+    mesh.deploy("c", DIGITS, replicas=2)
+    mesh.run_until(lambda: is_settled(mesh, "digits", 2), limit_s=20.0)
+    mesh.crash("c")
+    mesh.run_for(20.0)
+    mesh.add("d", "eu")
+    mesh.run_until(lambda: is_settled(mesh, "digits", 2), limit_s=40.0)
+    assert mesh.world.core("d").node.deployment("digits") is not None
+
+
 def test_what_is_undeployed_while_a_node_is_away_does_not_come_back_with_it() -> None:
     mesh = deployed("a", "b", "c")
     away = next(name for name in mesh.placed("digits") if name != "a")

@@ -27,6 +27,7 @@ from meshnode.sim.serving import (
     sim_manifest,
 )
 from meshnode.sim.trust import Admissions, Papers
+from meshnode.state.admission import admission_key
 from meshnode.state.desired_messages import Entry
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.types import NodeId, ReplicaState, Role
@@ -200,12 +201,12 @@ def test_records_are_taken_with_the_subjects_own_admission_and_signature_only(
 ) -> None:
     founder, operator, lent = people
     good = record_of(operator, operator.member.chain)
-    assert founder.verify_record(good) is None
-    assert founder.verify_record(good) is None  # known now
+    assert founder.authority.verify_record(good) is None
+    assert founder.authority.verify_record(good) is None  # known now
     forged = msgspec.structs.replace(good, name="other")
-    assert founder.verify_record(forged) == "its signature does not fit"
+    assert founder.authority.verify_record(forged) == "its signature does not fit"
     stolen = record_of(lent, operator.member.chain)
-    assert str(founder.verify_record(stolen)).startswith("its admission does not hold")
+    assert founder.authority.verify_record(stolen) == "its admission is another node's"
 
 
 def test_entries_are_taken_from_known_operators_only(
@@ -213,19 +214,39 @@ def test_entries_are_taken_from_known_operators_only(
 ) -> None:
     founder, operator, lent = people
 
-    def entry_of(papers: Papers) -> Entry:
-        unsigned = Entry("deployment/m", Stamp(1, 0), papers.identity.node_id, b"v")
+    about_itself_only = "an admission is written by its own node, and stays"
+
+    def signed(papers: Papers, key: str, value: bytes) -> Entry:
+        unsigned = Entry(key, Stamp(1, 0), papers.identity.node_id, value)
         signature = papers.identity.sign(unsigned.signed_bytes)
         return msgspec.structs.replace(unsigned, signature=signature)
 
+    def entry_of(papers: Papers) -> Entry:
+        return signed(papers, "deployment/m", b"v")
+
+    def admission_of(papers: Papers, chain: bytes, subject: Papers | None = None) -> Entry:
+        return signed(papers, admission_key((subject or papers).identity.node_id), chain)
+
     entry = entry_of(operator)
-    assert founder.verify_entry(entry) == "its author is not known here"
+    assert founder.authority.verify_entry(entry) == "its author is not known here"
+    other_chain = admission_of(operator, founder.member.chain)
+    assert founder.authority.verify_entry(other_chain) == "its admission is another node's"
+    garbage = admission_of(operator, b"no chain")
+    assert str(founder.authority.verify_entry(garbage)).startswith("its admission does not hold")
+    about = admission_of(operator, operator.member.chain, subject=founder)
+    assert founder.authority.verify_entry(about) == about_itself_only
+    withdrawn = admission_of(operator, b"")
+    assert founder.authority.verify_entry(withdrawn) == about_itself_only
+    assert operator.identity.node_id not in founder.roster
+    introduced = admission_of(operator, operator.member.chain)
+    assert founder.authority.verify_entry(introduced) is None
+    assert operator.identity.node_id in founder.roster
     for other in (operator, lent):
-        founder.learn(other.member)
-        founder.learn(other.member)
-    assert founder.verify_entry(entry) is None
+        founder.authority.learn(other.member)
+        founder.authority.learn(other.member)
+    assert founder.authority.verify_entry(entry) is None
     forged = msgspec.structs.replace(entry, value=b"w")
-    assert founder.verify_entry(forged) == "its signature does not fit"
-    assert founder.verify_entry(entry_of(lent)) == (
+    assert founder.authority.verify_entry(forged) == "its signature does not fit"
+    assert founder.authority.verify_entry(entry_of(lent)) == (
         "its author is a member and may not change the mesh"
     )
