@@ -16,7 +16,9 @@ Every write is atomic: a temporary file, fsync, rename, fsync of the folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import sys
 from typing import IO, TYPE_CHECKING
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_EPOCH = re.compile(rb"[0-9]{1,18}")
 _MAX_STATE_BYTES = 64 * 1024 * 1024  # far more than MAX_MEMBERS records; a larger file is not ours
 
 
@@ -67,11 +70,16 @@ class DataFolder:
             self._lock: IO[bytes] | None = (path / "lock").open("ab")
         try:
             _lock_file(self._lock)
-        except OSError:
+        except OSError as error:
             self._lock.close()
+            if error.errno in _HELD_BY_ANOTHER:
+                raise ConfigError(
+                    f"another meshnode daemon is running on {path}; stop it, or name another "
+                    "folder with --data-dir"
+                ) from None
             raise ConfigError(
-                f"another meshnode daemon is running on {path}; stop it, or name another folder "
-                "with --data-dir"
+                f"the data folder {path} cannot be locked: {error.strerror or error}; name one on "
+                "a local disk with --data-dir"
             ) from None
 
     def __repr__(self) -> str:
@@ -120,12 +128,26 @@ class DataFolder:
         It follows the wall clock, so that a folder restored from a backup does not fall behind
         what peers remember, and rises by one where the clock went backwards.
         """
+        epoch = max(self._epoch() + 1, int(wall_s))
+        self._write(self.path / "epoch", str(epoch).encode())
+        return epoch
+
+    def keep_epoch(self, epoch: int) -> None:
+        """Remember an epoch that this node had to take while it ran, so that the next is greater."""
+        if epoch > self._epoch():
+            self._write(self.path / "epoch", str(epoch).encode())
+
+    def _epoch(self) -> int:
         path = self.path / "epoch"
         data = self._read(path)
-        last = int(data) if data is not None and data.isdigit() else 0
-        epoch = max(last + 1, int(wall_s))
-        self._write(path, str(epoch).encode())
-        return epoch
+        if data is None:
+            return 0
+        if not _EPOCH.fullmatch(data):
+            raise ConfigError(
+                f"{path} is damaged (a number expected); check that the clock is right, remove "
+                "the file and start again"
+            )
+        return int(data)
 
     def state(self, key: str) -> bytes | None:
         """Return what was persisted under a key, or None."""
@@ -147,13 +169,22 @@ class DataFolder:
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".new")
         with _explained(f"cannot write {path}"):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()  # gives a full disk its room back
+                raise
             sync_folder(path.parent)
+
+
+_HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+"""What flock and msvcrt.locking say about a lock that somebody holds."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -173,7 +204,8 @@ def _explained(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{doing}: {error.strerror or error}") from error
+        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise ConfigError(f"{doing}: {error.strerror or error}{hint}") from error
 
 
 def _lock_file(file: IO[bytes]) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 
 import psutil
 
-_VIRTUAL_PREFIXES = ("docker", "br-", "veth", "virbr", "cni", "flannel", "podman")
+from meshnode.membership.addresses import Kind, kind_of
+from meshnode.membership.config import MAX_ADDRESSES
+
+_VIRTUAL_PREFIXES = (
+    "br-", "cali", "cni", "docker", "flannel", "lxcbr", "lxdbr", "podman", "vboxnet", "veth",
+    "virbr", "vmnet",
+)  # fmt: skip
 """Interfaces that only this machine's containers see; peers elsewhere cannot use them."""
 
 
@@ -55,7 +61,8 @@ def reachable_hosts(listen_host: str) -> tuple[str, ...]:
             address = _usable_address(entry.address, bound.version)
             if address is not None and address not in found:
                 found.append(address)
-    return tuple(found) or ("127.0.0.1" if bound.version == 4 else "::1",)
+    found.sort(key=lambda host: ":" in host)  # IPv4 first: more networks carry it
+    return tuple(found[:MAX_ADDRESSES]) or ("127.0.0.1" if bound.version == 4 else "::1",)
 
 
 def _usable_address(text: str, bound_version: int) -> str | None:
@@ -63,7 +70,7 @@ def _usable_address(text: str, bound_version: int) -> str | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None  # a MAC address
-    if address.is_loopback or address.is_link_local or address.is_multicast:
+    if kind_of(str(address)) is not Kind.ROUTED:
         return None
     # A socket bound to 0.0.0.0 takes IPv4 only; one bound to :: takes both.
     if bound_version == 4 and address.version == 6:

@@ -50,6 +50,8 @@ class JoinOptions:
         models: Absolute path of a model repository whose every model this node serves, or None.
         new: Found a mesh without looking for others.
         mdns: Announce this node and look for others on the local network.
+        mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
+            all that are suitable.
     """
 
     invite: str | None
@@ -63,6 +65,7 @@ class JoinOptions:
     models: str | None
     new: bool
     mdns: bool
+    mdns_interfaces: tuple[str, ...] = ()
 
 
 def check_name(what: str, text: str) -> str:
@@ -124,6 +127,22 @@ def parse_address(option: str, text: str, default_port: int) -> Address:
     if not _HOST.fullmatch(address.host) or address.host.isdigit():
         raise ConfigError(f"{option}: {text!r} has no valid host; write HOST:PORT")
     return address
+
+
+def parse_interfaces(texts: Iterable[str]) -> tuple[str, ...]:
+    """Read the addresses that mDNS is limited to.
+
+    Raises:
+        ConfigError: if one is not an IP address.
+    """
+    for text in texts:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            raise ConfigError(
+                f"--mdns-interface {text!r} is not an IP address of this machine, such as 192.168.1.7"
+            ) from None
+    return tuple(texts)
 
 
 def check_loopback(address: Address) -> Address:

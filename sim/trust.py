@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from meshnode.authority import Authority
 from meshnode.trust.chain import VerifiedMember, admit, found_mesh
 from meshnode.trust.identity import Identity
 from meshnode.trust.invite import create_invite
 from meshnode.trust.roster import Roster
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meshnode.types import NodeId, Role

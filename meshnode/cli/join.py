@@ -20,6 +20,7 @@ from meshnode.options import (
     check_name,
     name_from_host,
     parse_address,
+    parse_interfaces,
     parse_labels,
 )
 from meshnode.types import Address
@@ -69,6 +70,12 @@ def join(
         bool,
         typer.Option("--no-mdns", help="Do not announce or search on the local network."),
     ] = False,
+    mdns_interface: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Limit that to the network of this address; repeatable.", metavar="ADDRESS"
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run this device's node, in the foreground, until Ctrl-C.
@@ -79,6 +86,8 @@ def join(
     """
     if invite is not None and new:
         raise ConfigError("an invite joins an existing mesh and --new founds one; give one of them")
+    if no_mdns and mdns_interface:
+        raise ConfigError("--mdns-interface says where to announce and --no-mdns leaves it out")
     if no_gateway and http is not None:
         raise ConfigError("--http says where the gateway listens and --no-gateway leaves it out")
     options = JoinOptions(
@@ -93,6 +102,7 @@ def join(
         models=None if models is None else _repository(models),
         new=new,
         mdns=not no_mdns,
+        mdns_interfaces=parse_interfaces(mdns_interface or ()),
     )
     from meshnode.daemon import run
 

@@ -3,12 +3,16 @@
 A model's files are fetched from the nodes that have them, one after the other until each file is
 whole and its SHA-256 right; what has arrived is kept, so the next holder continues where the last
 one stopped. Then the files are laid out in a folder and loaded.
+
+A file is fetched once at a time, also when several models share it. Files that nothing wants any more
+are removed only while nothing is being published, whose files no deployment names yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from typing import TYPE_CHECKING
 
 from meshnode.errors import MeshError, TransferFailed
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
     from meshnode.effects import LoadModel
     from meshnode.events import Event
+    from meshnode.models.manifest import FileEntry
     from meshnode.models.runtimes.base import Runtime
     from meshnode.models.server import ModelServer
     from meshnode.models.store import BlobStore
@@ -49,6 +54,7 @@ class Artifacts:
         tell: Callable[[Event], None],
         keep: Callable[[], list[Manifest]],
         runtime: Runtime,
+        name_of: Callable[[NodeId], str],
     ) -> None:
         """Work with these.
 
@@ -60,6 +66,7 @@ class Artifacts:
             tell: Takes `ReplicaChanged` and `ReplicaGone`.
             keep: Every manifest whose files must stay on disk.
             runtime: What opens models.
+            name_of: A node's name, for messages.
         """
         self._store = store
         self._models = models
@@ -68,6 +75,12 @@ class Artifacts:
         self._tell = tell
         self._keep = keep
         self._runtime = runtime
+        self._name_of = name_of
+        # Weak: a lock lives as long as somebody fetches the file or waits for it.
+        self._fetching: weakref.WeakValueDictionary[bytes, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+        self._publishing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def load(self, effect: LoadModel, manifest: Manifest) -> None:
@@ -105,10 +118,12 @@ class Artifacts:
             ModelError: if a version cannot be loaded; nothing is deployed then.
             ConfigError, TransferFailed: if the files cannot be kept.
         """
-        return [
-            await asyncio.to_thread(publish, self._store, model, version, self._runtime)
-            for version in model.versions
-        ]
+        # The caller deploys before anything else runs: nothing is collected in between.
+        async with self._publishing:
+            return [
+                await asyncio.to_thread(publish, self._store, model, version, self._runtime)
+                for version in model.versions
+            ]
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -119,13 +134,21 @@ class Artifacts:
     async def _load(self, manifest: Manifest, holders: tuple[NodeId, ...]) -> None:
         try:
             for entry in manifest.files:
-                if not await asyncio.to_thread(self._store.has, entry.sha256):
-                    await self._fetch(entry.sha256, entry.size_bytes, holders)
+                await self._have(entry, holders)
             folder = await asyncio.to_thread(self._store.materialise, manifest)
+            await self._bring_up(manifest, folder, deployed=True)
         except MeshError as error:
             self._report(manifest, ReplicaState.FAILED, str(error))
-            return
-        await self._bring_up(manifest, folder, deployed=True)
+        except Exception as error:
+            self._report(manifest, ReplicaState.FAILED, f"loading failed: {error!r}")
+            raise
+
+    async def _have(self, entry: FileEntry, holders: tuple[NodeId, ...]) -> None:
+        lock = self._fetching.get(entry.sha256) or asyncio.Lock()
+        self._fetching[entry.sha256] = lock
+        async with lock:
+            if not await asyncio.to_thread(self._store.has, entry.sha256):
+                await self._fetch(entry, holders)
 
     async def _bring_up(self, manifest: Manifest, folder: Path, *, deployed: bool) -> None:
         self._report(manifest, ReplicaState.LOADING, deployed=deployed)
@@ -144,16 +167,19 @@ class Artifacts:
             )
         )
 
-    async def _fetch(self, sha256: bytes, size_bytes: int, holders: tuple[NodeId, ...]) -> None:
+    async def _fetch(self, entry: FileEntry, holders: tuple[NodeId, ...]) -> None:
         others = [node for node in self._linked() if node not in holders]
         reasons: list[str] = []
         for node in (*holders, *others):
             try:
-                with self._store.open_writer(sha256, size_bytes) as writer:
-                    await self._peers.fetch_blob(node, sha256, writer)
+                writer = await asyncio.to_thread(
+                    self._store.open_writer, entry.sha256, entry.size_bytes
+                )
+                with writer:
+                    await self._peers.fetch_blob(node, entry.sha256, writer)
                     await asyncio.to_thread(writer.finish)
             except MeshError as error:
-                reasons.append(f"{node[:8]}: {error}")
+                reasons.append(f"{self._name_of(node)}: {error}")
                 continue
             return
         raise TransferFailed("no node could send the model's files: " + "; ".join(reasons))
@@ -162,7 +188,8 @@ class Artifacts:
         await asyncio.sleep(UNLOAD_GRACE_S)
         await self._models.unload(manifest.model, manifest.version)
         self._tell(ReplicaGone(manifest.model, manifest.version))
-        await asyncio.to_thread(self._store.collect, self._keep())
+        async with self._publishing:
+            await asyncio.to_thread(self._store.collect, self._keep())
 
     def _report(
         self, manifest: Manifest, state: ReplicaState, reason: str = "", *, deployed: bool = True

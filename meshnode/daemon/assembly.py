@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,7 +193,9 @@ class Assembly:
         cpu, memory = hardware.utilisation()
         models = []
         for (model, version), replica in self.node.own.items():
-            if replica.state is ReplicaState.READY:
+            if replica.state is not ReplicaState.READY:
+                continue
+            with contextlib.suppress(MeshError):  # it is being unloaded
                 report = self._models.load_report(model, version)
                 models.append(
                     ModelLoad(model, version, report.in_system, report.slots, report.service_ms)
@@ -202,7 +205,12 @@ class Assembly:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of this node stopped", exc_info=error)
 
 
 def assemble(
@@ -226,9 +234,9 @@ def assemble(
         record=record,
         trust=NodeTrust(
             credentials.identity.sign,
-            credentials.verify_record,
+            credentials.authority.verify_record,
             verify,
-            credentials.verify_entry,
+            credentials.authority.verify_entry,
         ),
         rng=seeded_random(),
         seeds=credentials.seeds,
@@ -247,6 +255,7 @@ def assemble(
         tell=driver.handle,
         keep=lambda: _wanted(node),
         runtime=runtime,
+        name_of=lambda peer: _name_of(node, peer),
     )
     peer_server = PeerServer(models, store)
     metrics = GatewayMetrics()
@@ -312,7 +321,12 @@ def _known_members(folder: DataFolder, credentials: Credentials) -> tuple[Member
     except ProtocolError as error:
         log.warning("the list of known members is damaged and was dropped: %s", error)
         return ()
-    return tuple(each for each in records if credentials.verify_record(each) is None)
+    return tuple(each for each in records if credentials.authority.verify_record(each) is None)
+
+
+def _name_of(node: Node, peer: NodeId) -> str:
+    member = node.membership.members.get(peer)
+    return member.record.name if member else peer
 
 
 def _wanted(node: Node) -> list[Manifest]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from typing import TYPE_CHECKING
 
+from meshnode.authority import Authority
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
 from meshnode.trust.chain import VerifiedMember, found_mesh, verify_chain
 from meshnode.trust.hello import NONCE_BYTES, AcceptorHello, DiallerHello
-from meshnode.trust.identity import Identity, verify
 from meshnode.trust.invite import Invite, create_invite
 from meshnode.trust.reasons import TrustError
 from meshnode.trust.records import MeshId
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meshnode.clock import Clock
-    from meshnode.membership.messages import MemberRecord
     from meshnode.net.tls import ServerTls
-    from meshnode.state.desired_messages import Entry
+    from meshnode.trust.identity import Identity
+
+log = logging.getLogger(__name__)
 
 ROSTER_KEY = "roster"
 
@@ -53,6 +55,8 @@ class Credentials:
         self.invite: Invite | None = None
         self._member: VerifiedMember | None = None
         self._roster: Roster | None = None
+        self._authority: Authority | None = None
+        self._is_roster_saved = True
         self.dropped: Sequence[str] = ()
         self.seeds: tuple[Address, ...] = ()
         stored = folder.mesh()
@@ -85,27 +89,34 @@ class Credentials:
         assert self._roster is not None
         return self._roster
 
+    @property
+    def authority(self) -> Authority:
+        """Checks of what other nodes say."""
+        assert self._authority is not None
+        return self._authority
+
     def found(self) -> None:
-        """Make a new mesh, with this node as its admin."""
+        """Make a new mesh, with this node as its admin.
+
+        Raises:
+            ConfigError: if it cannot be written; there is no mesh then.
+        """
         root_seed = secrets.token_bytes(32)
         member = found_mesh(self.identity, root_seed, self._clock.wall_s())
         self._folder.save_mesh(MeshFile(member.mesh_id, member.chain, root_seed))
         self._take(member)
 
     def admitted(self, member: VerifiedMember) -> None:
-        """Keep the admission that a member of the mesh has just given this node."""
+        """Keep the admission that a member of the mesh has just given this node.
+
+        Raises:
+            ConfigError: if it cannot be written; this node is no member then.
+        """
         assert self.invite is not None
         self.seeds = self.invite.seeds
         self._folder.save_mesh(MeshFile(member.mesh_id, member.chain, seeds=self.seeds))
         self.invite = None
         self._take(member)
-
-    def learn(self, member: VerifiedMember) -> bool:
-        """Take a verified member into the roster; return whether it was new, and so was saved."""
-        known = self.roster.get(member.node_id)
-        if known is not None and known.chain == member.chain:
-            return False
-        return self._add(member.chain)
 
     def dial_hello(self, certificate_hash: bytes, expect: NodeId | None) -> DiallerHello:
         """Begin a hello as the side that dials."""
@@ -153,34 +164,6 @@ class Credentials:
             random_seed=secrets.token_bytes(32),
         )
 
-    def verify_record(self, record: MemberRecord) -> str | None:
-        """Say why a member's record is refused, or None: its chain and its signature hold."""
-        node_id = record.node_id
-        known = self.roster.get(node_id)
-        if known is None or known.chain != record.chain:
-            try:
-                member = verify_chain(record.chain, self.member.mesh_id)
-            except TrustError as error:
-                return f"its admission does not hold: {error}"
-            if member.node_id != node_id:
-                return "its admission is another node's"
-            if not self._add(record.chain):
-                return "the roster is full"
-        if not verify(record.public_key, record.signed_bytes(), record.signature):
-            return "its signature does not fit"
-        return None
-
-    def verify_entry(self, entry: Entry) -> str | None:
-        """Say why an entry of the desired state is refused, or None."""
-        author = self.roster.get(NodeId(entry.author))
-        if author is None:
-            return "its author is not known here"
-        if not author.role.allows(Role.OPERATOR):
-            return f"its author is a {author.role} and may not change the mesh"
-        if not verify(author.public_key, entry.signed_bytes, entry.signature):
-            return "its signature does not fit"
-        return None
-
     def _verified(self, stored: MeshFile) -> VerifiedMember:
         try:
             member = verify_chain(stored.chain, MeshId(stored.mesh_id))
@@ -203,12 +186,16 @@ class Credentials:
             self._roster = Roster(member.mesh_id)
         else:
             self._roster, self.dropped = Roster.from_bytes(saved, member.mesh_id)
-        self._add(member.chain)
+        self._authority = Authority(self._roster, self._save_roster)
+        self._authority.learn(member)
 
-    def _add(self, chain: bytes) -> bool:
+    def _save_roster(self) -> None:
+        """Write the roster; where the disk refuses, go on: links bring every chain again."""
         try:
-            self.roster.add(chain)
-        except TrustError:
-            return False
-        self._folder.save_state(ROSTER_KEY, self.roster.to_bytes())
-        return True
+            self._folder.save_state(ROSTER_KEY, self.roster.to_bytes())
+        except ConfigError as error:
+            if self._is_roster_saved:
+                log.error("the list of members is not saved: %s", error)
+            self._is_roster_saved = False
+        else:
+            self._is_roster_saved = True

@@ -2,6 +2,11 @@
 
 It owns the sockets and the clock's timers. Everything that happens on a link, in a datagram or when
 a timer is due becomes an event; what the node answers is done here, in order.
+
+What cannot be written to disk. `Persist` comes before what follows from it, so after one that fails
+nothing else of the same answer is done: nobody is told, and whoever asked gets the error. Only
+timers still start, which tell nobody anything: without them the cores would fall silent. What was
+not written is tried again until it is, or until something newer is.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import asyncio
 import ipaddress
 import logging
 import random
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -26,14 +32,16 @@ from meshnode.effects import (
     StartTimer,
     UnloadModel,
 )
-from meshnode.errors import MeshError
-from meshnode.events import DatagramReceived, DialFailed, Event, LinkDown, NoteReceived, TimerFired
+from meshnode.errors import ConfigError, MeshError, NotServing
+from meshnode.events import DatagramReceived, Event, LinkDown, NoteReceived, TimerFired
+from meshnode.membership.addresses import Kind, kind_of
+from meshnode.net.log_budget import LogBudget
 from meshnode.routing.load import LinkState
 from meshnode.trust.datagrams import DatagramError, DatagramSeal
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
@@ -46,6 +54,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PERSIST_RETRY_S = 5.0
+"""How often something is tried to be written that could not be."""
+
+MAX_EARLY_NOTES = 256
+"""Notes kept from links that come up before the node is there; anti-entropy brings what is lost."""
+
+_NODE_ID = re.compile(r"\b[a-z2-7]{32}\b")
+
 ModelEffect = LoadModel | UnloadModel
 
 
@@ -53,9 +69,10 @@ class Driver:
     """Carries out a node's effects, and turns what happens into its events.
 
     Attributes:
-        hub: The links; set by `attach` before anything can happen.
         node: The cores; None until the node is a member of a mesh.
-        dropped: Datagrams that were not accepted or could not be sent, by reason.
+        peer_server: What answers peers; None as long.
+        dropped: Datagrams and notes that were not accepted or could not be sent, by reason.
+        events: What the cores reported, by kind.
     """
 
     def __init__(self, *, folder: DataFolder, credentials: Credentials, clock: Clock) -> None:
@@ -65,12 +82,14 @@ class Driver:
         self._clock = clock
         self._seal = DatagramSeal(credentials.identity, credentials.boot)
         self._loop = asyncio.get_running_loop()
+        self._log = LogBudget(log, clock)
         self._udp: DatagramSocket | None = None
         self._hub: LinkHub | None = None
         self._early: list[Event] = []
         self._stopped = False
+        self._unsaved: dict[str, bytes] = {}
         self._on_model: Callable[[ModelEffect], None] | None = None
-        self._listens_on_loopback = False
+        self._kinds = frozenset({Kind.ROUTED})
         self.peer_server: PeerServer | None = None
         self.node: Node | None = None
         self.dropped: Counter[str] = Counter()
@@ -85,10 +104,17 @@ class Driver:
         assert self._hub is not None
         return self._hub
 
-    def attach(self, hub: LinkHub, *, listens_on_loopback: bool) -> None:
-        """Take the hub, before it listens or dials."""
+    def attach(self, hub: LinkHub, hosts: Iterable[str]) -> None:
+        """Take the hub, before it accepts or dials.
+
+        Args:
+            hub: The links.
+            hosts: Where peers reach this node. Loopback and link-local addresses of others are
+                dialled only if it listens there itself: a peer elsewhere must not make it talk to
+                its own machine or to a cloud's metadata service.
+        """
         self._hub = hub
-        self._listens_on_loopback = listens_on_loopback
+        self._kinds = frozenset({Kind.ROUTED, *map(kind_of, hosts)} - {Kind.NOWHERE})
 
     def begin(
         self,
@@ -105,6 +131,7 @@ class Driver:
         early, self._early = self._early, []
         for event in early:
             self.handle(event)
+        self.hub.tell_health()
 
     @property
     def mesh_id(self) -> str | None:
@@ -113,8 +140,8 @@ class Driver:
 
     def dial_heard(self, addresses: tuple[Address, ...], node: NodeId) -> None:
         """Dial a node of the mesh that announced itself on the local network."""
-        if node not in self.hub.peers():
-            self._dial(addresses, node)
+        if not self._stopped and node not in self.hub.peers():
+            self.hub.dial(addresses, node, self._kinds)
 
     def stop(self) -> None:
         """Carry out nothing more and ignore timers."""
@@ -125,43 +152,54 @@ class Driver:
         if self._stopped:
             return
         if self.node is None:
-            self._early.append(event)
+            if not isinstance(event, NoteReceived) or len(self._early) < MAX_EARLY_NOTES:
+                self._early.append(event)
             return
         effects = self.node.handle(event, self._clock.now(), self._clock.wall_s())
         try:
             self.carry_out(effects)
         except MeshError as error:
-            log.error("an effect could not be carried out: %s", error)
+            self._log.write(logging.ERROR, "effects", f"not everything could be done: {error}")
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Do what a core asked for, in order.
 
         Raises:
             ConfigError: if something could not be written to disk; what came after it was not
-                done, so nobody was told of what is not durable.
+                done but for timers, so nobody was told of what is not durable.
         """
-        for effect in effects:
-            match effect:
-                case SendDatagram(to, payload):
-                    self._send_datagram(to, payload)
-                case SendNote(to, payload):
-                    if len(payload) <= MAX_META_BYTES:
-                        self.hub.note(to, payload)
-                    else:
-                        self.dropped["note_too_large"] += 1
-                case StartTimer(timer, delay_s):
-                    self._loop.call_later(delay_s, self._timer_due, timer)
-                case Dial(addresses, expect):
-                    self._dial(addresses, expect)
-                case CloseLink(to, reason):
-                    self.hub.close_link(to, reason)
-                case Persist(key, value):
-                    self._folder.save_state(key, value)
-                case LoadModel() | UnloadModel():
-                    assert self._on_model is not None
-                    self._on_model(effect)
-                case Emit():
-                    self._emitted(effect)
+        for index, effect in enumerate(effects):
+            try:
+                self._carry_out(effect)
+            except ConfigError:
+                for later in effects[index + 1 :]:
+                    if isinstance(later, StartTimer):
+                        self._carry_out(later)
+                raise
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case SendDatagram(to, payload):
+                self._send_datagram(to, payload)
+            case SendNote(to, payload):
+                if len(payload) <= MAX_META_BYTES:
+                    self.hub.note(to, payload)
+                else:
+                    self.dropped["note_too_large"] += 1
+            case StartTimer(timer, delay_s):
+                self._loop.call_later(delay_s, self._timer_due, timer)
+            case Dial(addresses, expect):
+                # A seed is what this node's owner named; all else is a claim of other nodes.
+                self.hub.dial(addresses, expect, None if expect is None else self._kinds)
+            case CloseLink(to, reason):
+                self.hub.close_link(to, reason)
+            case Persist(key, value):
+                self._persist(key, value)
+            case LoadModel() | UnloadModel():
+                assert self._on_model is not None
+                self._on_model(effect)
+            case Emit():
+                self._emitted(effect)
 
     def datagram_received(self, data: bytes) -> None:
         """Open a datagram; one that is not a member's is dropped without an answer."""
@@ -188,7 +226,7 @@ class Driver:
         hello = connection.hello
         if connection.dialler and hello.admitted is not None:
             self._credentials.admitted(hello.admitted)
-        self._credentials.learn(hello.peer)
+        self._credentials.authority.learn(hello.peer)
         if not self._seal.set_peer_boot(hello.peer.node_id, hello.peer_boot):
             log.warning("node %s seems to run twice: an earlier start is back", hello.peer.node_id)
 
@@ -214,7 +252,7 @@ class Driver:
     ) -> None:
         """A peer asks something."""
         if self.peer_server is None:
-            connection.refuse(stream)
+            connection.refuse(stream, NotServing("this node is still starting"))
         else:
             self.peer_server.opened(connection, stream, meta, data)
 
@@ -256,37 +294,66 @@ class Driver:
         advertised = [Address(*address) for address in member.record.addresses]
         remote = self.hub.remote_address(to)
         if remote is None:
-            return next((each for each in advertised if _is_literal(each.host)), None)
+            usable = (
+                each
+                for each in advertised
+                if _is_literal(each.host) and kind_of(each.host) in self._kinds
+            )
+            return next(usable, None)
         port = next((each.port for each in advertised if each.host == remote.host), None)
         return Address(remote.host, advertised[0].port if port is None else port)
 
-    def _dial(self, addresses: tuple[Address, ...], expect: NodeId | None) -> None:
-        usable = tuple(each for each in addresses if expect is None or self._may_dial(each.host))
-        if usable:
-            self.hub.dial(usable, expect)
-        else:
-            self._loop.call_soon(
-                self.handle, DialFailed(addresses, expect, "none of its addresses may be dialled")
-            )
-
-    def _may_dial(self, host: str) -> bool:
-        """Whether an address from another node's record may be dialled.
-
-        A peer elsewhere must not make this node talk to its own loopback or to a link-local
-        (cloud metadata) address.
-        """
+    def _persist(self, key: str, value: bytes) -> None:
         try:
-            address = ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            return True
-        return self._listens_on_loopback or not (address.is_loopback or address.is_link_local)
+            self._folder.save_state(key, value)
+        except ConfigError:
+            if not self._unsaved:
+                self._loop.call_later(PERSIST_RETRY_S, self._persist_again)
+            self._unsaved[key] = value
+            raise
+        self._unsaved.pop(key, None)
+
+    def _persist_again(self) -> None:
+        for key, value in tuple(self._unsaved.items()):
+            try:
+                self._folder.save_state(key, value)
+            except ConfigError as error:
+                self._log.write(logging.ERROR, "disk", str(error))
+                self._loop.call_later(PERSIST_RETRY_S, self._persist_again)
+                return
+            del self._unsaved[key]
 
     def _emitted(self, emit: Emit) -> None:
         self.events[emit.kind] += 1
-        level = logging.INFO
-        if emit.kind.endswith(("refused", "overtaken")):
-            level = logging.WARNING
-        log.log(level, "%s %s %s", emit.kind, emit.subject, emit.detail)
+        about_strangers = emit.kind.endswith(("refused", "overtaken", "dropped", "conflict"))
+        level = logging.WARNING if about_strangers else logging.INFO
+        text = f"{emit.kind} {self._named(emit.subject)} {self._named(emit.detail)}".rstrip()
+        if about_strangers:
+            self._log.write(level, emit.kind, text)
+        else:
+            log.log(level, "%s", text)
+        assert self.node is not None
+        if emit.kind == "member.conflict" and emit.subject == self.node.me:
+            self._keep_epoch(self.node)
+
+    def _keep_epoch(self, node: Node) -> None:
+        """Remember an epoch that outbids another process's: the next start must exceed it."""
+        try:
+            self._folder.keep_epoch(node.membership.record.epoch)
+        except ConfigError as error:
+            self._log.write(logging.ERROR, "disk", str(error))
+
+    def _named(self, text: str) -> str:
+        """Put names where NodeIds are, as far as they are known; safe to show in a terminal."""
+        assert self.node is not None
+        members = self.node.membership.members
+
+        def name(match: re.Match[str]) -> str:
+            member = members.get(NodeId(match[0]))
+            return member.record.name if member else match[0]
+
+        named = _NODE_ID.sub(name, text)
+        return "".join(character if character.isprintable() else "?" for character in named)
 
 
 def _is_literal(host: str) -> bool:

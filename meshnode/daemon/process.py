@@ -1,17 +1,21 @@
 """One run of the daemon: `meshnode join`, from its first message to its goodbye.
 
-The order matters. Lock the folder and decide which mesh this is; open the mesh port; be admitted,
-when joining; only then start the node, its models, its control channel and its gateway, so that
-`/readyz` means what it says. Going down is the same backwards: say goodbye, finish what runs, close.
+The order matters. Lock the folder and decide which mesh this is; take the ports, so that nothing is
+founded or used up by a start that fails; be admitted, when joining; only then say hello to others,
+start the node, its models, its control channel and its gateway, so that `/readyz` means what it says.
+Going down is the same backwards: say goodbye, finish what runs, close.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import random
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -22,20 +26,22 @@ from meshnode.daemon.assembly import Assembly, assemble
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.driver import Driver
 from meshnode.datafolder import DataFolder
-from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
+from meshnode.errors import ConfigError, InviteError, LinkLost
 from meshnode.events import Leave
 from meshnode.hardware import reachable_hosts
+from meshnode.net import sockets
 from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
 from meshnode.net.mdns import Announcement, Discovery
-from meshnode.net.tls import server_tls
+from meshnode.net.tls import ServerTls, server_tls
 from meshnode.net.udp import DatagramSocket
 from meshnode.trust.invite import Invite
 from meshnode.types import Address
 from meshnode.wire.link import LinkConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Iterable
+    from typing import Any
 
     from meshnode.options import JoinOptions
 
@@ -50,9 +56,19 @@ DRAIN_LIMIT_S = 30.0
 GOODBYE_S = 0.3
 """How long a leaving node stays reachable at least, so that peers hear of it before they ask again."""
 
+DRAIN_POLL_S = 0.02
+"""How often a leaving node looks whether anything still runs."""
+
+MDNS_RETRY_S = 10.0
+"""How often members that were heard on the local network and have no link are dialled."""
+
+MDNS_DIALS = 8
+"""At most so many of them at a time, in turn: anyone may announce any number of names."""
+
 INVITE_FOR_PRINT_S = 24 * 3600
 """How long the invite lasts that a founder prints; `meshnode invite --ttl` makes others."""
 
+_NAMES_SHOWN = 8  # nodes of one mesh that a search prints
 _PORT_TRIES = 20  # free TCP ports whose UDP twin is taken are rare; this many in a row are a fault
 
 
@@ -102,7 +118,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._discovery: Discovery | None = None
         self._driver: Driver | None = None
-        self._signals = 0
+        self._signals: list[int] = []
 
     def __repr__(self) -> str:
         return f"<Daemon {self._options.name} in {self._options.data_dir}>"
@@ -110,27 +126,49 @@ class Daemon:
     async def run(self) -> int:
         """Start, serve, stop; return the exit code."""
         self._catch_signals()
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                return await self._run(stack)
+        finally:
+            self._release_signals()
+
+    async def _run(self, stack: contextlib.AsyncExitStack) -> int:
         credentials = Credentials(self._folder, self._clock)
         for sentence in credentials.dropped:
             log.warning("%s", sentence)
         invite = self._check_mesh(credentials)
-        async with contextlib.AsyncExitStack() as stack:
-            if self._options.mdns:
-                await self._listen_for_others(stack)
-            if credentials.mesh_id is None and invite is None:
-                if not self._options.new and await self._found_others():
-                    return 2
+        driver = self._driver = Driver(
+            folder=self._folder, credentials=credentials, clock=self._clock
+        )
+        hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver)
+        await self._require_free_http_port()
+        if self._options.mdns:
+            await self._listen_for_others(stack)
+        if invite is not None:
+            await self._unless_stopped(self._be_admitted(credentials, hub, invite))
+        elif credentials.mesh_id is None:
+            if not self._options.new and await self._unless_stopped(self._found_others()):
+                return 2
+            if not self._stop.is_set():
                 credentials.found()
                 log.info("founded a new mesh")
-            driver = self._driver = Driver(
-                folder=self._folder, credentials=credentials, clock=self._clock
-            )
-            hub, udp, mesh_address = await self._open_mesh(credentials, driver)
-            stack.callback(udp.close)
-            stack.callback(hub.close)
-            if invite is not None:
-                await self._be_admitted(credentials, hub, invite)
-            return await self._serve(stack, credentials, driver, hub, udp, mesh_address)
+        if self._stop.is_set():  # before there was anything to serve
+            return 128 + self._signals[0]
+        hub.start_accepting()
+        return await self._serve(stack, credentials, driver, hub, udp, mesh_address)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Wait for this work; when a signal to stop comes first, cancel it and return False."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+        return not working.cancelled() and working.result()
 
     # Which mesh
 
@@ -158,62 +196,90 @@ class Daemon:
         return None
 
     async def _listen_for_others(self, stack: contextlib.AsyncExitStack) -> None:
-        self._heard: dict[str, Announcement] = {}
+        interfaces = self._options.mdns_interfaces
         try:
-            self._discovery = await stack.enter_async_context(Discovery(self._announced))
+            self._discovery = await stack.enter_async_context(
+                Discovery(self._announced, interfaces)
+            )
         except OSError as error:
+            if interfaces:
+                raise ConfigError(
+                    f"--mdns-interface {', '.join(interfaces)}: mDNS does not work there ({error}); "
+                    "give IP addresses of this machine"
+                ) from error
             log.warning("mDNS does not work here (%s); nodes are found by invite only", error)
-
-    def _announced(self, announcement: Announcement) -> None:
-        self._heard[announcement.node_id] = announcement
-        driver = self._driver
-        if driver is None or driver.node is None:
-            return
-        if announcement.mesh_id == driver.mesh_id and announcement.node_id != driver.node.me:
-            driver.dial_heard(announcement.addresses, announcement.node_id)
 
     async def _found_others(self) -> bool:
         """Search the local network; say what is there. True if there is a mesh to be admitted to."""
         if self._discovery is None:
             return False
         log.info("looking for meshes on the local network for %.0f s ...", SEARCH_S)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), SEARCH_S)
+        await asyncio.sleep(SEARCH_S)
         meshes: dict[str, list[Announcement]] = {}
-        for announcement in self._heard.values():
+        for announcement in self._discovery.heard:
             meshes.setdefault(announcement.mesh_id, []).append(announcement)
         for mesh_id, nodes in sorted(meshes.items()):
-            names = ", ".join(sorted(f"{each.name} ({each.addresses[0]})" for each in nodes))
-            _print(f"Found mesh {mesh_id} with {names}.")
+            names = sorted(f"{each.name} ({each.addresses[0]})" for each in nodes)
+            if len(names) > _NAMES_SHOWN:
+                names[_NAMES_SHOWN:] = [f"{len(names) - _NAMES_SHOWN} more"]
+            _print(f"Found mesh {mesh_id} with {', '.join(names)}.")
         if meshes:
             _print(
                 "\nTo be admitted, run `meshnode invite` on one of these nodes and type the line that "
                 "it prints here.\nTo found a separate mesh instead: meshnode join --new"
             )
-        return bool(meshes) or self._stop.is_set()
+        return bool(meshes)
 
-    async def _be_admitted(self, credentials: Credentials, hub: LinkHub, invite: Invite) -> None:
+    async def _be_admitted(self, credentials: Credentials, hub: LinkHub, invite: Invite) -> bool:
         where = ", ".join(str(seed) for seed in invite.seeds)
         log.info("joining mesh %s through %s", invite.mesh_id, where)
         credentials.invite = invite
         try:
             await hub.connect(invite.seeds, None)
-        except HandshakeError:
-            raise
         except LinkLost as error:
             raise LinkLost(
                 f"no address of the invite could be reached ({error}); check that the inviting node "
                 "runs, that both are on a common network, and that its port is open (TCP and UDP)"
             ) from error
-        if credentials.mesh_id is None:
-            raise HandshakeError("the mesh answered, but did not admit this node")
+        return True
+
+    # The local network, once this node is a member
+
+    def _announced(self, announcement: Announcement) -> None:
+        """Dial a member that was heard; those that this finds no room for come with the rounds."""
+        self._dial_heard([announcement])
+
+    def _dial_heard(self, announcements: Iterable[Announcement]) -> None:
+        driver = self._driver
+        if driver is None or driver.node is None:
+            return
+        linked = set(driver.hub.peers()) | {driver.node.me}
+        wanted = [
+            each
+            for each in announcements
+            if each.mesh_id == driver.mesh_id and each.node_id not in linked
+        ]
+        if len(wanted) > MDNS_DIALS:
+            wanted = random.sample(wanted, MDNS_DIALS)
+        for each in wanted:
+            driver.dial_heard(each.addresses, each.node_id)
+
+    async def _meet_on_local_network(self, discovery: Discovery, mine: Announcement) -> None:
+        """Announce this node, and dial members that were heard and are not linked."""
+        try:
+            await discovery.announce(mine)
+        except OSError as error:
+            log.warning("this node could not be announced by mDNS: %s", error)
+        while True:
+            self._dial_heard(discovery.heard)
+            await asyncio.sleep(MDNS_RETRY_S)
 
     # Sockets
 
     async def _open_mesh(
-        self, credentials: Credentials, driver: Driver
+        self, stack: contextlib.AsyncExitStack, credentials: Credentials, driver: Driver
     ) -> tuple[LinkHub, DatagramSocket, Address]:
-        tls = server_tls()
+        tls = _server_tls()
         hub = LinkHub(
             me=credentials.node_id,
             clock=self._clock,
@@ -223,9 +289,9 @@ class Daemon:
             accept_hello=credentials.accept_hello(tls),
             config=LinkConfig(),
         )
+        stack.push_async_callback(hub.close)
         listen = self._options.listen
-        hosts = reachable_hosts(listen.host)
-        driver.attach(hub, listens_on_loopback=hosts[0] in ("127.0.0.1", "::1", "localhost"))
+        driver.attach(hub, reachable_hosts(listen.host))
         for _ in range(_PORT_TRIES):
             try:
                 bound = await hub.listen(listen)
@@ -235,12 +301,23 @@ class Daemon:
                 udp = await DatagramSocket.open(bound, driver.datagram_received)
             except OSError as error:
                 if listen.port != 0:
-                    hub.stop_listening()
                     raise _port_error("--listen", listen, error) from error
                 hub.unlisten()  # a free TCP port whose UDP twin is taken: try another one
                 continue
+            stack.push_async_callback(udp.close)
             return hub, udp, bound
         raise ConfigError(f"no port of {listen.host} is free for both TCP and UDP")
+
+    async def _require_free_http_port(self) -> None:
+        """Fail now rather than after a mesh was founded or joined."""
+        http = self._options.http
+        if http is None:
+            return
+        try:
+            probe = await sockets.bind(http, socket.SOCK_STREAM)
+        except OSError as error:
+            raise _port_error("--http", http, error) from error
+        probe.close()
 
     # Serving
 
@@ -274,25 +351,15 @@ class Daemon:
         mesh.start()
         if options.models is not None:
             mesh.load_folder(Path(options.models))
-        if self._discovery is not None:
-            await self._announce(mesh)
         self._welcome(mesh)
+        if self._discovery is not None:
+            meeting = asyncio.ensure_future(
+                self._meet_on_local_network(self._discovery, _announcement(mesh))
+            )
+            stack.push_async_callback(_cancelled, meeting)
         await self._stop.wait()
         await self._say_goodbye(mesh)
         return 0
-
-    async def _announce(self, mesh: Assembly) -> None:
-        assert self._discovery is not None
-        addresses = tuple(Address(*each) for each in mesh.record.addresses)
-        announcement = Announcement(
-            mesh.node.me, str(mesh.credentials.mesh_id), mesh.record.name, addresses
-        )
-        try:
-            await self._discovery.announce(announcement)
-        except (OSError, MeshError) as error:
-            log.warning("this node could not be announced by mDNS: %s", error)
-        for heard in list(self._heard.values()):
-            self._announced(heard)
 
     def _welcome(self, mesh: Assembly) -> None:
         status = mesh.control.status()
@@ -319,7 +386,7 @@ class Daemon:
             quiet_since = None if mesh.busy else (quiet_since or now)
             if quiet_since is not None and now - max(quiet_since, begin) >= GOODBYE_S:
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(DRAIN_POLL_S)
         mesh.driver.stop()
 
     # Signals
@@ -332,11 +399,37 @@ class Daemon:
             except NotImplementedError:  # Windows: handlers run in the main thread
                 signal.signal(number, lambda n, _: loop.call_soon_threadsafe(self._signalled, n))
 
+    def _release_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+
     def _signalled(self, number: int) -> None:
-        self._signals += 1
+        self._signals.append(number)
         self._stop.set()
-        if self._signals > 1:
+        if len(self._signals) > 1:
             _exit_now(128 + number)
+
+
+def _announcement(mesh: Assembly) -> Announcement:
+    addresses = tuple(Address(*each) for each in mesh.record.addresses)
+    return Announcement(mesh.node.me, str(mesh.credentials.mesh_id), mesh.record.name, addresses)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _server_tls() -> ServerTls:
+    try:
+        return server_tls()
+    except OSError as error:
+        raise ConfigError(
+            f"no temporary file can be written ({error.strerror or error}); free some space, or name "
+            "another folder in TMPDIR"
+        ) from error
 
 
 def _exit_now(code: int) -> NoReturn:
@@ -346,8 +439,6 @@ def _exit_now(code: int) -> NoReturn:
 
 
 def _port_error(option: str, address: Address, error: OSError) -> ConfigError:
-    import errno
-
     if error.errno == errno.EADDRINUSE:
         return ConfigError(
             f"port {address.port} of {address.host} is in use by another program, perhaps another "

@@ -1,13 +1,24 @@
-"""Answering peers: inference and model files that they ask for over their links."""
+"""Answering peers: inference and model files that they ask for over their links.
+
+What a peer asks wrongly fails that one request; bytes that are no message at all close its link.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Protocol
 
 from meshnode.config import BLOB_CHUNK_BYTES
-from meshnode.errors import InferenceFailed, InvalidRequest, MeshError, ProtocolError
+from meshnode.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    MeshError,
+    ProtocolError,
+    Saturated,
+)
 from meshnode.net.peers import tensor_headers, tensors_of
 from meshnode.types import InferRequest, InferResponse, ResponsePart
 from meshnode.wire.messages import (
@@ -26,6 +37,15 @@ if TYPE_CHECKING:
     from meshnode.net.connection import Connection
 
 log = logging.getLogger(__name__)
+
+MAX_BLOBS_SENT = 32
+"""Files that are sent at once, each with up to three chunks in memory; more peers wait their turn."""
+
+MAX_TIMEOUT_S = 24 * 3600.0
+"""The longest time that a peer may ask for; a longer one, or one that is no number, is an attack."""
+
+_SHA256_BYTES = 32
+_MAX_MESSAGE_LENGTH = 2000  # characters of an error's text that travel
 
 
 class Executor(Protocol):
@@ -59,6 +79,7 @@ class PeerServer:
         self._executor = executor
         self._blobs = blobs
         self._tasks: dict[tuple[Connection, int], asyncio.Task[None]] = {}
+        self._blobs_sent = 0
 
     @property
     def running(self) -> int:
@@ -69,16 +90,21 @@ class PeerServer:
         """Begin to answer. A short model answers before this returns."""
         try:
             message = STREAMS.decode(meta)
+        except ProtocolError as error:
+            connection.close(error)
+            return
+        try:
             if isinstance(message, Infer):
                 self._infer(connection, stream, message, data)
             elif isinstance(message, FetchBlob):
                 self._start(connection, stream, self._send_blob(connection, stream, message))
             else:
                 raise InvalidRequest("this node does not know what is asked")
-        except ProtocolError as error:
-            connection.close(error)
         except MeshError as error:
             _fail(connection, stream, error, None)
+        except Exception as error:  # a runtime's mistake must not cost the link
+            log.error("answering a peer failed", exc_info=error)
+            _fail(connection, stream, InferenceFailed("this node failed while it answered"), None)
 
     def cancelled(self, connection: Connection, stream: int) -> None:
         """Stop working for a stream that nobody waits for."""
@@ -100,7 +126,7 @@ class PeerServer:
             ask.outputs,
             ask.request_id,
             ask.parameters,
-            ask.timeout_ms / 1e3,
+            _timeout_s(ask),
         )
         try:
             part = self._executor.try_infer_inline(request)
@@ -121,8 +147,7 @@ class PeerServer:
             async for part in response:
                 self._reply(connection, stream, request, part, end=False)
                 await connection.drained(stream)
-            end = ResponsePart(())
-            self._reply(connection, stream, request, end, end=True)
+            self._reply(connection, stream, request, ResponsePart(()), end=True)
         except MeshError as error:
             _fail(connection, stream, error, self._load(request))
 
@@ -146,27 +171,35 @@ class PeerServer:
             return None  # it is being unloaded; this was one of its last answers
 
     async def _send_blob(self, connection: Connection, stream: int, ask: FetchBlob) -> None:
+        if self._blobs_sent >= MAX_BLOBS_SENT:
+            busy = Saturated("this node is sending as many files as it can; try again")
+            _fail(connection, stream, busy, None)
+            return
+        self._blobs_sent += 1
         try:
+            if len(ask.sha256) != _SHA256_BYTES:
+                raise InvalidRequest("a file is named by its SHA-256")
             total = self._blobs.size_bytes(ask.sha256)
             if not 0 <= ask.offset <= total:
                 raise InvalidRequest(f"the file has no byte {ask.offset}")
+            await self._send_rest(connection, stream, ask, total)
         except MeshError as error:
             _fail(connection, stream, error, None)
-            return
+        finally:
+            self._blobs_sent -= 1
+
+    async def _send_rest(
+        self, connection: Connection, stream: int, ask: FetchBlob, total: int
+    ) -> None:
         offset = ask.offset
-        while True:
-            try:
-                chunk = await asyncio.to_thread(
-                    self._blobs.read_chunk, ask.sha256, offset, BLOB_CHUNK_BYTES
-                )
-            except MeshError as error:
-                _fail(connection, stream, error, None)
-                return
+        end = False
+        while not end:
+            chunk = await asyncio.to_thread(
+                self._blobs.read_chunk, ask.sha256, offset, BLOB_CHUNK_BYTES
+            )
             end = offset + len(chunk) >= total or not chunk
             meta = STREAMS.encode(BlobChunk(offset, total))
             connection.reply(stream, meta, [chunk], end=end)
-            if end:
-                return
             offset += len(chunk)
             await connection.drained(stream)
 
@@ -185,6 +218,18 @@ class PeerServer:
             _fail(*key, InferenceFailed("this node failed while it answered"), None)
 
 
+def _timeout_s(ask: Infer) -> float:
+    timeout_s = ask.timeout_ms / 1e3
+    if not math.isfinite(timeout_s) or timeout_s > MAX_TIMEOUT_S:
+        raise InvalidRequest("a request's time limit is out of range")
+    if timeout_s <= 0:
+        raise DeadlineExceeded("the request's deadline has passed")
+    return timeout_s
+
+
 def _fail(connection: Connection, stream: int, error: MeshError, load: LoadReport | None) -> None:
-    meta = STREAMS.encode(Failure(error.code, str(error)[:2000], load))
-    connection.reply(stream, meta, end=True)
+    meta = STREAMS.encode(Failure(error.code, str(error)[:_MAX_MESSAGE_LENGTH], load))
+    try:
+        connection.reply(stream, meta, end=True)
+    except (Saturated, ValueError):  # it reads nothing, or its answer had ended
+        connection.refuse(stream, error)

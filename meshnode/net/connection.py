@@ -1,8 +1,20 @@
 """One TLS connection between two nodes: first the hello, then the multiplexed link.
 
 The deciding parts (hello, frames, credit, liveness) are sans-IO cores; this class feeds them bytes
-and time, and hands what they say to a `LinkOwner`. Writes are collected and flushed once per turn
-of the event loop, so that many small answers share one TLS record and one system call.
+and time, and hands what they say to a `LinkOwner`.
+
+Writing. Output is taken from the link once per turn of the event loop, so that many small answers
+share one TLS record and one system call, and at most `FLUSH_BYTES` at a time: between two such
+pieces the loop serves others, and what is small overtakes. While the socket takes no more, output
+waits in the link, where streams take turns; so little is ever queued behind the link's back.
+
+Reading. Whoever takes a part's data says so with `consumed` when it is done with it. Until then the
+peer gets no new credit for that stream: a slow disk slows the sender down and fills no memory. A
+request's data counts until its stream ends, since it is held for as long.
+
+A connection that is to be replaced is *retired*: it opens no new streams, says so, and closes when
+both sides have said so and nothing runs on it any more; a peer that has said so opens none either,
+so nothing can be on its way.
 """
 
 from __future__ import annotations
@@ -11,8 +23,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from meshnode.config import HANDSHAKE_TIMEOUT_S
-from meshnode.errors import HandshakeError, LinkLost, MeshError, ProtocolError, error_of
+from meshnode.config import HANDSHAKE_TIMEOUT_S, KIB
+from meshnode.errors import (
+    HandshakeError,
+    InvalidRequest,
+    LinkLost,
+    MeshError,
+    Saturated,
+    TooLarge,
+    error_of,
+)
 from meshnode.trust.hello import AcceptorHello, DiallerHello, HelloResult
 from meshnode.types import Address, Buffer
 from meshnode.wire.link import (
@@ -28,18 +48,27 @@ from meshnode.wire.link import (
     Stalled,
     StreamOpened,
     StreamReset,
-    StreamWritable,
 )
 
 if TYPE_CHECKING:
     from meshnode.clock import Clock
+
+FLUSH_BYTES = 256 * KIB
+"""Bytes taken from the link at a time, and queued in the transport before it says that it is full:
+half a millisecond of a 4 Gbit/s network, and enough to keep one of 100 ms and 20 Mbit/s busy."""
+
+MAX_SHOWN_LENGTH = 500
+"""Characters of a peer's error message that are kept: it goes to logs and to clients."""
+
+CLOSE_TIMEOUT_S = 1.0
+"""A peer that reads nothing would keep a closing connection open for ever."""
 
 
 class StreamHandler(Protocol):
     """Receives what the peer sends on one stream that we opened."""
 
     def part(self, meta: bytes, data: memoryview, end: bool) -> None:
-        """Take one part; after `end` nothing more comes."""
+        """Take one part; after `end` nothing more comes. Answer with `Connection.consumed`."""
 
     def lost(self, error: MeshError) -> None:
         """The stream was reset or its link broke; nothing more comes."""
@@ -49,7 +78,7 @@ class LinkOwner(Protocol):
     """What a connection tells the hub that owns it."""
 
     def established(self, connection: Connection) -> None:
-        """The hello succeeded; `connection.hello` is set."""
+        """The hello succeeded; `connection.hello` is set. A MeshError closes the connection."""
 
     def closed(self, connection: Connection, error: MeshError | None) -> None:
         """The connection is gone; with an error if it was not asked for."""
@@ -76,7 +105,16 @@ HelloFactory = Callable[[asyncio.Transport], Hello]
 
 
 class Connection(asyncio.Protocol):
-    """A connection in one of three phases: hello, link, closed."""
+    """A connection in one of three phases: hello, link, closed.
+
+    Attributes:
+        dialler: Whether this side opened the connection.
+        dialled: The address that was dialled, on the side that did.
+        remote: The other end.
+        hello: What the hello established; None before.
+        lost: Set once the transport is gone, or was never made.
+        dropped_notes: Notes that found no room because the peer reads nothing.
+    """
 
     def __init__(
         self,
@@ -84,18 +122,32 @@ class Connection(asyncio.Protocol):
         make_hello: HelloFactory,
         clock: Clock,
         *,
-        dialler: bool,
         config: LinkConfig,
+        dialled: Address | None = None,
+        hello_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
-        """Wait for the transport. `dialler` is true on the side that opened the connection."""
-        self.dialler = dialler
+        """Wait for the transport.
+
+        Args:
+            owner: Told of everything.
+            make_hello: Begins the hello.
+            clock: Time for the link.
+            config: Of the link.
+            dialled: The address, on the side that dials; None on the side that accepts.
+            hello_timeout_s: From now until the hello must have succeeded, TLS included.
+        """
+        self.dialler = dialled is not None
+        self.dialled = dialled
         self.hello: HelloResult | None = None
-        self.remote = Address("", 0)
+        self.remote = dialled or Address("", 0)
+        self.dropped_notes = 0
+        self.lost = asyncio.Event()
         self._owner = owner
         self._make_hello = make_hello
         self._clock = clock
         self._config = config
         self._loop = asyncio.get_running_loop()
+        self._hello_due = self._loop.time() + hello_timeout_s
         self._transport: asyncio.Transport | None = None
         self._handshake: Hello | None = None
         self._link: Link | None = None
@@ -104,7 +156,12 @@ class Connection(asyncio.Protocol):
         self._flush_due = False
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
+        self._retire_timer: asyncio.TimerHandle | None = None
+        self._abort_timer: asyncio.TimerHandle | None = None
         self._error: MeshError | None = None
+        self._retiring = False
+        self._peer_is_away = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -117,9 +174,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the hello."""
         self._transport = cast("asyncio.Transport", transport)
-        peer: tuple[Any, ...] = transport.get_extra_info("peername", ("", 0))
-        self.remote = Address(str(peer[0]).partition("%")[0], int(peer[1]))
-        self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_timed_out)
+        if self._closed:  # while TLS was being set up
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=FLUSH_BYTES)
+        peer: tuple[Any, ...] = transport.get_extra_info("peername") or ("", 0)
+        self.remote = Address(_plain_host(str(peer[0])), int(peer[1]))
+        self._timer = self._loop.call_at(self._hello_due, self._handshake_timed_out)
         self._handshake = self._make_hello(self._transport)
         self._transport.write(self._handshake.start())
 
@@ -128,24 +189,25 @@ class Connection(asyncio.Protocol):
         if self._closed:
             return
         try:
-            link = self._link
-            if link is None:
+            if self._link is None:
                 data = self._continue_handshake(data)
-                link = self._link
+            link = self._link
             if link is None or not data:
                 return
-            for event in link.receive(data, self._clock.now()):
-                self._dispatch(event)
-        except ProtocolError as error:
+            self._dispatch_all(link, link.receive(data, self._clock.now()))
+        except MeshError as error:
             self.close(error)
             return
         self._schedule_flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight; the owner hears of it once."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
         if self._error is None and exc is not None:
             self._error = LinkLost(f"the connection to {self.remote} broke: {exc}")
         self._finish()
+        self.lost.set()
 
     def pause_writing(self) -> None:
         """Keep output in the link, where streams take turns, until the socket takes more."""
@@ -175,52 +237,70 @@ class Connection(asyncio.Protocol):
         return self._link is not None and self._link.stalled
 
     @property
+    def going_away(self) -> bool:
+        """Whether either side said that nothing new may be opened."""
+        return self._link is not None and self._link.going_away
+
+    @property
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time in seconds, or None before the first ping came back."""
         return self._link.rtt_s if self._link else None
 
-    def open(
-        self, meta: bytes, data: Sequence[Buffer], handler: StreamHandler, *, end: bool = True
-    ) -> int:
-        """Open a stream with one part; the handler receives what comes back.
+    def open(self, meta: bytes, data: Sequence[Buffer], handler: StreamHandler) -> int:
+        """Open a stream with its only part of ours; the handler receives what comes back.
 
         Raises:
             LinkLost: if the link is not usable.
             Saturated: if too many streams are open on it.
+            TooLarge: if meta or data exceed their limits.
         """
-        if self._link is None or self._closed:
+        link = self._link
+        if link is None or self._closed:
             raise LinkLost(f"there is no link to {self.remote}")
-        stream = self._link.open_stream(meta, data, end=end)
+        stream = link.open_stream(meta, data)
         self._handlers[stream] = handler
         self._schedule_flush()
         if len(self._handlers) == 1:
-            self._arm_timer()
+            self._arm_timer(link)
+        if link.going_away:  # that was its last id
+            self._owner.health_changed(self)
         return stream
 
+    def consumed(self, stream: int, size_bytes: int) -> None:
+        """Return credit for data of a part that is no longer held; does nothing if it is gone."""
+        if size_bytes and self._link is not None and not self._closed:
+            self._link.consumed(stream, size_bytes)
+            self._schedule_flush()
+
     def reply(self, stream: int, meta: bytes, data: Sequence[Buffer] = (), *, end: bool) -> None:
-        """Send one part on a stream that the peer opened; nothing happens if it is gone."""
+        """Send one part on a stream that the peer opened; nothing happens if it is gone.
+
+        Raises:
+            Saturated: if too much waits on this stream; see `drained`.
+            TooLarge: if meta or data exceed their limits.
+        """
         if self._link is not None and not self._closed:
             self._link.send(stream, meta, data, end=end)
             self._schedule_flush()
 
     def cancel(self, stream: int) -> None:
         """Tell the peer that nobody waits for this stream any more."""
-        handler = self._handlers.pop(stream, None)
-        if handler is not None and self._link is not None and not self._closed:
-            self._link.reset(stream)
-            self._schedule_flush()
+        if self._handlers.pop(stream, None) is not None:
+            self._reset(stream)
 
-    def refuse(self, stream: int) -> None:
+    def refuse(self, stream: int, error: MeshError) -> None:
         """Reset a stream that the peer opened."""
-        if self._link is not None and not self._closed:
-            self._link.reset(stream, "not_serving", "this node is still starting")
-            self._schedule_flush()
+        self._reset(stream, error.code, str(error))
 
     def note(self, payload: bytes) -> None:
-        """Send a one-way message."""
-        if self._link is not None and not self._closed:
+        """Send a one-way message; dropped if the link is full, since notes may be lost."""
+        if self._link is None or self._closed:
+            return
+        try:
             self._link.send_note(payload)
-            self._schedule_flush()
+        except (Saturated, TooLarge):
+            self.dropped_notes += 1
+        self._schedule_flush()
 
     def go_away(self) -> None:
         """Open no new streams on this link; those that run finish."""
@@ -241,40 +321,46 @@ class Connection(asyncio.Protocol):
             await asyncio.shield(waiter)
 
     def close(self, error: MeshError | None = None) -> None:
-        """Close the connection, after flushing what may still be written."""
+        """Close the connection; what the link had ready is still written, up to `FLUSH_BYTES`."""
         if self._closed:
             return
         self._error = self._error or error
         if self._transport is not None:
-            if self._link is not None and not self._paused:
-                self._transport.writelines(self._link.take_output())
+            # After a protocol error the link is in no defined state: nothing more is taken from it.
+            if self._link is not None and not self._paused and error is None:
+                self._transport.writelines(self._link.take_output(FLUSH_BYTES))
             self._transport.close()
-            # A peer that reads nothing would keep a closing transport open for ever.
-            self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._transport.abort)
+            self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
         self._finish()
 
-    def abort(self, error: MeshError) -> None:
+    def abort(self, error: MeshError | None = None) -> None:
         """Drop the connection at once."""
         self._error = self._error or error
         if self._transport is not None:
             self._transport.abort()
         self._finish()
 
-    def close_when_idle(self, grace_s: float) -> None:
-        """Close once no stream is open, and after `grace_s` at the latest."""
-        self.go_away()
-        deadline = self._loop.time() + grace_s
-        self._close_if_idle(deadline)
+    def retire(self, after_s: float, grace_s: float) -> None:
+        """Say after `after_s` that nothing new may be opened; close when nothing runs on it.
+
+        Args:
+            after_s: Until then the peer may believe that this is the link to use.
+            grace_s: From then on; it is closed at its end whatever runs.
+        """
+        if self._retire_timer is None and not self._closed:
+            self._retire_timer = self._loop.call_later(after_s, self._retire_now, grace_s)
 
     # Inside
 
-    def _close_if_idle(self, deadline: float) -> None:
-        if self._closed or self._link is None:
-            return
-        if self._link.idle or self._loop.time() >= deadline:
-            self.close()
-        else:
-            self._loop.call_later(0.02, self._close_if_idle, deadline)
+    def _retire_now(self, grace_s: float) -> None:
+        self._retiring = True
+        self.go_away()
+        self._retire_timer = self._loop.call_later(grace_s, self.close)
+
+    def _reset(self, stream: int, code: str = "cancelled", message: str = "") -> None:
+        if self._link is not None and not self._closed:
+            self._link.reset(stream, code, message)
+            self._schedule_flush()
 
     def _continue_handshake(self, data: bytes) -> bytes:
         handshake = self._handshake
@@ -284,69 +370,76 @@ class Connection(asyncio.Protocol):
         if out:
             self._transport.write(out)
         if handshake.failed is not None:
-            self.close(handshake.failed)
-            return b""
+            raise handshake.failed
         if handshake.result is None:
             return b""
         self.hello = handshake.result
         self._handshake = None
         if self._timer is not None:
             self._timer.cancel()
-        now = self._clock.now()
-        self._link = Link(dialler=self.dialler, config=self._config, now=now)
+            self._timer = None
+        self._link = Link(dialler=self.dialler, config=self._config, now=self._clock.now())
         self._owner.established(self)
-        self._arm_timer()
+        if not self._closed:
+            self._arm_timer(self._link)
         return self.hello.leftover
 
     def _handshake_timed_out(self) -> None:
+        self._timer = None
         self.abort(HandshakeError(f"{self.remote} did not finish its hello in time"))
 
-    def _dispatch(self, event: LinkEvent) -> None:
+    def _dispatch_all(self, link: Link, events: list[LinkEvent]) -> None:
+        for event in events:
+            if self._closed:  # by what was done about the event before
+                return
+            self._dispatch(link, event)
+
+    def _dispatch(self, link: Link, event: LinkEvent) -> None:
         kind = type(event)
         if kind is PartReceived:
             self._part_received(cast("PartReceived", event))
         elif kind is StreamOpened:
             opened = cast("StreamOpened", event)
-            assert self._link is not None
-            if opened.data.nbytes:
-                self._link.consumed(opened.stream, opened.data.nbytes)
-            self._owner.stream_opened(self, opened.stream, opened.meta, opened.data)
+            if opened.end:
+                self._owner.stream_opened(self, opened.stream, opened.meta, opened.data)
+            else:
+                self.refuse(opened.stream, InvalidRequest("a request has one part"))
         elif kind is StreamReset:
             self._stream_reset(cast("StreamReset", event))
         elif kind is NoteReceived:
             self._owner.note_received(self, cast("NoteReceived", event).payload)
-        elif kind is StreamWritable:
-            waiter = self._writable.pop(cast("StreamWritable", event).stream, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
         elif kind is Dead:
             self.abort(LinkLost(f"{self.remote} has been silent for too long"))
         elif kind is Stalled:
             self._fail_handlers(LinkLost("the peer stopped answering"))
             self._owner.health_changed(self)
-        elif kind in (Recovered, GoingAway, RttMeasured):
+        elif kind is GoingAway:
+            self._peer_is_away = True
+            link.go_away()  # tells the peer that it was heard
+            self._owner.health_changed(self)
+        elif kind in (Recovered, RttMeasured):
             self._owner.health_changed(self)
 
     def _part_received(self, event: PartReceived) -> None:
-        assert self._link is not None
-        if event.data.nbytes:
-            self._link.consumed(event.stream, event.data.nbytes)
         handler = self._handlers.get(event.stream)
         if handler is None:
-            return
+            return  # cancelled while this part was on its way through the loop above
         if event.end:
             del self._handlers[event.stream]
         handler.part(event.meta, event.data, event.end)
 
     def _stream_reset(self, event: StreamReset) -> None:
-        waiter = self._writable.pop(event.stream, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._release(event.stream)
         handler = self._handlers.pop(event.stream, None)
         if handler is not None:
-            handler.lost(error_of(event.code, event.message))
+            handler.lost(peer_error(event.code, event.message))
         else:
             self._owner.stream_cancelled(self, event.stream)
+
+    def _release(self, stream: int) -> None:
+        waiter = self._writable.pop(stream, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _schedule_flush(self) -> None:
         if not self._flush_due:
@@ -355,48 +448,71 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._paused or self._closed or self._link is None or self._transport is None:
+        link = self._link
+        if self._closed or link is None or self._transport is None:
             return
-        out = self._link.take_output()
-        if out:
-            self._transport.writelines(out)
+        if not self._paused and link.has_output:
+            self._transport.writelines(link.take_output(FLUSH_BYTES))
+            for stream in tuple(self._writable):
+                if link.queued_bytes(stream) <= self._config.window_bytes:
+                    self._release(stream)
+            if link.has_output:
+                self._schedule_flush()
+        if self._retiring and self._peer_is_away and link.idle:
+            self.close()
 
-    def _arm_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._link is None or self._closed:
+    def _arm_timer(self, link: Link) -> None:
+        """See that `_tick` runs when the link wants it; an earlier run does no harm."""
+        now = self._clock.now()
+        due = link.next_tick(now)
+        if due is None:
             return
-        due = self._link.next_tick(self._clock.now())
-        if due is not None:
-            delay = max(0.0, due - self._clock.now())
-            self._timer = self._loop.call_later(delay, self._tick)
+        if self._timer is not None:
+            if self._tick_at <= due:
+                return
+            self._timer.cancel()
+        self._tick_at = due
+        self._timer = self._loop.call_later(max(0.0, due - now), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        if self._link is None or self._closed:
-            return
-        for event in self._link.tick(self._clock.now()):
-            self._dispatch(event)
-        self._flush()
-        self._arm_timer()
+        link = self._link
+        assert link is not None
+        self._dispatch_all(link, link.tick(self._clock.now()))
+        if not self._closed:
+            self._flush()
+        if not self._closed:
+            self._arm_timer(link)
 
     def _fail_handlers(self, error: MeshError) -> None:
         handlers, self._handlers = self._handlers, {}
         for stream, handler in handlers.items():
-            if self._link is not None and not self._closed:
-                self._link.reset(stream)
+            self._reset(stream)
             handler.lost(error)
 
     def _finish(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        for waiter in self._writable.values():
-            if not waiter.done():
-                waiter.set_result(None)
-        self._writable.clear()
+        for timer in (self._timer, self._retire_timer):
+            if timer is not None:
+                timer.cancel()
+        for stream in tuple(self._writable):
+            self._release(stream)
         self._fail_handlers(self._error or LinkLost(f"the link to {self.remote} was closed"))
+        if self._transport is None:
+            self.lost.set()
         self._owner.closed(self, self._error)
+
+
+def peer_error(code: str, message: str) -> MeshError:
+    """Rebuild an error that a peer sent; its text is safe to show in a terminal."""
+    shown = "".join(
+        character if character.isprintable() else " " for character in message[:MAX_SHOWN_LENGTH]
+    )
+    return error_of(code, shown)
+
+
+def _plain_host(host: str) -> str:
+    """Return a socket's host without its scope, and an IPv4 address as one."""
+    return host.partition("%")[0].removeprefix("::ffff:")

@@ -1,8 +1,17 @@
 """All links of this node: listening, dialling, one link per peer, and what comes over them.
 
-Two nodes may dial each other at the same moment. Both then keep the connection that the smaller
-NodeId dialled and let the other one finish what runs on it, so that they never close both. A peer
-that restarted (another boot nonce) replaces its former link at once.
+Two connections between the same two nodes are one too many. Both sides must part with the same one,
+or both would be lost; the loser finishes what runs on it. Which one goes:
+
+| the newer connection                                      | stays | because                         |
+|-----------------------------------------------------------|-------|---------------------------------|
+| is of another start of the peer (boot)                    | newer | the older one's process is gone |
+| comes when the older one is stalled or going away         | newer | it was opened to replace it     |
+| was opened by the same side                               | newer | that side parts with the older  |
+| comes long after the older one (`SIMULTANEOUS_S`)         | newer | who dials has lost the older    |
+| was opened by the other side, at about the same time      | that which the smaller NodeId dialled |
+
+A link that goes away (its ids ran out, or its peer stops) is replaced by the side that dialled it.
 """
 
 from __future__ import annotations
@@ -12,30 +21,45 @@ import logging
 import os
 import socket
 import ssl
+import weakref
 from typing import TYPE_CHECKING, Protocol, cast
 
 from meshnode.config import HANDSHAKE_TIMEOUT_S, MAX_LINKS_UNAUTHENTICATED
-from meshnode.errors import HandshakeError, LinkLost, MeshError
+from meshnode.errors import HandshakeError, LinkLost, MeshError, UsageError
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
-from meshnode.net.connection import Connection, Hello
+from meshnode.net import sockets
+from meshnode.net.connection import CLOSE_TIMEOUT_S, Connection, Hello
+from meshnode.net.log_budget import LogBudget
 from meshnode.net.tls import ServerTls, client_tls, peer_certificate_hash
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from meshnode.clock import Clock
+    from meshnode.membership.addresses import Kind
     from meshnode.wire.link import LinkConfig
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 3.0
-"""Seconds for TCP to one address: a SYN and one retransmission; the next address is tried then."""
+ADDRESS_TIMEOUT_S = sockets.CONNECT_TIMEOUT_S + HANDSHAKE_TIMEOUT_S
+"""Seconds for one address: TCP, TLS and hello."""
+
+DIAL_TIMEOUT_S = 12.0
+"""Seconds for all addresses of a dial; less than membership waits for its outcome."""
 
 REPLACED_LINK_GRACE_S = 30.0
 """Seconds in which a duplicate link may finish what runs on it: the default request deadline."""
 
-_BACKLOG = 128  # connections that the kernel completes before we take them
+RETIRE_AFTER_S = 0.5
+"""A duplicate stays usable for so long: the other side may not have seen the one that stays yet."""
+
+SIMULTANEOUS_S = 3.0
+"""Two links that come up further apart than this were not dialled at the same time."""
+
+MAX_SPARE_LINKS = 2
+"""Further links to one peer, each finishing or about to be parted with; more is a peer's mistake."""
+
 _ACCEPT_PAUSE_S = 0.5
 
 
@@ -46,7 +70,11 @@ class LinkUser(Protocol):
         """A link came up or went down, or a dial failed."""
 
     def link_established(self, connection: Connection) -> None:
-        """A hello succeeded; comes before the `LinkUp` of the same link."""
+        """A hello succeeded; comes before the `LinkUp` of the same link.
+
+        Raises:
+            MeshError: if the link cannot be taken; it is closed then.
+        """
 
     def link_health(self, peer: NodeId, rtt_s: float | None, usable: bool) -> None:
         """A link's RTT or its usability changed."""
@@ -67,7 +95,11 @@ class LinkUser(Protocol):
 
 
 class LinkHub:
-    """Owns every connection of this node."""
+    """Owns every connection of this node.
+
+    Attributes:
+        refused: Incoming connections that did not become links.
+    """
 
     def __init__(
         self,
@@ -89,49 +121,59 @@ class LinkHub:
         self._dial_hello = dial_hello
         self._accept_hello = accept_hello
         self._config = config
+        self._log = LogBudget(log, clock)
+        self._bound: list[socket.socket] = []
         self._listeners: dict[socket.socket, asyncio.Task[None]] = {}
         self._links: dict[NodeId, Connection] = {}
         self._spare: dict[NodeId, list[Connection]] = {}
+        self._up_since: dict[Connection, float] = {}
         self._accepted: dict[Connection, asyncio.Task[None]] = {}
-        self._dials: dict[tuple[tuple[Address, ...], NodeId | None], asyncio.Task[None]] = {}
+        self._dials: dict[object, asyncio.Task[None]] = {}
         self._outcomes: dict[Connection, asyncio.Future[Connection]] = {}
+        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closing = False
         self.refused = 0
 
     def __repr__(self) -> str:
         return f"<LinkHub {len(self._links)} links, {len(self._accepted)} in hello>"
 
+    # Listening
+
     async def listen(self, address: Address) -> Address:
-        """Accept links at this address; return it with the port that was bound.
+        """Bind this address; return it with the port that was bound.
+
+        Connections wait in the kernel until `start_accepting`.
 
         Raises:
             OSError: if it is in use or not ours.
         """
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, where = found[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            if os.name == "posix":  # elsewhere it would let two programs share the port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setblocking(False)
-            listener.bind(where)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        self._listeners[listener] = asyncio.ensure_future(self._accept_all(listener))
-        return Address(address.host, int(listener.getsockname()[1]))
+        bound = await sockets.bind(address, socket.SOCK_STREAM)
+        self._bound.append(bound)
+        return Address(address.host, int(bound.getsockname()[1]))
 
     def unlisten(self) -> None:
-        """Give up the address that was bound last."""
-        self._close_listener(next(reversed(self._listeners)))
+        """Give up the address that was bound last and is not accepted at yet."""
+        self._bound.pop().close()
 
-    def _close_listener(self, listener: socket.socket) -> None:
-        self._listeners.pop(listener).cancel()
-        listener.close()
+    def start_accepting(self) -> None:
+        """Take links at the bound addresses: this node can say hello now."""
+        while self._bound:
+            listener = self._bound.pop()
+            self._listeners[listener] = asyncio.ensure_future(self._accept_all(listener))
+
+    def stop_listening(self) -> None:
+        """Accept and dial no more links."""
+        self._closing = True
+        while self._bound:
+            self.unlisten()
+        for listener, task in self._listeners.items():
+            task.cancel()
+            listener.close()
+        self._listeners.clear()
+        for task in self._dials.values():
+            task.cancel()
+
+    # Links
 
     def peers(self) -> Iterable[NodeId]:
         """Return the peers that a link stands to."""
@@ -142,10 +184,7 @@ class LinkHub:
         connection = self._links.get(peer)
         if connection is not None and connection.usable:
             return connection
-        for spare in self._spare.get(peer, ()):
-            if spare.usable:
-                return spare
-        return None
+        return self._usable_spare(peer)
 
     def is_stalled(self, peer: NodeId) -> bool:
         """Whether the peer has stopped answering while it owed an answer."""
@@ -163,112 +202,238 @@ class LinkHub:
         if connection is not None:
             connection.note(payload)
 
+    def tell_health(self) -> None:
+        """Tell the user about every link's health, as if it had just changed."""
+        for peer in tuple(self._links):
+            self._tell_health(peer)
+
     def close_link(self, peer: NodeId, reason: str) -> None:
         """Close every connection to a peer."""
         for connection in [self._links.get(peer), *self._spare.get(peer, ())]:
             if connection is not None:
                 connection.close(LinkLost(reason))
 
-    def dial(self, addresses: tuple[Address, ...], expect: NodeId | None) -> None:
-        """Open a link in the background; `LinkUp` or `DialFailed` tells how it went."""
-        key = (addresses, expect)
-        if self._closing or key in self._dials or (expect is not None and expect in self._links):
+    def go_away(self) -> None:
+        """Take no new links, and tell every peer to open no new streams; running ones finish."""
+        self.stop_listening()
+        for connection in self._all():
+            connection.go_away()
+
+    async def close(self) -> None:
+        """Close everything; returns when every socket is closed."""
+        self.stop_listening()
+        tasks = [*self._dials.values(), *self._accepted.values()]
+        for connection in self._all():
+            connection.close()
+        for connection, task in tuple(self._accepted.items()):
+            task.cancel()
+            connection.abort(LinkLost("this node is stopping"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        closing = [asyncio.ensure_future(connection.lost.wait()) for connection in self._made]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=2 * CLOSE_TIMEOUT_S)
+            for waiting in late:
+                waiting.cancel()
+
+    # Dialling
+
+    def dial(
+        self,
+        addresses: tuple[Address, ...],
+        expect: NodeId | None,
+        kinds: Collection[Kind] | None = None,
+    ) -> None:
+        """Open a link in the background; `LinkUp` or `DialFailed` tells how it went.
+
+        A node is dialled once at a time; where a link to it stands, nothing happens.
+
+        Args:
+            addresses: Where to try, in order.
+            expect: Who must answer, or None for any member.
+            kinds: Where the addresses may lead once they are resolved; None for anywhere.
+        """
+        key: object = expect or addresses
+        if self._closing or key in self._dials:
             return
-        task = asyncio.ensure_future(self._dial(addresses, expect))
+        if expect is not None and expect in self._links and not self._links[expect].going_away:
+            return
+        task = asyncio.ensure_future(self._dial(addresses, expect, kinds))
         self._dials[key] = task
         task.add_done_callback(lambda _: self._dials.pop(key, None))
 
-    async def connect(self, addresses: tuple[Address, ...], expect: NodeId | None) -> Connection:
+    async def connect(
+        self,
+        addresses: tuple[Address, ...],
+        expect: NodeId | None,
+        kinds: Collection[Kind] | None = None,
+    ) -> Connection:
         """Open a link to the first address that answers.
 
         Raises:
             HandshakeError: if a peer answered and the hello failed: its reason.
             LinkLost: if nothing answered at any address.
+            UsageError: if the link was made and this node cannot take it.
         """
         refusal: HandshakeError | None = None
         reasons: list[str] = []
         for address in addresses:
             try:
-                return await self._connect(address, expect)
+                async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+                    return await self._connect(address, expect, kinds)
+            except UsageError:
+                raise
             except HandshakeError as error:
                 refusal = refusal or error
-            except (MeshError, OSError, TimeoutError) as error:
-                reason = str(error) or "no answer in time"
-                reasons.append(f"{address}: {reason}")
+            except (MeshError, OSError) as error:
+                reasons.append(f"{address}: {_reason(error)}")
         if refusal is not None:
             raise refusal
         raise LinkLost("; ".join(reasons) or "no address is known")
 
-    def go_away(self) -> None:
-        """Tell every peer to open no new streams here; running ones finish."""
-        for connection in self._all():
-            connection.go_away()
+    async def _dial(
+        self,
+        addresses: tuple[Address, ...],
+        expect: NodeId | None,
+        kinds: Collection[Kind] | None,
+    ) -> None:
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self.connect(addresses, expect, kinds)
+            return
+        except TimeoutError:
+            reason = "no answer in time"
+        except MeshError as error:
+            reason = str(error)
+        self._user.link_event(DialFailed(addresses, expect, reason))
+        former = None if expect is None else self._links.get(expect)
+        if former is not None and former.going_away:  # nothing takes its place
+            former.retire(0.0, REPLACED_LINK_GRACE_S)
 
-    def stop_listening(self) -> None:
-        """Accept and dial no more links."""
-        self._closing = True
-        for listener in tuple(self._listeners):
-            self._close_listener(listener)
-        for task in self._dials.values():
-            task.cancel()
+    async def _connect(
+        self, address: Address, expect: NodeId | None, kinds: Collection[Kind] | None
+    ) -> Connection:
+        loop = asyncio.get_running_loop()
 
-    def close(self) -> None:
-        """Close everything."""
-        self.stop_listening()
-        for connection in [*self._all(), *self._outcomes]:
-            connection.close()
-        for connection, task in tuple(self._accepted.items()):
+        def make_hello(transport: asyncio.Transport) -> Hello:
+            tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
+            return self._dial_hello(peer_certificate_hash(tls), expect)
+
+        connected = await sockets.connect(address, kinds)
+        connection = Connection(self, make_hello, self._clock, config=self._config, dialled=address)
+        self._made.add(connection)
+        outcome: asyncio.Future[Connection] = loop.create_future()
+        self._outcomes[connection] = outcome
+        try:
+            await loop.create_connection(
+                lambda: connection,
+                sock=connected,
+                ssl=self._client_context,
+                server_hostname="",
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            )
+            return await outcome
+        except ssl.SSLError as error:
+            raise LinkLost(f"it does not speak meshnode's protocol ({error.reason})") from error
+        finally:
+            self._outcomes.pop(connection, None)
+            if not connection.established:
+                connection.abort()
+
+    # Accepting
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except ConnectionError:
+                continue  # it was gone before it was taken
+            except OSError as error:
+                self._log.write(logging.ERROR, "accept", f"a connection was not taken: {error}")
+                await asyncio.sleep(_ACCEPT_PAUSE_S)  # out of file descriptors, most likely
+                continue
+            self._accept(accepted)
+
+    def _accept(self, accepted: socket.socket) -> None:
+        """Take a TCP connection; it has `HANDSHAKE_TIMEOUT_S` to become a link.
+
+        When too many are in that state the oldest makes room: silent strangers are older than a
+        peer that talks, so they cannot keep it out.
+        """
+        if len(self._accepted) >= MAX_LINKS_UNAUTHENTICATED:
+            oldest, task = next(iter(self._accepted.items()))
             task.cancel()
-            connection.close()
+            oldest.abort(LinkLost("too many connections are waiting for their hello"))
+        accepted.setblocking(False)
+        connection = Connection(
+            self, lambda _: self._accept_hello(), self._clock, config=self._config
+        )
+        self._made.add(connection)
+        task = asyncio.ensure_future(self._secure(connection, accepted))
+        task.add_done_callback(lambda task: accepted.close() if task.cancelled() else None)
+        self._accepted[connection] = task
+
+    async def _secure(self, connection: Connection, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            )
+        except OSError as error:  # ssl.SSLError and time-outs among them: not TLS, or not in time
+            connection.abort(LinkLost(f"no TLS: {_reason(error)}"))
 
     # LinkOwner
 
     def established(self, connection: Connection) -> None:
         """Take a connection whose hello succeeded into the table."""
         self._accepted.pop(connection, None)
-        assert connection.hello is not None
-        peer = connection.hello.peer.node_id
         self._user.link_established(connection)
+        peer = _peer(connection)
+        former = self._links.get(peer)
+        is_preferred = former is None or self._is_preferred(connection, former)
+        self._up_since[connection] = self._clock.now()
+        if former is None or is_preferred:
+            self._links[peer] = connection
+            if former is not None:
+                self._part_with(former, connection)
+            self._user.link_event(LinkUp(peer, connection.dialled or connection.remote))
+        else:
+            self._keep_spare(connection)
+            connection.retire(RETIRE_AFTER_S, REPLACED_LINK_GRACE_S)
         outcome = self._outcomes.pop(connection, None)
         if outcome is not None and not outcome.done():
             outcome.set_result(connection)
-        former = self._links.get(peer)
-        if former is None:
-            self._links[peer] = connection
-            self._user.link_event(LinkUp(peer, connection.remote))
-        elif self._preferred(connection, former):
-            self._links[peer] = connection
-            self._retire(peer, former, restarted=_boot(former) != _boot(connection))
-        else:
-            self._retire(peer, connection, restarted=False)
-        self._health(peer)
+        self._tell_health(peer)
 
     def closed(self, connection: Connection, error: MeshError | None) -> None:
-        """Forget a connection; the peer is down when it was the last one."""
+        """Forget a connection; the peer is down when no usable one is left."""
         self._accepted.pop(connection, None)
+        self._up_since.pop(connection, None)
         outcome = self._outcomes.pop(connection, None)
         if outcome is not None and not outcome.done():
             outcome.set_exception(error or LinkLost("the connection was closed during the hello"))
+            outcome.exception()  # whoever dialled may have given up: that is no mistake
         if connection.hello is None:
-            self.refused += not connection.dialler
-            if error is not None:
-                log.info("link refused: %s", error, extra={"remote": str(connection.remote)})
+            if not connection.dialler:
+                self.refused += 1
+                text = f"a connection from {connection.remote.host} was refused: {error}"
+                self._log.write(logging.INFO, "links refused", text)
             return
         self._user.connection_closed(connection)
-        peer = connection.hello.peer.node_id
-        spare = self._spare.get(peer, [])
-        if connection in spare:
-            spare.remove(connection)
+        peer = _peer(connection)
+        spares = self._spare.get(peer, [])
+        if connection in spares:
+            spares.remove(connection)
+            if not spares:
+                del self._spare[peer]
         elif self._links.get(peer) is connection:
-            if spare:
-                self._links[peer] = spare.pop()
-            else:
-                del self._links[peer]
+            del self._links[peer]
+            if not self._promote(peer):
                 reason = str(error) if error else "closed by the peer"
                 self._user.link_event(LinkDown(peer, reason))
-        if not spare:
-            self._spare.pop(peer, None)
-        self._health(peer)
+        self._tell_health(peer)
 
     def stream_opened(
         self, connection: Connection, stream: int, meta: bytes, data: memoryview
@@ -282,13 +447,14 @@ class LinkHub:
 
     def note_received(self, connection: Connection, payload: bytes) -> None:
         """Pass a note on."""
-        assert connection.hello is not None
-        self._user.note_received(connection.hello.peer.node_id, payload)
+        self._user.note_received(_peer(connection), payload)
 
     def health_changed(self, connection: Connection) -> None:
-        """Pass a link's health on."""
-        assert connection.hello is not None
-        self._health(connection.hello.peer.node_id)
+        """Pass a link's health on; replace one that goes away."""
+        peer = _peer(connection)
+        if connection.going_away and self._links.get(peer) is connection:
+            self._replace(peer, connection)
+        self._tell_health(peer)
 
     # Inside
 
@@ -296,108 +462,72 @@ class LinkHub:
         spare = [connection for group in self._spare.values() for connection in group]
         return [*self._links.values(), *spare]
 
-    def _health(self, peer: NodeId) -> None:
+    def _usable_spare(self, peer: NodeId) -> Connection | None:
+        return next((spare for spare in self._spare.get(peer, ()) if spare.usable), None)
+
+    def _tell_health(self, peer: NodeId) -> None:
         connection = self.connection(peer)
-        self._user.link_health(
-            peer, connection.rtt_s if connection else None, connection is not None
-        )
+        rtt_s = connection.rtt_s if connection else None
+        self._user.link_health(peer, rtt_s, connection is not None)
 
-    def _preferred(self, new: Connection, former: Connection) -> bool:
-        if _boot(new) != _boot(former) or new.dialler == former.dialler or former.stalled:
+    def _is_preferred(self, new: Connection, former: Connection) -> bool:
+        """Whether the newer connection stays: the table in the module's text."""
+        if _boot(new) != _boot(former) or former.stalled or former.going_away:
             return True
-        assert new.hello is not None
-        return new.dialler == (self._me < new.hello.peer.node_id)
+        if new.dialler == former.dialler:
+            return True
+        if self._clock.now() - self._up_since[former] > SIMULTANEOUS_S:
+            return True
+        return new.dialler == (self._me < _peer(new))
 
-    def _retire(self, peer: NodeId, connection: Connection, *, restarted: bool) -> None:
-        if restarted:
-            connection.abort(LinkLost("the peer has restarted"))
-        else:
-            self._spare.setdefault(peer, []).append(connection)
-            connection.close_when_idle(REPLACED_LINK_GRACE_S)
+    def _part_with(self, former: Connection, new: Connection) -> None:
+        if _boot(former) != _boot(new):
+            former.abort(LinkLost("the peer has restarted"))
+            return
+        self._keep_spare(former)
+        # Of two that the peer dialled it alone knows which is newer on its side: it parts with one.
+        if new.dialler or former.dialler:
+            former.retire(RETIRE_AFTER_S, REPLACED_LINK_GRACE_S)
 
-    async def _accept_all(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except ConnectionError:
-                continue  # it was gone before it was taken
-            except OSError as error:
-                log.error("a connection could not be taken: %s", error)
-                await asyncio.sleep(_ACCEPT_PAUSE_S)  # out of file descriptors, most likely
-                continue
-            self._accept(accepted)
+    def _keep_spare(self, connection: Connection) -> None:
+        spares = self._spare.setdefault(_peer(connection), [])
+        spares.append(connection)
+        if len(spares) > MAX_SPARE_LINKS:
+            spares[0].abort(LinkLost("the peer opens too many links"))
 
-    def _accept(self, accepted: socket.socket) -> None:
-        """Take a TCP connection; it has `HANDSHAKE_TIMEOUT_S` to become a link.
+    def _promote(self, peer: NodeId) -> bool:
+        """Make a usable spare link the peer's link."""
+        spare = self._usable_spare(peer)
+        if spare is None:
+            return False
+        self._spare[peer].remove(spare)
+        if not self._spare[peer]:
+            del self._spare[peer]
+        self._links[peer] = spare
+        return True
 
-        When too many are in that state the oldest makes room: silent strangers are older than a
-        peer that talks, so they cannot keep it out.
-        """
-        if len(self._accepted) >= MAX_LINKS_UNAUTHENTICATED:
-            oldest, task = next(iter(self._accepted.items()))
-            self._accepted.pop(oldest)
-            task.cancel()
-            oldest.abort(LinkLost("too many connections are waiting for their hello"))
-        accepted.setblocking(False)
-        connection = Connection(
-            self, lambda _: self._accept_hello(), self._clock, dialler=False, config=self._config
-        )
-        self._accepted[connection] = asyncio.ensure_future(self._secure(connection, accepted))
+    def _replace(self, peer: NodeId, connection: Connection) -> None:
+        """See to another link; this one stays until that is there, or cannot be had."""
+        if self._promote(peer):
+            self._keep_spare(connection)
+            connection.retire(0.0, REPLACED_LINK_GRACE_S)
+        elif self._closing:
+            connection.retire(0.0, REPLACED_LINK_GRACE_S)
+        elif connection.dialled is not None:
+            self.dial((connection.dialled,), peer)
 
-    async def _secure(self, connection: Connection, accepted: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            )
-        except OSError:  # ssl.SSLError and time-outs among them: not TLS, or not in time
-            self.refused += 1
-            self._accepted.pop(connection, None)
-        except asyncio.CancelledError:
-            accepted.close()
-            raise
 
-    async def _dial(self, addresses: tuple[Address, ...], expect: NodeId | None) -> None:
-        try:
-            await self.connect(addresses, expect)
-        except MeshError as error:
-            self._user.link_event(DialFailed(addresses, expect, str(error)))
-
-    async def _connect(self, address: Address, expect: NodeId | None) -> Connection:
-        loop = asyncio.get_running_loop()
-
-        def make_hello(transport: asyncio.Transport) -> Hello:
-            tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
-            return self._dial_hello(peer_certificate_hash(tls), expect)
-
-        connection = Connection(self, make_hello, self._clock, dialler=True, config=self._config)
-        outcome: asyncio.Future[Connection] = loop.create_future()
-        self._outcomes[connection] = outcome
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S + HANDSHAKE_TIMEOUT_S):
-                await loop.create_connection(
-                    lambda: connection,
-                    address.host,
-                    address.port,
-                    ssl=self._client_context,
-                    server_hostname="",
-                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-                )
-                return await outcome
-        except ssl.SSLError as error:
-            raise LinkLost(
-                f"{address} does not speak meshnode's protocol ({error.reason})"
-            ) from error
-        finally:
-            self._outcomes.pop(connection, None)
-            outcome.cancel()
-            if not connection.established:
-                connection.close()
+def _peer(connection: Connection) -> NodeId:
+    assert connection.hello is not None
+    return connection.hello.peer.node_id
 
 
 def _boot(connection: Connection) -> int:
     assert connection.hello is not None
     return connection.hello.peer_boot
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror):
+        return os.strerror(error.errno) if error.errno else str(error) or "no answer in time"
+    return str(error) or type(error).__name__

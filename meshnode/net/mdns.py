@@ -1,14 +1,20 @@
 """Multicast DNS: finding nodes on the local network. A hint for where to dial, never a reason to trust.
 
-Each node announces `<node id>._meshnode._tcp.local.` with its mesh's id and its name.
+Each node announces `<node id>._meshnode._tcp.local.` with its mesh's id and its name. Anyone on the
+network may announce anything, any number of times, so what is heard is checked field by field, only
+some of it is looked up at once, and little of it is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from meshnode.config import MAX_NAME_LENGTH
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
@@ -16,11 +22,26 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from zeroconf import ServiceListener, Zeroconf
-    from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 SERVICE_TYPE = "_meshnode._tcp.local."
-_MAX_SEEN = 1024  # announcements kept; a flood on the local network must not fill the memory
+
+MAX_HEARD = 1024
+"""Announcements kept, the oldest making room: a flood must not fill the memory or keep others out."""
+
+MAX_LOOKUPS = 32
+"""Names that are being looked up, each with a few packets; what comes in between is heard again,
+since announcements repeat."""
+
+MAX_ADDRESSES = 8
+"""Addresses taken of one announcement: a machine has a few interfaces."""
+
 _RESOLVE_TIMEOUT_MS = 1500  # asking a machine on the same network takes far less
+_GOODBYE_TIMEOUT_S = 1.0  # a goodbye is three packets in a quarter of a second
+
+_NODE_NAME = re.compile(rf"([a-z2-7]{{32}})\.{re.escape(SERVICE_TYPE)}", re.IGNORECASE)
+_MESH_ID = re.compile(r"[0-9a-f]{32}")
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +57,48 @@ class Announcement:
 class Discovery:
     """Announces this node and listens for others, while it is open.
 
-    Use as an async context manager. `interfaces` limits it to these IP addresses (the tests use
-    loopback); by default all suitable ones are used.
+    Use as an async context manager. `interfaces` limits it to these IP addresses of this machine; by
+    default all suitable ones are used.
     """
 
     def __init__(
         self,
         on_found: Callable[[Announcement], None],
-        interfaces: Iterable[str] | None = None,
+        interfaces: Iterable[str] = (),
     ) -> None:
         """`on_found` is called in the event loop, once per announcement and change."""
         self._on_found = on_found
-        self._interfaces = list(interfaces) if interfaces is not None else None
+        self._interfaces = list(interfaces)
         self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
         self._info: AsyncServiceInfo | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._seen: dict[str, Announcement] = {}
+        self._lookups: dict[str, asyncio.Task[None]] = {}
+        self._heard: dict[str, Announcement] = {}
+
+    def __repr__(self) -> str:
+        return f"<Discovery {len(self._heard)} heard, {len(self._lookups)} looked up>"
+
+    @property
+    def heard(self) -> tuple[Announcement, ...]:
+        """Who is there, as far as is known."""
+        return tuple(self._heard.values())
 
     async def __aenter__(self) -> Self:
         """Open the multicast sockets and begin to listen.
 
         Raises:
-            OSError: if the machine has no interface that can do multicast.
+            OSError: if the machine has no such interface, or none that can do multicast.
         """
         from zeroconf import InterfaceChoice
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
-        self._zeroconf = AsyncZeroconf(interfaces=self._interfaces or InterfaceChoice.Default)
-        AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE_TYPE, listener=self._listener())
+        try:
+            self._zeroconf = AsyncZeroconf(interfaces=self._interfaces or InterfaceChoice.Default)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        self._browser = AsyncServiceBrowser(
+            self._zeroconf.zeroconf, SERVICE_TYPE, listener=self._listener()
+        )
         return self
 
     async def __aexit__(
@@ -73,30 +108,50 @@ class Discovery:
         trace: TracebackType | None,
     ) -> None:
         """Say goodbye and close the sockets."""
-        for task in self._tasks:
+        zeroconf, self._zeroconf = self._zeroconf, None
+        assert zeroconf is not None
+        assert self._browser is not None
+        lookups = list(self._lookups.values())
+        for task in lookups:
             task.cancel()
-        if self._zeroconf is not None:
-            if self._info is not None:
-                goodbye = await self._zeroconf.async_unregister_service(self._info)
-                await goodbye
-            await self._zeroconf.async_close()
-            self._zeroconf = None
+        await asyncio.gather(*lookups, return_exceptions=True)
+        await self._browser.async_cancel()
+        if self._info is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+                    await (await zeroconf.async_unregister_service(self._info))
+        await zeroconf.async_close()
 
     async def announce(self, announcement: Announcement) -> None:
-        """Tell the local network about this node, until this is closed."""
+        """Tell the local network about this node, until this is closed.
+
+        Only addresses that are IP literals are told. Takes about a second: mDNS first asks whether
+        the name is free.
+
+        Raises:
+            OSError: if it cannot be told.
+        """
+        from zeroconf import Error
         from zeroconf.asyncio import AsyncServiceInfo
 
         assert self._zeroconf is not None
-        self._info = AsyncServiceInfo(
+        addresses = [each for each in announcement.addresses if _is_literal(each.host)]
+        if not addresses:
+            raise OSError("it has no address that could be told")
+        info = AsyncServiceInfo(
             SERVICE_TYPE,
             f"{announcement.node_id}.{SERVICE_TYPE}",
-            port=announcement.addresses[0].port,
-            parsed_addresses=[address.host for address in announcement.addresses],
+            port=addresses[0].port,
+            parsed_addresses=[address.host for address in addresses],
             properties={"mesh": announcement.mesh_id, "name": announcement.name},
             server=f"{announcement.node_id}.local.",
         )
-        registered = await self._zeroconf.async_register_service(self._info)
-        await registered
+        try:
+            registered = await self._zeroconf.async_register_service(info)
+            self._info = info
+            await registered
+        except Error as error:
+            raise OSError(f"mDNS refused it: {str(error) or type(error).__name__}") from error
 
     def _listener(self) -> ServiceListener:
         from zeroconf import ServiceListener as Base
@@ -105,45 +160,71 @@ class Discovery:
 
         class Listener(Base):
             def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-                del zc
-                discovery._heard(type_, name)
+                del zc, type_
+                discovery._look_up(name)
 
             def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-                del zc
-                discovery._heard(type_, name)
+                del zc, type_
+                discovery._look_up(name)
 
             def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
                 del zc, type_
-                discovery._seen.pop(name, None)
+                discovery._heard.pop(name, None)
 
         return Listener()
 
-    def _heard(self, service_type: str, name: str) -> None:
-        if self._zeroconf is None or len(self._tasks) >= _MAX_SEEN or len(self._seen) >= _MAX_SEEN:
+    def _look_up(self, name: str) -> None:
+        if (
+            self._zeroconf is None
+            or name in self._lookups
+            or len(self._lookups) >= MAX_LOOKUPS
+            or not _NODE_NAME.fullmatch(name)
+        ):
             return
-        task = asyncio.ensure_future(self._resolve(service_type, name))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.ensure_future(self._resolve(name))
+        self._lookups[name] = task
+        task.add_done_callback(lambda _: self._lookups.pop(name, None))
 
-    async def _resolve(self, service_type: str, name: str) -> None:
+    async def _resolve(self, name: str) -> None:
         from zeroconf.asyncio import AsyncServiceInfo
 
         assert self._zeroconf is not None
-        info = AsyncServiceInfo(service_type, name)
+        info = AsyncServiceInfo(SERVICE_TYPE, name)
         if not await info.async_request(self._zeroconf.zeroconf, _RESOLVE_TIMEOUT_MS):
             return
-        found = _announcement_of(info, name)
-        if found is not None and self._seen.get(name) != found:
-            self._seen[name] = found
-            self._on_found(found)
+        found = announcement_of(
+            name, info.port, dict(info.decoded_properties), info.parsed_addresses()
+        )
+        if found is None or self._heard.get(name) == found:
+            return
+        self._heard.pop(name, None)
+        self._heard[name] = found
+        if len(self._heard) > MAX_HEARD:
+            del self._heard[next(iter(self._heard))]
+        self._on_found(found)
 
 
-def _announcement_of(info: AsyncServiceInfo, name: str) -> Announcement | None:
-    properties = info.decoded_properties
-    mesh_id, node_name = properties.get("mesh"), properties.get("name")
-    node_id = name.removesuffix(f".{SERVICE_TYPE}")
-    if not mesh_id or not node_name or not info.port or len(node_name) > 63 or len(node_id) != 32:
+def announcement_of(
+    name: str, port: int | None, properties: dict[str, str | None], hosts: list[str]
+) -> Announcement | None:
+    """Return what a service's records say, or None unless all of it has the right form.
+
+    The result holds nothing that a terminal would take for a command.
+    """
+    node = _NODE_NAME.fullmatch(name)
+    mesh_id, node_name = properties.get("mesh") or "", properties.get("name") or ""
+    if not node or not _MESH_ID.fullmatch(mesh_id) or not _NAME.fullmatch(node_name):
         return None
-    printable = "".join(char for char in node_name if char.isprintable())
-    addresses = tuple(Address(host, info.port) for host in info.parsed_addresses()[:8])
-    return Announcement(NodeId(node_id), mesh_id[:64], printable, addresses) if addresses else None
+    usable = [host for host in hosts if _is_literal(host)][:MAX_ADDRESSES]
+    if not port or not usable:
+        return None
+    addresses = tuple(Address(host, port) for host in usable)
+    return Announcement(NodeId(node[1].lower()), mesh_id, node_name, addresses)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_multicast)

@@ -12,9 +12,10 @@ from meshnode.errors import (
     LinkLost,
     MeshError,
     ProtocolError,
+    Saturated,
     TransferFailed,
-    error_of,
 )
+from meshnode.net.connection import peer_error
 from meshnode.types import DataType, InferRequest, InferResponse, NodeId, ResponsePart, Tensor
 from meshnode.wire.messages import (
     STREAMS,
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
 BLOB_IDLE_TIMEOUT_S = 10.0
 """Seconds without a chunk after which a transfer is given up and resumed from another holder."""
 
+MAX_WAITING_PARTS = 4096
+"""Parts of one answer that wait for a slow reader. Credit bounds their data, this their number: a
+token of a language model is one small part, and such an answer has a few thousand."""
+
+_MAX_RANK = 64  # dimensions; frameworks stop at 32 or 64
+
 LoadListener = Callable[[NodeId, str, int, LoadReport], None]
 """Told of every load report that comes with an answer: (node, model, version, report)."""
 
@@ -46,7 +53,7 @@ class BlobSink(Protocol):
         """Bytes that are there already."""
 
     def write(self, data: memoryview) -> None:
-        """Append bytes."""
+        """Append bytes; called in a thread."""
 
 
 def tensor_headers(tensors: Sequence[Tensor]) -> tuple[TensorHeader, ...]:
@@ -71,14 +78,19 @@ def tensors_of(headers: Sequence[TensorHeader], data: memoryview) -> tuple[Tenso
             datatype = DataType(header.datatype)
         except ValueError:
             raise ProtocolError(
-                f"a peer sent a tensor of unknown type {header.datatype!r}"
+                f"a peer sent a tensor of unknown type {header.datatype[:32]!r}"
             ) from None
-        if header.size_bytes < 0 or end > data.nbytes or any(size < 0 for size in header.shape):
-            raise ProtocolError(f"tensor {header.name!r} from a peer does not fit its data")
+        if (
+            header.size_bytes < 0
+            or end > data.nbytes
+            or len(header.shape) > _MAX_RANK
+            or any(size < 0 for size in header.shape)
+        ):
+            raise ProtocolError(f"tensor {header.name[:64]!r} from a peer does not fit its data")
         tensor = Tensor(header.name, datatype, header.shape, data[offset:end])
         size = datatype.size_bytes
         if size is not None and tensor.elements * size != header.size_bytes:
-            raise ProtocolError(f"tensor {header.name!r} from a peer does not fit its shape")
+            raise ProtocolError(f"tensor {header.name[:64]!r} from a peer does not fit its shape")
         tensors.append(tensor)
         offset = end
     if offset != data.nbytes:
@@ -99,7 +111,7 @@ class PeerClient:
     ) -> InferResponse:
         """Run a request on a peer; return when its first part is here.
 
-        Cancelling this coroutine cancels the work over there.
+        Cancelling this coroutine, or closing the answer's iterator, cancels the work over there.
 
         Raises:
             LinkLost: if there is no usable link, it broke or stalled, or nothing came in
@@ -107,10 +119,87 @@ class PeerClient:
             DeadlineExceeded: if nothing came in the time that the request had.
             MeshError: what the peer answered.
         """
+        connection = self._connection(node)
+        call = _InferCall(self._on_load, node, request)
+        call.attach(connection, connection.open(call.meta(), _buffers(request.inputs), call))
+        timer = call.expect_first_part(first_byte_timeout_s)
+        try:
+            part = await call.first
+        except BaseException:
+            call.cancel()
+            raise
+        finally:
+            timer.cancel()
+        parts = part if call.is_unary else call.parts(part)
+        return InferResponse(request.model, request.version or 0, parts)
+
+    async def fetch_blob(self, node: NodeId, sha256: bytes, sink: BlobSink) -> None:
+        """Append the rest of a blob to `sink`, which verifies it afterwards.
+
+        The peer may be ahead of the disk by a stream's credit and one chunk.
+
+        Raises:
+            TransferFailed: if the peer does not have it or stops sending; what has arrived is kept.
+            ProtocolError: if it sends something else; what has arrived is kept.
+            LinkLost: if there is no usable link, or it broke.
+        """
+        connection = self._connection(node)
+        call = _BlobCall(sink.offset)
+        stream = connection.open(STREAMS.encode(FetchBlob(sha256, sink.offset)), (), call)
+        try:
+            while (chunk := await call.next_chunk()) is not None:
+                await asyncio.to_thread(sink.write, chunk)
+                connection.consumed(stream, chunk.nbytes)
+        finally:
+            connection.cancel(stream)
+
+    def _connection(self, node: NodeId) -> Connection:
         connection = self._hub.connection(node)
         if connection is None:
             raise LinkLost("there is no usable link to the node")
-        meta = STREAMS.encode(
+        return connection
+
+
+def _buffers(tensors: Sequence[Tensor]) -> list[bytes | bytearray | memoryview]:
+    return [tensor.data for tensor in tensors]
+
+
+class _InferCall:
+    """One inference on a peer: a future for the first part, a queue once there are more.
+
+    Attributes:
+        first: The first part.
+        is_unary: Whether that is the whole answer; known once it is there.
+    """
+
+    __slots__ = (
+        "_connection", "_deadline", "_loop", "_node", "_on_load", "_queue", "_request", "_stream",
+        "first", "is_unary",
+    )  # fmt: skip
+
+    def __init__(self, on_load: LoadListener, node: NodeId, request: InferRequest) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + request.timeout_s
+        self._on_load = on_load
+        self._node = node
+        self._request = request
+        self._connection: Connection | None = None
+        self._stream = 0
+        self._queue: asyncio.Queue[tuple[ResponsePart, int] | MeshError | None] | None = None
+        self.first: asyncio.Future[ResponsePart] = self._loop.create_future()
+        self.is_unary = False
+
+    def attach(self, connection: Connection, stream: int) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    def cancel(self) -> None:
+        assert self._connection is not None
+        self._connection.cancel(self._stream)
+
+    def meta(self) -> bytes:
+        request = self._request
+        return STREAMS.encode(
             Infer(
                 request.model,
                 request.version or 0,
@@ -121,78 +210,22 @@ class PeerClient:
                 dict(request.parameters),
             )
         )
-        call = _InferCall(self._on_load, node, request)
-        stream = connection.open(meta, [tensor.data for tensor in request.inputs], call)
-        timer = call.fail_after(first_byte_timeout_s, first_byte_timeout_s < request.timeout_s)
-        try:
-            part = await call.first
-        except BaseException:
-            connection.cancel(stream)
-            raise
-        finally:
-            timer.cancel()
-        version = request.version or 0
-        if call.ended:
-            return InferResponse(request.model, version, part)
-        return InferResponse(request.model, version, call.stream_parts(part, connection, stream))
 
-    async def fetch_blob(self, node: NodeId, sha256: bytes, sink: BlobSink) -> None:
-        """Append the rest of a blob to `sink`, which verifies it afterwards.
-
-        Raises:
-            TransferFailed: if the peer does not have it or stops sending; what has arrived is kept.
-            LinkLost: if there is no usable link, or it broke.
-        """
-        connection = self._hub.connection(node)
-        if connection is None:
-            raise LinkLost("there is no usable link to the node")
-        call = _BlobCall()
-        stream = connection.open(STREAMS.encode(FetchBlob(sha256, sink.offset)), (), call)
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(BLOB_IDLE_TIMEOUT_S):
-                        item = await call.chunks.get()
-                except TimeoutError:
-                    raise TransferFailed("the peer stopped sending a model's file") from None
-                if isinstance(item, MeshError):
-                    raise item
-                if item is None:
-                    return
-                if item.nbytes:
-                    await asyncio.to_thread(sink.write, item)
-        except BaseException:
-            connection.cancel(stream)
-            raise
-
-
-class _InferCall:
-    """One inference on a peer: a future for the first part, a queue once there are more."""
-
-    __slots__ = ("_node", "_on_load", "_queue", "_request", "ended", "first")
-
-    def __init__(self, on_load: LoadListener, node: NodeId, request: InferRequest) -> None:
-        self.first: asyncio.Future[ResponsePart] = asyncio.get_running_loop().create_future()
-        self.ended = False
-        self._on_load = on_load
-        self._node = node
-        self._request = request
-        self._queue: asyncio.Queue[ResponsePart | MeshError | None] | None = None
-
-    def fail_after(self, timeout_s: float, elsewhere: bool) -> asyncio.TimerHandle:
+    def expect_first_part(self, timeout_s: float) -> asyncio.TimerHandle:
         error: MeshError
-        if elsewhere:
+        if timeout_s < self._request.timeout_s:
             error = LinkLost(f"no answer within {timeout_s:.3f} s")
         else:
+            timeout_s = self._request.timeout_s
             error = DeadlineExceeded(f"no answer within {timeout_s:.3f} s")
-        return asyncio.get_running_loop().call_later(timeout_s, self.lost, error)
+        return self._loop.call_later(timeout_s, self.lost, error)
 
     def part(self, meta: bytes, data: memoryview, end: bool) -> None:
         try:
             message = STREAMS.decode(meta)
             if isinstance(message, Failure):
                 self._learn(message.load)
-                self.lost(error_of(message.code, message.message))
+                self.lost(peer_error(message.code, message.message))
                 return
             if not isinstance(message, Result):
                 raise ProtocolError("a peer answered an inference with something else")
@@ -201,48 +234,70 @@ class _InferCall:
             self.lost(error)
             return
         self._learn(message.load)
-        self.ended = end
-        if not self.first.done():
+        self._deliver(part, data.nbytes, end)
+
+    def _deliver(self, part: ResponsePart, size_bytes: int, end: bool) -> None:
+        if self._queue is None:
+            if self.first.done():
+                return  # too late: it was given up
+            self.is_unary = end
             self.first.set_result(part)
-        elif self._queue is not None:
-            self._queue.put_nowait(part)
-        if end and self._queue is not None:
+            if not end:
+                self._queue = asyncio.Queue()
+                self._consumed(size_bytes)
+            return
+        if self._queue.qsize() >= MAX_WAITING_PARTS:
+            self.cancel()
+            self.lost(Saturated("the answer is read more slowly than it comes"))
+            return
+        self._queue.put_nowait((part, size_bytes))
+        if end:
             self._queue.put_nowait(None)
-        elif not end and self._queue is None:
-            self._queue = asyncio.Queue()  # bounded by the stream's credit
 
     def lost(self, error: MeshError) -> None:
-        self.ended = True
-        if not self.first.done():
-            self.first.set_exception(error)
-        elif self._queue is not None:
+        if self._queue is not None:
             self._queue.put_nowait(error)
+        elif not self.first.done():
+            self.first.set_exception(error)
+
+    def _consumed(self, size_bytes: int) -> None:
+        assert self._connection is not None
+        self._connection.consumed(self._stream, size_bytes)
 
     def _learn(self, load: LoadReport | None) -> None:
         if load is not None:
             self._on_load(self._node, self._request.model, self._request.version or 0, load)
 
-    async def stream_parts(
-        self, first: ResponsePart, connection: Connection, stream: int
-    ) -> AsyncIterator[ResponsePart]:
+    async def parts(self, first: ResponsePart) -> AsyncIterator[ResponsePart]:
         assert self._queue is not None
         try:
             yield first
-            while (item := await self._queue.get()) is not None:
+            while True:
+                try:
+                    async with asyncio.timeout_at(self._deadline):
+                        item = await self._queue.get()
+                except TimeoutError:
+                    raise DeadlineExceeded("the answer did not end in time") from None
+                if item is None:
+                    return
                 if isinstance(item, MeshError):
                     raise item
-                yield item
+                part, size_bytes = item
+                self._consumed(size_bytes)
+                yield part
         finally:
-            connection.cancel(stream)
+            self.cancel()
 
 
 class _BlobCall:
-    """One transfer: chunks, then None, or an error."""
+    """One transfer: chunks in order, then None, or an error after what arrived before it.
 
-    def __init__(self) -> None:
-        # Bounded by the stream's credit, which the connection returns as chunks arrive; a disk
-        # slower than the network is covered by BLOB_CHUNK_BYTES x the few chunks in flight.
-        self.chunks: asyncio.Queue[memoryview | MeshError | None] = asyncio.Queue()
+    No more than a stream's credit waits here: the reader returns credit when a chunk is written.
+    """
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._items: asyncio.Queue[memoryview | MeshError | None] = asyncio.Queue()
 
     def part(self, meta: bytes, data: memoryview, end: bool) -> None:
         try:
@@ -251,14 +306,31 @@ class _BlobCall:
             self.lost(error)
             return
         if isinstance(message, Failure):
-            self.lost(TransferFailed(message.message))
+            self.lost(TransferFailed(str(peer_error(message.code, message.message))))
             return
-        if not isinstance(message, BlobChunk) or data.nbytes > BLOB_CHUNK_BYTES:
+        if (
+            not isinstance(message, BlobChunk)
+            or message.offset != self._offset
+            or data.nbytes > BLOB_CHUNK_BYTES
+            or not (data.nbytes or end)
+        ):
             self.lost(ProtocolError("a peer sent a model's file in an unknown form"))
             return
-        self.chunks.put_nowait(data)
+        self._offset += data.nbytes
+        if data.nbytes:
+            self._items.put_nowait(data)
         if end:
-            self.chunks.put_nowait(None)
+            self._items.put_nowait(None)
 
     def lost(self, error: MeshError) -> None:
-        self.chunks.put_nowait(error)
+        self._items.put_nowait(error)
+
+    async def next_chunk(self) -> memoryview | None:
+        try:
+            async with asyncio.timeout(BLOB_IDLE_TIMEOUT_S):
+                item = await self._items.get()
+        except TimeoutError:
+            raise TransferFailed("the peer stopped sending a model's file") from None
+        if isinstance(item, MeshError):
+            raise item
+        return item

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 from meshnode.config import MAX_DATAGRAM_BYTES
+from meshnode.net import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,12 +16,18 @@ if TYPE_CHECKING:
 
 
 class DatagramSocket(asyncio.DatagramProtocol):
-    """A bound UDP socket. A datagram that cannot be sent is lost, as UDP may lose any."""
+    """A bound UDP socket. A datagram that cannot be sent is lost, as UDP may lose any.
 
-    def __init__(self, receive: Callable[[bytes], None]) -> None:
-        """Hand each datagram to `receive`."""
+    Attributes:
+        send_errors: Datagrams that could not be sent, and ICMP errors that came back.
+    """
+
+    def __init__(self, receive: Callable[[bytes], None], *, maps_ipv4: bool) -> None:
+        """Hand each datagram to `receive`; `open` makes one."""
         self._receive = receive
+        self._maps_ipv4 = maps_ipv4
         self._transport: asyncio.DatagramTransport | None = None
+        self._lost = asyncio.Event()
         self.send_errors = 0
 
     @classmethod
@@ -30,14 +38,21 @@ class DatagramSocket(asyncio.DatagramProtocol):
             OSError: if the address is in use or not ours.
         """
         loop = asyncio.get_running_loop()
+        bound = await sockets.bind(address, socket.SOCK_DGRAM)
+        maps_ipv4 = bound.family == socket.AF_INET6
         _, protocol = await loop.create_datagram_endpoint(
-            lambda: cls(receive), local_addr=(address.host, address.port)
+            lambda: cls(receive, maps_ipv4=maps_ipv4), sock=bound
         )
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
         self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the socket is closed."""
+        del exc
+        self._lost.set()
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         """Pass on what is not oversized; the sender's address means nothing until it is opened."""
@@ -54,12 +69,15 @@ class DatagramSocket(asyncio.DatagramProtocol):
         """Send one datagram to an IP literal."""
         if self._transport is None or self._transport.is_closing():
             return
+        # An IPv6 socket reaches IPv4 under its mapped form (RFC 4291, 2.5.5.2).
+        host = f"::ffff:{to.host}" if self._maps_ipv4 and ":" not in to.host else to.host
         try:
-            self._transport.sendto(data, (to.host, to.port))
+            self._transport.sendto(data, (host, to.port))
         except (OSError, ValueError):
             self.send_errors += 1  # no route, or an address of a family that this socket lacks
 
-    def close(self) -> None:
-        """Close the socket."""
+    async def close(self) -> None:
+        """Close the socket; returns when it is."""
         if self._transport is not None:
             self._transport.close()
+            await self._lost.wait()

@@ -1,0 +1,100 @@
+"""Sockets as meshnode wants them: bound for both IP versions where asked, connected with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from meshnode.errors import LinkLost
+from meshnode.membership.addresses import Kind, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meshnode.types import Address
+
+CONNECT_TIMEOUT_S = 3.0
+"""Seconds for TCP to one address: a SYN and one retransmission; the next address is tried then."""
+
+_MAX_RESOLVED = 4  # addresses of one name that are tried: two per IP version
+_BACKLOG = 128  # connections that the kernel completes before we take them
+
+_Where = tuple[int, tuple[Any, ...]]  # address family and socket address
+
+
+async def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
+    """Return a non-blocking socket bound to an address; a TCP one listens already.
+
+    The unspecified IPv6 address takes IPv4 as well, on every platform.
+
+    Raises:
+        OSError: if the address is in use or not ours.
+    """
+    family, where = (await _resolve(address, kind))[0]
+    made = socket.socket(family, kind)
+    try:
+        made.setblocking(False)
+        if os.name == "posix" and kind is socket.SOCK_STREAM:
+            # Restart at once on the same port; elsewhere it would let two programs share it.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind(where)
+        if kind is socket.SOCK_STREAM:
+            made.listen(_BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.socket:
+    """Return a TCP socket that is connected to one of the addresses that a host resolves to.
+
+    Args:
+        address: A literal or a name.
+        kinds: Where it may lead once it is resolved; None for anywhere.
+
+    Raises:
+        LinkLost: if it leads elsewhere.
+        OSError: if nothing answers there.
+    """
+    failure: OSError | None = None
+    for family, where in (await _resolve(address, socket.SOCK_STREAM))[:_MAX_RESOLVED]:
+        if kinds is not None and kind_of(where[0].partition("%")[0]) not in kinds:
+            continue
+        try:
+            return await _connect_to(family, where)
+        except OSError as error:
+            failure = failure or error
+    if failure is None:
+        raise LinkLost(f"{address} leads to where another node's addresses may not lead")
+    raise failure
+
+
+async def _connect_to(family: int, where: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_connect(made, where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _resolve(address: Address, kind: socket.SocketKind) -> list[_Where]:
+    try:
+        literal = ipaddress.ip_address(address.host)
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=kind)
+        return [(family, where) for family, _, _, _, where in found]
+    if literal.version == 4:
+        return [(socket.AF_INET, (address.host, address.port))]
+    scope = socket.if_nametoindex(literal.scope_id) if literal.scope_id else 0
+    host = address.host.partition("%")[0]
+    return [(socket.AF_INET6, (host, address.port, 0, scope))]

@@ -1,0 +1,180 @@
+"""The data folder: durable, private, one daemon at a time, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from meshnode import datafolder
+from meshnode.datafolder import DataFolder, MeshFile
+from meshnode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[DataFolder]:
+    opened = DataFolder(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_is_written_is_there_after_a_restart_and_private(tmp_path: Path) -> None:
+    first = DataFolder(tmp_path / "data")
+    assert repr(first) == f"<DataFolder {tmp_path / 'data'}>"
+    identity = first.identity()
+    mesh = MeshFile("mesh", b"chain", b"seed", (("host", 1),))
+    first.save_mesh(mesh)
+    first.save_state("roster", b"bytes")
+    epoch = first.next_epoch(1000.0)
+    first.close()
+    first.close()
+    second = DataFolder(tmp_path / "data")
+    assert second.identity().node_id == identity.node_id
+    assert second.mesh() == mesh
+    assert second.state("roster") == b"bytes"
+    assert second.next_epoch(1000.0) == epoch + 1
+    second.close()
+    for name in ("identity.key", "mesh", "epoch", "state/roster"):
+        assert mode(second.path / name) == 0o600
+    for name in (".", "state"):
+        assert mode(second.path / name) == 0o700
+
+
+def test_an_empty_folder_knows_nothing(folder: DataFolder) -> None:
+    assert folder.mesh() is None
+    assert folder.state("members") is None
+
+
+def test_a_second_daemon_is_refused_and_the_first_one_unharmed(folder: DataFolder) -> None:
+    with pytest.raises(ConfigError, match="another meshnode daemon is running"):
+        DataFolder(folder.path)
+    folder.save_state("x", b"y")
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(datafolder, "_lock_file", unsupported)
+    with pytest.raises(ConfigError, match="cannot be locked: No locks available; .*local disk"):
+        DataFolder(tmp_path)
+
+
+def test_a_write_that_was_torn_leaves_the_former_content(folder: DataFolder) -> None:
+    folder.save_state("roster", b"former")
+    (folder.path / "state" / "roster.new").write_bytes(b"to")
+    assert folder.state("roster") == b"former"
+    folder.save_state("roster", b"newer")
+    assert folder.state("roster") == b"newer"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ask"),
+    [
+        ("identity.key", b"short", lambda folder: folder.identity()),
+        ("identity.key", b"", lambda folder: folder.identity()),
+        ("mesh", b"\xc1garbage", lambda folder: folder.mesh()),
+        ("mesh", msgspec.msgpack.encode([1, 2]), lambda folder: folder.mesh()),
+        ("mesh", b"", lambda folder: folder.mesh()),
+        ("epoch", b"", lambda folder: folder.next_epoch(1.0)),
+        ("epoch", b"12x", lambda folder: folder.next_epoch(1.0)),
+        ("epoch", b"9" * 5000, lambda folder: folder.next_epoch(1.0)),
+    ],
+)
+def test_every_damaged_file_is_named_with_what_to_do_and_left_alone(
+    folder: DataFolder, name: str, content: bytes, ask: Callable[[DataFolder], object]
+) -> None:
+    path = folder.path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name} is damaged .*(remove|restore)"):
+        ask(folder)
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_is_far_too_large_is_not_read(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datafolder, "_MAX_STATE_BYTES", 10)
+    (folder.path / "mesh").write_bytes(bytes(11))
+    with pytest.raises(ConfigError, match="too large"):
+        folder.mesh()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(folder: DataFolder) -> None:
+    (folder.path / "mesh").mkdir()
+    with pytest.raises(ConfigError, match="cannot read .*mesh: Is a directory"):
+        folder.mesh()
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_a_full_disk_keeps_the_former_content_and_gives_its_room_back(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder.save_state("roster", b"former")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def __init__(self, descriptor: int, how: str) -> None:
+            self._descriptor = descriptor
+
+        def __enter__(self) -> Full:  # noqa: PYI034 - a test's stand-in
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            os.close(self._descriptor)
+
+        write = full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, *(("fsync", full) if step == "fsync" else ("fdopen", Full)))
+        with pytest.raises(ConfigError, match="cannot write .*roster: No space left .*free some"):
+            folder.save_state("roster", b"newer")
+    assert folder.state("roster") == b"former"
+    assert [path.name for path in (folder.path / "state").iterdir()] == ["roster"]
+    folder.save_state("roster", b"newer")
+    assert folder.state("roster") == b"newer"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot use the data folder"):
+        DataFolder(tmp_path / "file" / "data")
+
+
+def test_a_read_only_folder_is_named(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(ConfigError, match="cannot write .*Read-only file system$"):
+        folder.save_state("roster", b"x")
+
+
+def test_the_epoch_rises_also_when_the_clock_goes_back(folder: DataFolder) -> None:
+    assert folder.next_epoch(5000.7) == 5000
+    assert folder.next_epoch(1.0) == 5001
+    assert folder.next_epoch(0.0) == 5002
+    assert folder.next_epoch(6000.0) == 6000
+
+
+def test_an_epoch_that_was_taken_while_running_is_exceeded_by_the_next(folder: DataFolder) -> None:
+    folder.next_epoch(5000.0)
+    folder.keep_epoch(7000)
+    folder.keep_epoch(6000)
+    assert folder.next_epoch(5001.0) == 7001

@@ -1,0 +1,467 @@
+"""Carrying out effects: in order, durable first, bounded, and told in names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from meshnode.daemon import driver as driver_module
+from meshnode.daemon.credentials import Credentials
+from meshnode.daemon.driver import Driver, seeded_random
+from meshnode.datafolder import DataFolder
+from meshnode.effects import (
+    CloseLink,
+    Dial,
+    Effect,
+    Emit,
+    LoadModel,
+    Persist,
+    SendDatagram,
+    SendNote,
+    StartTimer,
+    UnloadModel,
+)
+from meshnode.errors import ConfigError, NotServing
+from meshnode.events import (
+    DatagramReceived,
+    DialFailed,
+    Event,
+    LinkDown,
+    LinkUp,
+    NoteReceived,
+    TimerFired,
+)
+from meshnode.membership.addresses import Kind
+from meshnode.net.clock import RealClock
+from meshnode.routing.load import LinkState
+from meshnode.trust.datagrams import DatagramSeal
+from meshnode.trust.identity import Identity
+from meshnode.types import Address, NodeId
+from tests.unit.daemon.conftest import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from meshnode.net.connection import Connection
+    from meshnode.net.links import LinkHub
+    from meshnode.net.udp import DatagramSocket
+    from meshnode.node import Node
+
+PEER = NodeId("p" * 32)
+WHERE = Address("192.0.2.1", 8471)
+
+
+class FakeHub:
+    """Notes what is asked of the links."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.linked: dict[NodeId, Address] = {}
+        self.stalled = False
+
+    def peers(self) -> tuple[NodeId, ...]:
+        return tuple(self.linked)
+
+    def is_stalled(self, peer: NodeId) -> bool:
+        return self.stalled
+
+    def remote_address(self, peer: NodeId) -> Address | None:
+        return self.linked.get(peer)
+
+    def note(self, *call: Any) -> None:
+        self.calls.append(("note", *call))
+
+    def close_link(self, *call: Any) -> None:
+        self.calls.append(("close_link", *call))
+
+    def dial(self, *call: Any) -> None:
+        self.calls.append(("dial", *call))
+
+    def tell_health(self) -> None:
+        self.calls.append(("tell_health",))
+
+
+class FakeNode:
+    """Answers each event with effects that the test names."""
+
+    me = NodeId("m" * 32)
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.answers: list[Sequence[Effect]] = []
+        self.links: list[tuple[NodeId, LinkState]] = []
+        self.rtts: list[tuple[NodeId, float]] = []
+        self.router = SimpleNamespace(
+            link_changed=lambda *call: self.links.append(call),
+            rtt_measured=lambda *call: self.rtts.append(call),
+        )
+        self.membership = SimpleNamespace(members={}, record=SimpleNamespace(epoch=50))
+
+    def handle(self, event: Event, now: float, wall_s: float) -> Sequence[Effect]:
+        self.events.append(event)
+        return self.answers.pop(0) if self.answers else ()
+
+    def knows(self, node: NodeId, name: str, *addresses: Address) -> None:
+        record = SimpleNamespace(name=name, addresses=addresses)
+        self.membership.members[node] = SimpleNamespace(record=record)
+
+
+class FakeUdp:
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Address]] = []
+
+    def send(self, data: bytes, to: Address) -> None:
+        self.sent.append((data, to))
+
+
+class Setup:
+    """A driver between fakes."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self.folder = folder
+        self.credentials = Credentials(folder, RealClock())
+        self.credentials.found()
+        self.driver = Driver(folder=folder, credentials=self.credentials, clock=RealClock())
+        self.hub = FakeHub()
+        self.node = FakeNode()
+        self.udp = FakeUdp()
+        self.models: list[Effect] = []
+        self.served: list[tuple[Any, ...]] = []
+        self.driver.attach(cast("LinkHub", self.hub), ["192.0.2.9"])
+
+    def begin(self) -> Setup:
+        server = SimpleNamespace(
+            opened=lambda *call: self.served.append(("opened", *call)),
+            cancelled=lambda *call: self.served.append(("cancelled", *call)),
+            closed=lambda *call: self.served.append(("closed", *call)),
+        )
+        self.driver.begin(
+            cast("Node", self.node),
+            cast("DatagramSocket", self.udp),
+            cast("Any", server),
+            self.models.append,
+        )
+        return self
+
+    def fails_to_write(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        def full(key: str, value: bytes) -> None:
+            raise ConfigError("the disk is full")
+
+        monkeypatch.setattr(self.folder, "save_state", full)
+        return monkeypatch.undo
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Iterator[Callable[[], Setup]]:
+    folder = DataFolder(tmp_path / "data")
+    yield lambda: Setup(folder)
+    folder.close()
+
+
+# Effects
+
+
+async def test_every_effect_reaches_its_part(setup: Callable[[], Setup]) -> None:
+    made = setup().begin()
+    made.driver.carry_out(
+        [
+            SendNote(PEER, b"note"),
+            SendNote(PEER, bytes(70_000)),
+            CloseLink(PEER, "evicted"),
+            Dial((WHERE,), PEER),
+            Dial((WHERE,), None),
+            Persist("members", b"list"),
+            StartTimer("tick", 0.0),
+            LoadModel("m", 1, "d", ()),
+            UnloadModel("m", 1),
+            Emit("member.alive", PEER, "joined"),
+        ]
+    )
+    assert made.hub.calls == [
+        ("tell_health",),
+        ("note", PEER, b"note"),
+        ("close_link", PEER, "evicted"),
+        ("dial", (WHERE,), PEER, frozenset({Kind.ROUTED})),
+        ("dial", (WHERE,), None, None),
+    ]
+    assert made.driver.dropped == {"note_too_large": 1}
+    assert made.folder.state("members") == b"list"
+    assert made.models == [LoadModel("m", 1, "d", ()), UnloadModel("m", 1)]
+    assert made.driver.events == {"member.alive": 1}
+    await eventually(lambda: made.node.events == [TimerFired("tick")])
+    assert repr(made.driver).startswith("<Driver of ")
+
+
+async def test_nothing_but_timers_follows_what_could_not_be_written(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = setup().begin()
+    made.fails_to_write(monkeypatch)
+    effects = [
+        SendNote(PEER, b"before"),
+        Persist("desired", b"new"),
+        SendNote(PEER, b"after"),
+        Persist("other", b"x"),
+        StartTimer("tick", 0.0),
+        LoadModel("m", 1, "d", ()),
+    ]
+    with pytest.raises(ConfigError, match="the disk is full"):
+        made.driver.carry_out(effects)
+    assert made.hub.calls[1:] == [("note", PEER, b"before")]
+    assert made.models == []
+    await eventually(lambda: made.node.events == [TimerFired("tick")])
+
+
+async def test_what_could_not_be_written_is_written_once_there_is_room(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    monkeypatch.setattr(driver_module, "PERSIST_RETRY_S", 0.01)
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        made.node.answers = [[Persist("desired", b"old")], [Persist("desired", b"new")]]
+        made.driver.handle(TimerFired(1))
+        made.driver.handle(TimerFired(2))
+        await eventually(lambda: "ERROR" in caplog.text and caplog.text.count("disk") > 3)
+        patch.undo()
+    await eventually(lambda: made.folder.state("desired") == b"new")
+    assert "not everything could be done: the disk is full" in caplog.text
+    assert made.driver._unsaved == {}
+
+
+async def test_a_later_write_of_the_same_supersedes_what_waits(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = setup().begin()
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        with pytest.raises(ConfigError):
+            made.driver.carry_out([Persist("desired", b"old")])
+    made.driver.carry_out([Persist("desired", b"new")])
+    made.driver._persist_again()
+    assert made.folder.state("desired") == b"new"
+
+
+async def test_a_stopped_driver_does_nothing(setup: Callable[[], Setup]) -> None:
+    made = setup().begin()
+    made.driver.stop()
+    made.driver.handle(TimerFired(1))
+    made.driver.dial_heard((WHERE,), PEER)
+    assert made.node.events == []
+    assert made.hub.calls == [("tell_health",)]
+
+
+async def test_what_happens_before_the_node_is_there_is_kept_and_notes_are_bounded(
+    setup: Callable[[], Setup],
+) -> None:
+    made = setup()
+    made.driver.link_event(LinkUp(PEER, WHERE))
+    for index in range(2000):
+        made.driver.note_received(PEER, b"%d" % index)
+    made.driver.link_event(LinkDown(PEER, "gone"))
+    made.driver.link_health(PEER, 0.1, True)
+    made.driver.datagram_received(b"x")
+    made.begin()
+    assert made.node.events[0] == LinkUp(PEER, WHERE)
+    assert made.node.events[1] == NoteReceived(PEER, b"0")
+    assert made.node.events[-1] == LinkDown(PEER, "gone")
+    assert len(made.node.events) == 1 + driver_module.MAX_EARLY_NOTES
+    assert made.hub.calls == [("tell_health",)]
+
+
+# Where others may send this node
+
+
+@pytest.mark.parametrize(
+    ("hosts", "kinds"),
+    [
+        (["192.0.2.9"], {Kind.ROUTED}),
+        (["127.0.0.1"], {Kind.ROUTED, Kind.LOOPBACK}),
+        (["localhost"], {Kind.ROUTED, Kind.LOOPBACK}),
+        (["fe80::1"], {Kind.ROUTED, Kind.LINK_LOCAL}),
+        (["0.0.0.0"], {Kind.ROUTED}),
+    ],
+)
+async def test_addresses_of_others_lead_only_to_where_this_node_listens_itself(
+    setup: Callable[[], Setup], hosts: list[str], kinds: set[Kind]
+) -> None:
+    made = setup().begin()
+    made.driver.attach(cast("LinkHub", made.hub), hosts)
+    made.driver.dial_heard((WHERE,), PEER)
+    assert made.hub.calls[-1] == ("dial", (WHERE,), PEER, frozenset(kinds))
+    made.hub.linked[PEER] = WHERE
+    made.driver.dial_heard((WHERE,), PEER)
+    assert len(made.hub.calls) == 2
+
+
+# Datagrams
+
+
+async def test_datagrams_are_sealed_for_their_member_and_opened_from_it(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = setup().begin()
+    other = Identity(bytes(range(32)))
+    monkeypatch.setattr(
+        made.credentials.roster, "public_key", {other.node_id: other.public_key}.get
+    )
+    made.node.knows(other.node_id, "other", WHERE)
+    made.driver.carry_out([SendDatagram(other.node_id, b"early")])
+    assert made.driver.dropped == {"peer": 1}  # no link since both started
+    theirs = DatagramSeal(other, 2)
+    assert theirs.set_peer_boot(made.credentials.node_id, made.credentials.boot)
+    made.driver._seal.set_peer_boot(other.node_id, 2)
+    made.driver.carry_out([SendDatagram(other.node_id, b"hello")])
+    data, to = made.udp.sent[0]
+    assert to == WHERE
+    mine = made.credentials.identity
+    assert theirs.open(data, {mine.node_id: mine.public_key}.get)[1] == b"hello"
+    answer = theirs.seal(mine.node_id, mine.public_key, b"world")
+    made.driver.datagram_received(answer)
+    assert made.node.events == [DatagramReceived(other.node_id, b"world")]
+    made.driver.datagram_received(answer)
+    made.driver.datagram_received(b"garbage")
+    assert made.driver.dropped == {"peer": 1, "replayed": 1, "malformed": 1}
+    made.driver.carry_out([SendDatagram(other.node_id, bytes(1400))])
+    assert made.driver.dropped["too_large"] == 1
+
+
+@pytest.mark.parametrize(
+    ("advertised", "remote", "to"),
+    [
+        ([Address("192.0.2.1", 1), Address("192.0.2.2", 2)], None, Address("192.0.2.1", 1)),
+        (
+            [Address("192.0.2.1", 1), Address("192.0.2.2", 2)],
+            Address("192.0.2.2", 55_555),
+            Address("192.0.2.2", 2),
+        ),
+        ([Address("192.0.2.1", 1)], Address("203.0.113.9", 55_555), Address("203.0.113.9", 1)),
+        ([Address("node.example", 1), Address("192.0.2.1", 1)], None, Address("192.0.2.1", 1)),
+        ([Address("127.0.0.1", 1), Address("169.254.169.254", 1)], None, None),
+        ([Address("node.example", 1)], None, None),
+        ([], None, None),
+    ],
+)
+async def test_datagrams_go_to_the_signed_address_or_where_the_link_ends(
+    setup: Callable[[], Setup],
+    advertised: list[Address],
+    remote: Address | None,
+    to: Address | None,
+) -> None:
+    made = setup().begin()
+    made.node.knows(PEER, "peer", *advertised)
+    if remote is not None:
+        made.hub.linked[PEER] = remote
+    assert made.driver._udp_address(PEER) == to
+    assert made.driver._udp_address(NodeId("nobody")) is None
+    made.driver.carry_out([SendDatagram(PEER, b"x")])
+    assert made.driver.dropped == {"no_address": 1}  # not in the roster
+
+
+# Links
+
+
+async def test_routing_hears_of_every_link(setup: Callable[[], Setup]) -> None:
+    made = setup().begin()
+    made.driver.link_health(PEER, 0.01, True)
+    made.driver.link_health(PEER, None, False)  # it is gone: LinkDown tells
+    made.hub.linked[PEER] = WHERE
+    made.driver.link_health(PEER, None, False)
+    made.hub.stalled = True
+    made.driver.link_health(PEER, 0.02, False)
+    made.driver.link_event(LinkDown(PEER, "gone"))
+    made.driver.link_event(DialFailed((WHERE,), PEER, "refused"))
+    assert [state for _, state in made.node.links] == [
+        LinkState.UP,
+        LinkState.GOING_AWAY,
+        LinkState.STALLED,
+        LinkState.DOWN,
+    ]
+    assert made.node.rtts == [(PEER, 0.01), (PEER, 0.02)]
+
+
+async def test_streams_are_refused_until_there_is_something_to_answer_them(
+    setup: Callable[[], Setup],
+) -> None:
+    made = setup()
+    refused: list[tuple[int, Exception]] = []
+    fake = SimpleNamespace(refuse=lambda *call: refused.append(call))
+    connection = cast("Connection", fake)
+    made.driver.stream_opened(connection, 1, b"", memoryview(b""))
+    made.driver.stream_cancelled(connection, 1)
+    made.driver.connection_closed(connection)
+    assert refused[0][0] == 1
+    assert isinstance(refused[0][1], NotServing)
+    made.begin()
+    made.driver.stream_opened(connection, 3, b"m", memoryview(b"d"))
+    made.driver.stream_cancelled(connection, 3)
+    made.driver.connection_closed(connection)
+    assert [call[0] for call in made.served] == ["opened", "cancelled", "closed"]
+
+
+async def test_a_node_that_runs_twice_is_told(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    peer = replace(made.credentials.member)
+    for boot in (1, 2, 1):
+        hello = SimpleNamespace(peer=peer, peer_boot=boot, admitted=None)
+        fake = SimpleNamespace(dialler=True, hello=hello)
+        made.driver.link_established(cast("Connection", fake))
+    assert "seems to run twice" in caplog.text
+    assert made.driver.mesh_id == made.credentials.mesh_id
+
+
+# What people are told
+
+
+async def test_log_lines_show_names_and_nothing_that_a_terminal_obeys(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = setup().begin()
+    other = NodeId("a" * 32)
+    made.node.knows(PEER, "beta")
+    made.driver.carry_out([Emit("member.dead", PEER, f"told by {other} and {PEER}\x1b[2J")])
+    assert f"member.dead beta told by {other} and beta?[2J" in caplog.text
+
+
+async def test_a_flood_of_bad_messages_is_counted_and_not_logged(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    for _ in range(1000):
+        made.driver.carry_out([Emit("member.dropped", PEER, "nonsense")])
+    assert made.driver.events == {"member.dropped": 1000}
+    assert len(caplog.records) < 10
+
+
+async def test_an_epoch_that_outbids_another_process_survives_a_restart(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    made.driver.carry_out([Emit("member.conflict", PEER, "two processes")])
+    assert made.folder._epoch() == 0
+    made.driver.carry_out([Emit("member.conflict", made.node.me, "two processes")])
+    assert made.folder._epoch() == 50
+
+    def full(epoch: int) -> None:
+        raise ConfigError("the disk is full")
+
+    monkeypatch.setattr(made.folder, "keep_epoch", full)
+    made.driver.carry_out([Emit("member.conflict", made.node.me, "two processes")])
+    assert "the disk is full" in caplog.text
+
+
+def test_chance_differs_at_each_start() -> None:
+    assert seeded_random().random() != seeded_random().random()
+
+
+async def test_the_loop_of_a_driver_is_the_running_one(setup: Callable[[], Setup]) -> None:
+    assert setup().driver._loop is asyncio.get_running_loop()
