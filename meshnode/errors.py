@@ -32,6 +32,8 @@ class UsageError(MeshError):
 class InvalidRequest(UsageError):
     """A request is malformed or does not fit the model; the message says what was expected."""
 
+    code = "invalid_request"
+
 
 class TooLarge(UsageError):
     """A body, frame or field exceeds its limit; the message names the limit."""

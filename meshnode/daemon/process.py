@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import random
@@ -85,8 +86,19 @@ def run(options: JoinOptions) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a peer's bad TLS is counted, not logged
+    _collect_less_often()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(options))
+
+
+def _collect_less_often() -> None:
+    """Look for garbage cycles less often than a short script should.
+
+    Requests make thousands of short-lived objects that reference counts free; looking at them for
+    cycles every 700 cost a tenth of a gateway's time and most of its slowest percent.
+    """
+    gc.freeze()  # what the imports made stays for good
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,8 +3,8 @@
 The deciding parts (hello, frames, credit, liveness) are sans-IO cores; this class feeds them bytes
 and time, and hands what they say to a `LinkOwner`.
 
-Writing. Output is taken from the link once per turn of the event loop, so that many small answers
-share one TLS record and one system call, and at most `FLUSH_BYTES` at a time: between two such
+Writing. Output is taken from the link once per turn of the event loop, or after `FLUSH_EVERY` frames,
+so that many small answers share one TLS record and one system call, and at most `FLUSH_BYTES` at a time: between two such
 pieces the loop serves others, and what is small overtakes. While the socket takes no more, output
 waits in the link, where streams take turns; so little is ever queued behind the link's back.
 
@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 FLUSH_BYTES = 256 * KIB
 """Bytes taken from the link at a time, and queued in the transport before it says that it is full:
 half a millisecond of a 4 Gbit/s network, and enough to keep one of 100 ms and 20 Mbit/s busy."""
+
+FLUSH_EVERY = 16
+"""Things queued within one turn of the loop after which they are written at once: enough to share a
+system call, few enough that the peer begins to work on them while more are made."""
 
 MAX_SHOWN_LENGTH = 500
 """Characters of a peer's error message that are kept: it goes to logs and to clients."""
@@ -154,6 +158,7 @@ class Connection(asyncio.Protocol):
         self._handlers: dict[int, StreamHandler] = {}
         self._writable: dict[int, asyncio.Future[None]] = {}
         self._flush_due = False
+        self._unflushed = 0
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
@@ -442,12 +447,21 @@ class Connection(asyncio.Protocol):
             waiter.set_result(None)
 
     def _schedule_flush(self) -> None:
-        if not self._flush_due:
+        """See that what was queued is written: this turn of the loop, and now if it is much.
+
+        A full turn would answer many requests before the first answer leaves, and the two ends
+        would work in turns instead of at the same time.
+        """
+        self._unflushed += 1
+        if self._unflushed >= FLUSH_EVERY:
+            self._flush()
+        elif not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
+        self._unflushed = 0
         link = self._link
         if self._closed or link is None or self._transport is None:
             return

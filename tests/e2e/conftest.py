@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -109,6 +110,10 @@ class Daemon:
             if replica["state"] == "ready" and version in (None, replica["version"])
         }
 
+    def has_replicas(self, count: int) -> bool:
+        """Whether so many nodes serve the digits, as this node sees it."""
+        return len(self.ready_nodes("digits")) == count
+
     def deploy(self, path: Path, **wish: Any) -> dict[str, Any]:
         body = {"path": str(path), "name": None, "replicas": None, "on": [], **wish}
         found: dict[str, Any] = self.control.post("/mesh/v1/deployments", body, timeout_s=60)
@@ -150,13 +155,16 @@ class Mesh:
         self.folder = folder
         self.daemons: list[Daemon] = []
 
-    def start(self, name: str, *arguments: str, mesh: str = "127.0.0.1:0") -> Daemon:
+    def start(
+        self, name: str, *arguments: str, mesh: str = "127.0.0.1:0", mdns: bool = False
+    ) -> Daemon:
         """Start a daemon without waiting for it; a name that ran before starts on its folder."""
         data_dir = self.folder / name
         log = self.folder / f"{name}.log"
         command = [
             sys.executable, "-m", "meshnode", "join", *arguments, "--name", name,
-            "--data-dir", str(data_dir), "--listen", mesh, "--no-mdns",
+            "--data-dir", str(data_dir), "--listen", mesh,
+            *(("--mdns-interface", "127.0.0.1") if mdns else ("--no-mdns",)),
         ]  # fmt: skip
         if "--no-gateway" not in arguments:
             command += ["--http", "127.0.0.1:0"]
@@ -180,7 +188,7 @@ class Mesh:
         for node in nodes:
             node.wait_ready()
         for node in nodes:
-            wait_until(lambda node=node: node.sees(len(names)), 15, f"{node.name} sees all")
+            wait_until(partial(node.sees, len(names)), 15, f"{node.name} sees all")
         return nodes
 
     def close(self) -> None:
@@ -209,9 +217,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
         nodes = mesh.grow("alpha", "beta", "gamma", regions=("eu", "us", "ap"))
         nodes[0].deploy(DIGITS, name="digits", replicas=2)
         for node in nodes:
-            wait_until(
-                lambda node=node: len(node.ready_nodes("digits")) == 2, 30, "digits is served"
-            )
+            wait_until(partial(node.has_replicas, 2), 30, "digits is served")
         yield nodes
     finally:
         mesh.close()
@@ -237,7 +243,7 @@ class SteadyLoad:
         self.samples: list[Sample] = []
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
 
-    def __enter__(self) -> SteadyLoad:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -6,6 +6,7 @@ import random
 import signal
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ def serve_two_of_three(mesh: Mesh) -> tuple[Daemon, Daemon, Daemon]:
     nodes = mesh.grow("alpha", "beta", "gamma", regions=("eu", "us", "ap"))
     nodes[0].deploy(DIGITS, name="digits", replicas=2)
     for node in nodes:
-        wait_until(lambda node=node: len(node.ready_nodes("digits")) == 2, 30, "two replicas")
+        wait_until(partial(node.has_replicas, 2), 30, "two replicas")
     serving = nodes[0].ready_nodes("digits")
     gateway = next(node for node in nodes if node.name not in serving)
     first, second = (node for node in nodes if node.name in serving)

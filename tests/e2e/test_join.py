@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from tests.e2e.conftest import alive, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.e2e.conftest import Mesh
 
 pytestmark = pytest.mark.e2e
@@ -53,14 +56,14 @@ def test_a_whole_mesh_that_restarts_finds_itself_again(mesh: Mesh) -> None:
     for node in again:
         node.wait_ready()
     for node in again:
-        wait_until(lambda node=node: node.sees(3), 20, f"{node.name} sees all again")
+        wait_until(partial(node.sees, 3), 20, f"{node.name} sees all again")
 
 
 def test_an_invite_of_a_node_that_was_invited_works_too(mesh: Mesh) -> None:
     alpha, beta = mesh.grow("alpha", "beta")
     gamma = mesh.start("gamma", beta.invite()).wait_ready()
     for node in (alpha, beta, gamma):
-        wait_until(lambda node=node: node.sees(3), 15, f"{node.name} sees all")
+        wait_until(partial(node.sees, 3), 15, f"{node.name} sees all")
 
 
 def test_an_invite_is_refused_on_a_folder_of_another_mesh_and_the_mesh_it_has_is_kept(
@@ -94,7 +97,9 @@ def test_new_is_refused_on_a_folder_that_has_a_mesh(mesh: Mesh) -> None:
         (lambda _: "mesh1abc", "damaged"),
     ],
 )
-def test_a_damaged_invite_says_so_and_leaves_nothing(mesh: Mesh, damage, expected: str) -> None:  # type: ignore[no-untyped-def]  # a lambda
+def test_a_damaged_invite_says_so_and_leaves_nothing(
+    mesh: Mesh, damage: Callable[[str], str], expected: str
+) -> None:
     alpha = mesh.start("alpha", "--new").wait_ready()
     beta = mesh.start("beta", damage(alpha.invite()))
     assert beta.process.wait(20) != 0
@@ -210,3 +215,32 @@ def test_python_dash_m_and_version_work() -> None:
         [sys.executable, "-m", "meshnode", "--version"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"meshnode \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_a_device_without_an_invite_finds_the_mesh_on_the_local_network(mesh: Mesh) -> None:
+    alpha = mesh.start("alpha", "--new", mdns=True).wait_ready()
+    time.sleep(1.5)  # mDNS asks whether the name is free before it announces it
+    began = time.monotonic()
+    beta = mesh.start("beta", mdns=True)
+    assert beta.process.wait(20) == 2
+    took_s = time.monotonic() - began
+    assert took_s < 2.0 + 3.0  # the search, and a start and an end on a busy machine
+    assert f"Found mesh {alpha.status['mesh']} with alpha (127.0.0.1:" in beta.output
+    assert "meshnode invite" in beta.output
+    assert not (beta.data_dir / "mesh").exists()
+    assert mesh.start("beta", alpha.invite(), mdns=True).wait_ready().sees(2)
+
+
+def test_a_place_that_cannot_be_written_is_named(mesh: Mesh) -> None:
+    file = mesh.folder / "file"
+    file.write_bytes(b"")
+    command = [sys.executable, "-m", "meshnode", "join", "--new", "--no-mdns", "--no-gateway"]
+    done = subprocess.run(
+        [*command, "--data-dir", str(file / "data"), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "cannot use the data folder" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -222,10 +223,10 @@ def test_a_model_folder_is_served_in_place_and_one_bad_model_does_not_stop_other
     alpha = mesh.start("alpha", "--new", "--models", str(repository)).wait_ready()
     beta = mesh.start("beta", alpha.invite()).wait_ready()
     wait_until(lambda: beta.ready_nodes("digits", 2), 30, "both versions are served")
-    for version in (1, 2):
-        path = f"/v2/models/digits/versions/{version}/infer"
+    for number in (1, 2):
+        path = f"/v2/models/digits/versions/{number}/infer"
         status, _, answer = beta.request("POST", path, DIGIT_REQUEST)
-        assert (status, answer["model_version"]) == (200, str(version))
+        assert (status, answer["model_version"]) == (200, str(number))
     _, _, answer = beta.request("POST", INFER, DIGIT_REQUEST)
     assert answer["model_version"] == "2"
     models = {model["name"]: model for model in beta.control.get("/mesh/v1/models")}
@@ -265,7 +266,7 @@ def test_undeploy_takes_the_model_away_everywhere_and_a_restart_does_not_bring_i
     wait_until(lambda: len(beta.ready_nodes("digits")) == 2, 30, "digits is served")
     beta.control.delete("/mesh/v1/deployments/digits")
     for node in (alpha, beta):
-        wait_until(lambda node=node: node.control.get("/mesh/v1/models") == [], 15, "it is gone")
+        wait_until(partial(_has_no_models, node), 15, "it is gone")
     assert alpha.request("POST", INFER, DIGIT_REQUEST)[0] == 404
     assert alpha.stop() == 0
     again = mesh.start("alpha").wait_ready()
@@ -300,7 +301,7 @@ def test_wishes_that_cannot_be_met_are_refused_with_a_sentence(mesh: Mesh, tmp_p
     alpha = mesh.start("alpha", "--new").wait_ready()
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
-    cases = [
+    cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "absent.onnx", {}, "does not exist"),
         (broken, {}, "broken"),
         (DIGITS, {"on": ["nobody"]}, "nobody"),
@@ -324,3 +325,7 @@ def test_a_model_without_a_living_replica_is_503_with_retry_after(mesh: Mesh) ->
     assert status == 503
     assert int(headers["retry-after"]) >= 1
     assert "digits" in answer["error"]
+
+
+def _has_no_models(node: Daemon) -> bool:
+    return bool(node.control.get("/mesh/v1/models") == [])

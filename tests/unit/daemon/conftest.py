@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +16,9 @@ from meshnode.datafolder import DataFolder
 from meshnode.errors import MeshError
 from meshnode.options import JoinOptions
 from meshnode.types import Address
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 LIMIT_S = 15.0
 

@@ -70,7 +70,7 @@ def test_a_file_system_without_locks_is_named(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(datafolder, "_lock_file", unsupported)
-    with pytest.raises(ConfigError, match="cannot be locked: No locks available; .*local disk"):
+    with pytest.raises(ConfigError, match=r"cannot be locked: No locks available; .*local disk"):
         DataFolder(tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_is_far_too_large_is_not_read(
 
 def test_a_folder_in_the_place_of_a_file_is_named(folder: DataFolder) -> None:
     (folder.path / "mesh").mkdir()
-    with pytest.raises(ConfigError, match="cannot read .*mesh: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot read .*mesh: Is a directory"):
         folder.mesh()
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_keeps_the_former_content_and_gives_its_room_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, *(("fsync", full) if step == "fsync" else ("fdopen", Full)))
-        with pytest.raises(ConfigError, match="cannot write .*roster: No space left .*free some"):
+        with pytest.raises(ConfigError, match=r"cannot write .*roster: No space left .*free some"):
             folder.save_state("roster", b"newer")
     assert folder.state("roster") == b"former"
     assert [path.name for path in (folder.path / "state").iterdir()] == ["roster"]
@@ -162,7 +162,7 @@ def test_a_read_only_folder_is_named(folder: DataFolder, monkeypatch: pytest.Mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(ConfigError, match="cannot write .*Read-only file system$"):
+    with pytest.raises(ConfigError, match=r"cannot write .*Read-only file system$"):
         folder.save_state("roster", b"x")
 
 

@@ -73,5 +73,5 @@ def test_the_facts_are_plain_values() -> None:
     assert facts["memory_bytes"] > 0
     assert facts["runtimes"] == ["onnx"]
     cpu, memory = hardware.utilisation()
-    assert 0 <= cpu
+    assert cpu >= 0
     assert memory > 0

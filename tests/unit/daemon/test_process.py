@@ -9,16 +9,19 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meshnode.client.control import ControlAddress
 from meshnode.daemon import process
+from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
+from meshnode.net.links import LinkHub
 from meshnode.net.mdns import Announcement, Discovery
+from meshnode.net.udp import DatagramSocket
 from meshnode.types import Address, NodeId
 from tests.unit.daemon.conftest import eventually
 
@@ -63,9 +66,9 @@ async def test_a_folder_of_another_mesh_is_not_given_up(daemons: Daemons) -> Non
     alpha = await daemons.start("alpha").ready()
     invite = await alpha.invite()
     await (await daemons.start("stranger").ready()).stop()
-    with pytest.raises(InviteError, match="belongs to mesh .*--data-dir"):
+    with pytest.raises(InviteError, match=r"belongs to mesh .*--data-dir"):
         await daemons.start("stranger", invite).end()
-    with pytest.raises(ConfigError, match="belongs to mesh .* already; start it without --new"):
+    with pytest.raises(ConfigError, match=r"belongs to mesh .* already; start it without --new"):
         await daemons.start("stranger", new=True).end()
 
 
@@ -73,7 +76,7 @@ async def test_an_invite_whose_nodes_do_not_answer_says_what_to_check(daemons: D
     alpha = await daemons.start("alpha").ready()
     invite = await alpha.invite()
     await alpha.stop()
-    with pytest.raises(LinkLost, match="could be reached .* port is open"):
+    with pytest.raises(LinkLost, match=r"could be reached .* port is open"):
         await daemons.start("beta", invite).end()
     assert not (daemons.folder / "beta" / "mesh").exists()
 
@@ -126,7 +129,7 @@ async def test_no_place_for_a_temporary_file_is_told(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(process, "server_tls", full)
-    with pytest.raises(ConfigError, match="temporary file .*Read-only file system.*TMPDIR"):
+    with pytest.raises(ConfigError, match=r"temporary file .*Read-only file system.*TMPDIR"):
         await daemons.start("alpha").end()
 
 
@@ -152,7 +155,7 @@ async def test_a_udp_port_in_use_is_named(daemons: Daemons) -> None:
 async def test_a_free_port_is_free_for_both_protocols_or_another_one_is_taken(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_socket = process.DatagramSocket.open
+    open_socket = DatagramSocket.open
     refused: list[Address] = []
 
     async def refuse_twice(address: Address, receive: object) -> object:
@@ -161,7 +164,7 @@ async def test_a_free_port_is_free_for_both_protocols_or_another_one_is_taken(
             raise OSError(errno.EADDRINUSE, "in use")
         return await open_socket(address, receive)  # type: ignore[arg-type]  # passed on
 
-    monkeypatch.setattr(process.DatagramSocket, "open", refuse_twice)
+    monkeypatch.setattr(DatagramSocket, "open", refuse_twice)
     alpha = await daemons.start("alpha").ready()
     port = (await alpha.get("/mesh/v1/status"))["mesh_address"].rpartition(":")[2]
     assert int(port) not in [address.port for address in refused]
@@ -173,8 +176,8 @@ async def test_where_no_port_is_free_for_both_it_says_so(
     async def refuse(address: Address, receive: object) -> object:
         raise OSError(errno.EADDRINUSE, "in use")
 
-    monkeypatch.setattr(process.DatagramSocket, "open", refuse)
-    with pytest.raises(ConfigError, match="no port of 127.0.0.1 is free for both"):
+    monkeypatch.setattr(DatagramSocket, "open", refuse)
+    with pytest.raises(ConfigError, match=r"no port of 127.0.0.1 is free for both"):
         await daemons.start("alpha").end()
 
 
@@ -259,7 +262,7 @@ async def test_a_leaving_node_finishes_what_runs_and_no_more_than_its_limit(
 ) -> None:
     monkeypatch.setattr(process, "DRAIN_LIMIT_S", 0.3)
     busy = True
-    monkeypatch.setattr(process.Assembly, "busy", property(lambda self: busy))
+    monkeypatch.setattr(Assembly, "busy", property(lambda self: busy))
     alpha = await daemons.start("alpha").ready()
     loop = asyncio.get_running_loop()
     alpha.signal()
@@ -319,7 +322,7 @@ async def test_a_signal_while_it_joins_ends_it_at_once(
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(process.LinkHub, "connect", hang)
+    monkeypatch.setattr(LinkHub, "connect", hang)
     beta = daemons.start("beta", invite)
     await asyncio.wait_for(begun.wait(), 5)
     beta.signal(signal.SIGINT)
@@ -445,7 +448,7 @@ async def test_two_nodes_that_lost_each_others_addresses_meet_on_the_local_netwo
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "MDNS_RETRY_S", 0.2)
-    local = {"mdns": True, "mdns_interfaces": ("127.0.0.1",)}
+    local: dict[str, Any] = {"mdns": True, "mdns_interfaces": ("127.0.0.1",)}
     alpha = await daemons.start("alpha").ready()
     beta = await daemons.start("beta", await alpha.invite()).ready()
     await alpha.sees(2)

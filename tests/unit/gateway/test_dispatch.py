@@ -221,7 +221,10 @@ async def test_errors_of_inference_reach_the_caller_and_the_counters(
     router.link_changed(next(iter(router.table.replicas("digits", 1))).node, "down")
     with pytest.raises(NoReplica):
         await ask(dispatcher, "POST", "/v2/models/digits/infer", GOOD)
-    assert metrics.requests.values == {("digits", "invalid"): 2, ("digits", "no_replica"): 1}
+    assert metrics.requests.values == {
+        ("digits", "invalid_request"): 2,
+        ("digits", "no_replica"): 1,
+    }
 
 
 def test_the_memory_of_matched_paths_is_bounded(

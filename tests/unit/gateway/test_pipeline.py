@@ -83,7 +83,7 @@ async def test_each_form_of_request_is_checked_even_if_the_last_was_good(
         for bad in (ask(inputs=(wrong,)), ask(inputs=()), ask(inputs=(X, X)), ask(outputs=("z",))):
             with pytest.raises(InvalidRequest):
                 await pipeline.infer(bad)
-    assert metrics.requests.values == {("digits", "ok"): 2, ("digits", "invalid"): 8}
+    assert metrics.requests.values == {("digits", "ok"): 2, ("digits", "invalid_request"): 8}
 
 
 async def test_an_inline_model_that_raises_is_not_tried_elsewhere(

@@ -630,7 +630,7 @@ async def test_the_control_socket_is_its_owners_and_takes_changes(
     assert (reply.status, reply.json["invite"]) == (200, "mesh1abc")
     assert (await client.ask("DELETE", "/mesh/v1/deployments/digits")).status == 200
     reply = await client.ask("POST", "/mesh/v1/invites", b"{}"[:1])
-    assert (reply.status, reply.json["code"]) == (400, "invalid")
+    assert (reply.status, reply.json["code"]) == (400, "invalid_request")
     await client.close()
     second = HttpServer(Dispatcher(pipeline, control, metrics, privileged=True), metrics, None)
     with pytest.raises(ConfigError, match="another daemon is running"):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import uvloop
 
-from meshnode.errors import MeshError
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
 from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
@@ -27,6 +25,9 @@ from meshnode.wire.config import LinkConfig
 from meshnode.wire.frames import WIRE_VERSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from meshnode.errors import MeshError
     from meshnode.net.connection import Connection
 
 LIMIT_S = 10.0

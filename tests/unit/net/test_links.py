@@ -187,7 +187,7 @@ async def test_a_link_that_the_node_cannot_keep_is_closed_and_the_reason_raised(
     one.user.refuses = ConfigError("the disk is full")
     with pytest.raises(ConfigError, match="the disk is full"):
         await one.hub.connect((two.address,), two.id)
-    await eventually(lambda: two.user.downs())
+    await eventually(two.user.downs)
     assert one.hub.peers() == ()
 
 
@@ -398,7 +398,7 @@ async def test_a_node_that_leaves_takes_nothing_new_and_finishes_what_runs(
         connection.open(b"y", [], Answer())
     back.reply(stream, b"done", end=True)
     assert await waiting.done == (b"done", b"")
-    await eventually(lambda: one.user.downs())  # both had said so, and nothing ran
+    await eventually(one.user.downs)  # both had said so, and nothing ran
     two.hub.dial((one.address,), one.id)
     assert not two.hub._dials
 
@@ -418,7 +418,7 @@ async def test_a_retired_link_is_closed_at_the_end_of_its_grace_whatever_runs(
 
 async def test_closing_a_hub_leaves_no_socket_and_no_task(mesh: MeshMaker) -> None:
     one, two, connection = await mesh.pair()
-    half_open = socket.create_connection(tuple(one.address))
+    half_open = socket.create_connection((one.address.host, one.address.port))
     await eventually(lambda: one.hub._accepted)
     one.hub.dial((Address("127.0.0.1", 9),), NodeId("x" * 32))
     await one.hub.close()
@@ -453,7 +453,7 @@ async def test_silent_connections_make_room_for_a_peer_that_talks(
 ) -> None:
     monkeypatch.setattr(links, "MAX_LINKS_UNAUTHENTICATED", 4)
     one, two = await mesh.start("one"), mesh.build("two")
-    silent = [socket.create_connection(tuple(one.address)) for _ in range(10)]
+    silent = [socket.create_connection((one.address.host, one.address.port)) for _ in range(10)]
     await eventually(lambda: one.hub.refused == 6)
     assert len(one.hub._accepted) == 4
     await two.join(one)
@@ -497,7 +497,7 @@ async def test_garbage_instead_of_tls_is_counted_and_the_node_goes_on(
     mesh: MeshMaker, garbage: bytes
 ) -> None:
     one, two = await mesh.start("one"), mesh.build("two")
-    with socket.create_connection(tuple(one.address)) as stranger:
+    with socket.create_connection((one.address.host, one.address.port)) as stranger:
         stranger.sendall(garbage)
     await eventually(lambda: one.hub.refused == 1)
     await two.join(one)
@@ -539,7 +539,7 @@ async def test_an_accept_that_fails_is_tried_again(
                 raise failures.pop(0)
             return await loop.sock_accept(listener)
 
-    monkeypatch.setattr(links.asyncio, "get_running_loop", Failing)
+    monkeypatch.setattr("meshnode.net.links.asyncio.get_running_loop", Failing)
     one = await mesh.start("one")
     await eventually(lambda: not failures)
     monkeypatch.undo()
@@ -556,13 +556,15 @@ async def test_an_address_can_be_given_up_and_taken_again(mesh: MeshMaker) -> No
         await mesh.build("two").hub.listen(bound)
 
 
-async def test_a_silent_peer_is_found_and_the_link_recovers(mesh: MeshMaker) -> None:
+async def test_a_silent_peer_is_found_and_the_link_recovers(
+    mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two, connection = await mesh.pair(config=FAST)
     back = two.hub.connection(one.id)
     assert back is not None
     hear = back.data_received
     heard: list[bytes] = []
-    back.data_received = heard.append  # type: ignore[method-assign]  # frozen: it reads nothing
+    monkeypatch.setattr(back, "data_received", heard.append)  # frozen: it reads nothing
     waiting = Answer()
     connection.open(b"x", [], waiting)
     began = asyncio.get_running_loop().time()
@@ -572,7 +574,7 @@ async def test_a_silent_peer_is_found_and_the_link_recovers(mesh: MeshMaker) -> 
     assert one.hub.is_stalled(two.id)
     assert one.hub.connection(two.id) is None
     assert one.user.health[two.id][1] is False
-    back.data_received = hear  # type: ignore[method-assign]  # thawed
+    monkeypatch.undo()  # thawed
     for data in heard:
         hear(data)
     await eventually(lambda: one.hub.connection(two.id) is connection)

@@ -42,7 +42,7 @@ async def test_two_nodes_hear_each_other_changes_and_the_goodbye() -> None:
             await announcing.announce(announcement("a"))
             await eventually(lambda: announcement("a") in heard)
             assert of_this_run(listening) == [announcement("a")]
-            assert "1 heard" in repr(listening)
+            assert f"<Discovery {len(listening.heard)} heard, " in repr(listening)
         await eventually(lambda: not of_this_run(listening), "the goodbye is heard")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,9 +96,9 @@ def result(*tensors: Tensor, load: LoadReport | None = None) -> bytes:
 
 
 @pytest.fixture
-async def caller(mesh: MeshMaker) -> AsyncIterator[Caller]:
+async def caller(mesh: MeshMaker) -> Caller:
     one, two, _ = await mesh.pair()
-    yield Caller(one, two)
+    return Caller(one, two)
 
 
 # Tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +41,9 @@ class Collector:
 
     def lost(self, error: MeshError) -> None:
         self.error = error
+
+    def has(self, count: int) -> bool:
+        return len(self.parts) >= count
 
     @property
     def ended(self) -> bool:
@@ -140,7 +144,7 @@ async def test_credit_comes_back_when_the_reader_is_done_with_the_data(mesh: Mes
     await eventually(lambda: sent == 4 and len(collector.parts) == 2)
     assert not sending.done()
     for index in range(20):
-        await eventually(lambda index=index: len(collector.parts) > index)
+        await eventually(partial(collector.has, index + 1))
         connection.consumed(stream, 32 * 1024)
     await sending
     assert collector.ended
@@ -212,6 +216,7 @@ async def test_a_request_of_several_parts_is_refused(mesh: MeshMaker) -> None:
     connection._handlers[stream] = collector
     connection._schedule_flush()
     await eventually(lambda: collector.error)
+    assert collector.error is not None
     assert collector.error.code == InvalidRequest.code
     assert mute.asked == []
 
@@ -291,7 +296,7 @@ async def test_a_closed_connection_takes_nothing(mesh: MeshMaker) -> None:
         connection.open(b"x", [], Collector())
     assert "closed" in repr(connection)
     await eventually(connection.lost.is_set)
-    await eventually(lambda: two.user.downs())
+    await eventually(two.user.downs)
     assert one.user.downs()[0].reason == "closed by the peer"
 
 

@@ -49,7 +49,7 @@ class Diary:
         self.boot = boot
         self.told: list[tuple[float, Event]] = []
 
-    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (every core has this door)
+    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         self.told.append((round(now, 6), event))
         return []
 
@@ -459,7 +459,7 @@ def test_waiting_returns_the_time_taken_or_names_the_seed() -> None:
 
 def test_a_cores_failure_tells_when_and_where_it_happened() -> None:
     class Broken(Diary):
-        def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (every core has this door)
+        def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
             raise ZeroDivisionError
 
     world = World(42)
@@ -476,7 +476,7 @@ class Chatter:
         self.rng: random.Random = boot.rng
         self.peers: dict[NodeId, None] = {}
 
-    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (every core has this door)
+    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         match event:
             case LinkUp(peer, _):
                 self.peers[peer] = None
