@@ -102,9 +102,11 @@ class PeerClient:
     """Calls peers over the hub's links."""
 
     def __init__(self, hub: LinkHub, on_load: LoadListener) -> None:
-        """`on_load` hears of every load report."""
+        """`on_load` hears of every load report. Make it within the running loop, and use it there."""
         self._hub = hub
         self._on_load = on_load
+        # Asking for the running loop costs a system call each time (Python 3.11 compares the pid).
+        self._loop = asyncio.get_running_loop()
 
     async def infer(
         self, node: NodeId, request: InferRequest, first_byte_timeout_s: float
@@ -120,7 +122,7 @@ class PeerClient:
             MeshError: what the peer answered.
         """
         connection = self._connection(node)
-        call = _InferCall(self._on_load, node, request)
+        call = _InferCall(self._loop, self._on_load, node, request)
         call.attach(connection, connection.open(call.meta(), _buffers(request.inputs), call))
         timer = call.expect_first_part(first_byte_timeout_s)
         try:
@@ -177,9 +179,15 @@ class _InferCall:
         "first", "is_unary",
     )  # fmt: skip
 
-    def __init__(self, on_load: LoadListener, node: NodeId, request: InferRequest) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.time() + request.timeout_s
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_load: LoadListener,
+        node: NodeId,
+        request: InferRequest,
+    ) -> None:
+        self._loop = loop
+        self._deadline = loop.time() + request.timeout_s
         self._on_load = on_load
         self._node = node
         self._request = request
@@ -212,13 +220,15 @@ class _InferCall:
         )
 
     def expect_first_part(self, timeout_s: float) -> asyncio.TimerHandle:
-        error: MeshError
+        return self._loop.call_later(
+            min(timeout_s, self._request.timeout_s), self._no_first_part, timeout_s
+        )
+
+    def _no_first_part(self, timeout_s: float) -> None:
         if timeout_s < self._request.timeout_s:
-            error = LinkLost(f"no answer within {timeout_s:.3f} s")
+            self.lost(LinkLost(f"no answer within {timeout_s:.3f} s"))
         else:
-            timeout_s = self._request.timeout_s
-            error = DeadlineExceeded(f"no answer within {timeout_s:.3f} s")
-        return self._loop.call_later(timeout_s, self.lost, error)
+            self.lost(DeadlineExceeded(f"no answer within {self._request.timeout_s:.3f} s"))
 
     def part(self, meta: bytes, data: memoryview, end: bool) -> None:
         try:

@@ -298,7 +298,9 @@ async def test_a_malformed_answer_fails_its_request_and_nothing_else(
 
 
 async def test_an_answer_that_comes_after_it_was_given_up_is_ignored(caller: Caller) -> None:
-    call = peers._InferCall(lambda *_: None, caller.two.id, InferRequest("m", ()))
+    call = peers._InferCall(
+        asyncio.get_running_loop(), lambda *_: None, caller.two.id, InferRequest("m", ())
+    )
     call.lost(LinkLost("given up"))
     call.part(result(), memoryview(b""), True)
     call.lost(LinkLost("again"))
