@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
-from meshnode.config import MAX_MEMBERS
+from meshnode.config import MAX_INVITE_TTL_S, MAX_MEMBERS
 from meshnode.errors import InvalidRequest
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.models.manifest import Manifest, check_model_name
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 _DAY_S = 24 * 3600
 DEFAULT_INVITE_TTL_S = _DAY_S
 """Long enough to walk to the next device, short enough to forget."""
-MAX_INVITE_TTL_S = 365 * _DAY_S
-"""An invite is a key; one that never expires is a liability."""
 
 
 class MeshControl(Protocol):

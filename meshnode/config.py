@@ -50,6 +50,9 @@ MAX_LABELS: Final = 32
 MAX_MODELS: Final = 4096
 """Models that a mesh's tables hold; each costs a few hundred bytes on every node."""
 
+MAX_INVITE_TTL_S: Final = 30 * 24 * 3600
+"""An invite is a key to the mesh: long enough to post a device, too short to be forgotten for years."""
+
 MAX_MEMBERS: Final = 8192
 """Members that a node's tables hold, dead ones included."""
 

@@ -67,7 +67,7 @@ class _Sample:
 
 
 def demo(json: AsJson = False) -> None:
-    """See it work: three nodes, a real model, one of them killed. Takes less than a minute."""
+    """See it work: three nodes, a real model, one of them killed. Takes about 15 seconds."""
     started_s = time.monotonic()
     with Interrupts() as interrupts, DemoMesh(interrupts) as mesh:
         _say("Three daemons start, each in its own region:")

@@ -135,8 +135,8 @@ class _Progress:
 
 
 def _progress(entry: Mapping[str, Any], versions: Collection[int], wanted: int) -> _Progress:
-    """Read a model's entry; replicas of other versions than the deployed ones do not count."""
-    replicas = [it for it in entry["replicas"] if it["version"] in versions]
+    """Read a model's entry; replicas of other versions, or with other files, do not count."""
+    replicas = [it for it in entry["replicas"] if it["version"] in versions and it["current"]]
     failed = [it for it in replicas if it["state"] == "failed"]
     others = [f"{it['node']}: {it['state']}" for it in replicas if it["state"] != "ready"]
     missing = entry.get("missing", 0)
@@ -184,11 +184,21 @@ def _wait(
                     "background, see: meshnode models"
                 )
             time.sleep(POLL_INTERVAL_S)
-            entry = _look(client, name, entry)
+            entry = _look(client, name, entry["revision"])
 
 
-def _look(client: ControlClient, name: str, last: Any) -> Any:
+def _look(client: ControlClient, name: str, revision: str) -> Any:
+    """Return the model's entry; the daemon that took the deployment has it at once.
+
+    Raises:
+        PeerError: if it was withdrawn or replaced meanwhile.
+    """
     try:
-        return client.get(mesh_model_path(name))
+        entry = client.get(mesh_model_path(name))
     except ModelNotFound:
-        return last  # the deployment has not reached this node's tables yet
+        entry = {}
+    if "revision" not in entry:
+        raise PeerError(f"{name} was undeployed before it was ready")
+    if entry["revision"] != revision:
+        raise PeerError(f"{name} was deployed again before it was ready; the later one counts")
+    return entry

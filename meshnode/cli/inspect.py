@@ -14,7 +14,9 @@ def nodes(json: AsJson = False, data_dir: DataDir = None) -> None:
         print_json(found)
         return
     columns = ("NAME", "STATE", "REGION", "ZONE", "RTT", "GATEWAY", "MESH", "ID")
-    print_table(columns, [_node_row(node) for node in found], empty="This mesh has no nodes.")
+    rows = [_node_row(node) for node in found]
+    droppable = ("ZONE", "ID", "MESH", "GATEWAY")
+    print_table(columns, rows, empty="This mesh has no nodes.", droppable=droppable)
 
 
 def _node_row(node: Mapping[str, Any]) -> tuple[object, ...]:

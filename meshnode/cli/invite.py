@@ -6,6 +6,7 @@ import typer
 
 from meshnode.cli.arguments import AsJson, DataDir, client_of
 from meshnode.cli.output import plain, print_json
+from meshnode.config import MAX_INVITE_TTL_S
 from meshnode.errors import ConfigError
 from meshnode.options import parse_duration
 
@@ -21,6 +22,9 @@ def invite(
     ttl_s = round(parse_duration("--ttl", ttl))
     if ttl_s < 1:
         raise ConfigError(f"--ttl: {ttl!r} is shorter than a second")
+    if ttl_s > MAX_INVITE_TTL_S:
+        days = MAX_INVITE_TTL_S // 86_400
+        raise ConfigError(f"--ttl: {ttl!r} is longer than an invite may last, {days} days")
     answer = client_of(data_dir).post("/mesh/v1/invites", {"ttl_s": ttl_s})
     if json:
         print_json(answer)

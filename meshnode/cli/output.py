@@ -44,10 +44,17 @@ def terminal(*, stderr: bool = False) -> "Console":
     return console
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    droppable: Sequence[str] = (),
+) -> None:
     """Print a table, or the sentence `empty` when it has no rows.
 
-    On a narrow terminal cells fold onto more lines; nothing is ever cut off.
+    On a terminal that is too narrow the `droppable` columns go, in their order; if that is not
+    enough, cells fold onto more lines, but nothing is cut off.
     """
     if not rows:
         typer.echo(empty)
@@ -55,12 +62,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     from rich.table import Table
     from rich.text import Text
 
+    console = terminal()
+    columns, rows = _fit(columns, rows, console.width, droppable)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = terminal()
     if console.is_terminal:
         console.print(table)
         return
@@ -68,6 +76,22 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         console.print(table)
     for line in captured.get().splitlines():  # without the spaces that fill the last column
         typer.echo(line.rstrip())
+
+
+def _fit(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    width: int,
+    droppable: Sequence[str],
+) -> tuple[list[str], list[list[object]]]:
+    """Leave out droppable columns, in their order, until the table fits the width."""
+    kept = list(range(len(columns)))
+    for name in droppable:
+        widest = [max(len(str(row[at])) for row in (columns, *rows)) + 2 for at in kept]
+        if sum(widest) <= width:
+            break
+        kept.remove(columns.index(name))
+    return [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def _cell(value: object) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meshnode import __version__
-from meshnode.advertisement import LOAD_KEY, decode_load
+from meshnode.advertisement import LOAD_KEY, decode_load, decode_replica, replica_key
 from meshnode.errors import (
     Forbidden,
     InvalidRequest,
@@ -206,15 +206,24 @@ class Control:
     # Inside
 
     def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:
-        """Give a bare file, which has no version of its own, the next number if it has changed."""
-        current = self._node.deployment(model.name)
-        if current is None or not model.path.is_file():
+        """Give a bare file, which has no version of its own, the next number if it has changed.
+
+        What is still on its way out counts too: two files never share a name and number.
+        """
+        if not model.path.is_file():
             return tuple(manifests)
-        for former in current.manifests:
-            if former.digest == manifests[0].digest:
-                return (former,)
-        newest = max(former.version for former in current.manifests)
-        return (msgspec.structs.replace(manifests[0], version=newest + 1),)
+        (manifest,) = manifests
+        digests: dict[int, set[str]] = {}
+        current = self._node.deployment(model.name)
+        for former in current.manifests if current else ():
+            digests.setdefault(former.version, set()).add(former.digest)
+        table = self._node.router.table
+        for version in table.models().get(model.name, ()):
+            found = {self._digest(replica) for replica in table.replicas(model.name, version)}
+            digests.setdefault(version, set()).update(found)
+        same = [version for version, found in digests.items() if found == {manifest.digest}]
+        number = max(same, default=max(digests, default=0) + 1)
+        return (msgspec.structs.replace(manifest, version=number),)
 
     def _require_operator(self) -> None:
         role = self._credentials.member.role
@@ -285,11 +294,13 @@ class Control:
         versions = set(table.models().get(name, ()))
         if deployment is not None:
             versions.update(manifest.version for manifest in deployment.manifests)
-        replicas = [
-            _replica_view(replica)
-            for version in sorted(versions)
-            for replica in sorted(table.replicas(name, version), key=lambda each: each.node_name)
-        ]
+        wanted = {each.version: each.digest for each in deployment.manifests} if deployment else {}
+        replicas = []
+        for version in sorted(versions):
+            digest = wanted.get(version)
+            for replica in sorted(table.replicas(name, version), key=lambda each: each.node_name):
+                current = deployment is None or self._digest(replica) == digest
+                replicas.append(_replica_view(replica, current=current))
         view: dict[str, Any] = {
             "name": name,
             "versions": sorted(versions),
@@ -298,6 +309,8 @@ class Control:
         }
         if deployment is not None:
             placement = self._node.placement(deployment)
+            entry = self._node.desired.entry(deployment.key)
+            view["revision"] = f"{entry.stamp.wall_ms}.{entry.stamp.counter}" if entry else ""
             view["deployed"] = [manifest.version for manifest in deployment.manifests]
             view["placed"] = [self._name_of(node) for node in placement.nodes]
             view["missing"] = placement.missing
@@ -307,18 +320,30 @@ class Control:
             ]
         return view
 
+    def _digest(self, replica: Replica) -> str:
+        """Return the digest of what a replica serves, as its node says; empty if it is unknown."""
+        key = replica_key(replica.model, replica.version)
+        value = self._node.owners.get(replica.node, key)
+        if value is None:
+            return ""
+        try:
+            return decode_replica(key, value).digest
+        except MeshError:
+            return ""
+
     def _name_of(self, node: NodeId) -> str:
         member = self._node.membership.members.get(node)
         return member.record.name if member else node
 
 
-def _replica_view(replica: Replica) -> dict[str, Any]:
+def _replica_view(replica: Replica, *, current: bool) -> dict[str, Any]:
     return {
         "node": replica.node_name,
         "node_id": replica.node,
         "version": replica.version,
         "state": str(replica.state),
         "reason": replica.reason,
+        "current": current,
     }
 
 

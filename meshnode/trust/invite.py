@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
+from meshnode.config import MAX_INVITE_TTL_S
 from meshnode.errors import Forbidden, InvalidRequest, InviteError
 from meshnode.trust.chain import MAX_CHAIN_RECORDS, VerifiedMember
 from meshnode.trust.identity import SEED_BYTES, Identity
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 
 MAX_INVITE_SEEDS: Final = 4
 """Addresses in an invite: two of each IP family; the line must stay short enough to copy."""
-
-MAX_INVITE_TTL_S: Final = 30 * 24 * 3600
-"""An invite may leak; a month is the longest that a device takes to be unpacked."""
 
 _PREFIX: Final = "mesh1"
 _CHECKSUM_BYTES: Final = 4

@@ -185,7 +185,7 @@ def test_nodes_and_models_are_listed_as_documented(trio: list[Daemon]) -> None:
     assert [(model["name"], model["versions"]) for model in models] == [("digits", [1])]
     assert len(models[0]["replicas"]) == 2
     for replica in models[0]["replicas"]:
-        assert set(replica) == {"node", "node_id", "version", "state", "reason"}
+        assert set(replica) == {"node", "node_id", "version", "state", "reason", "current"}
 
 
 def test_metrics_are_in_prometheus_format(trio: list[Daemon]) -> None:

@@ -119,6 +119,7 @@ class FakeDaemon:
             "version": version,
             "state": state,
             "reason": reason,
+            "current": True,
         }
 
     @staticmethod
@@ -130,6 +131,7 @@ class FakeDaemon:
             "replicas": list(replicas),
             "wanted": wanted,
             "deployed": versions[-1:],
+            "revision": "1.0",
         }
 
     def start(self) -> None:

@@ -33,7 +33,6 @@ def test_deploy_waits_for_its_replicas_and_prints_the_entry(
     )
     daemon.accepted = daemon.entry("digits", wanted=2)
     daemon.progress = [
-        None,  # the deployment has not reached the tables yet
         daemon.entry("digits", daemon.replica("alpha", "fetching"), wanted=2),
         daemon.entry(
             "digits", daemon.replica("alpha", "ready"), daemon.replica("beta", "loading"), wanted=2
@@ -224,3 +223,41 @@ def test_on_a_terminal_the_wait_is_a_spinner(
     assert result.exit_code == 0
     assert "\x1b[?25l" in result.stderr  # the cursor is hidden while it spins
     assert result.stderr.rindex("\x1b[?25h") > result.stderr.rindex("\x1b[?25l")
+
+
+def test_a_deployment_that_is_withdrawn_meanwhile_ends_the_wait(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    daemon.accepted = daemon.entry("digits", wanted=1)
+    unloading = daemon.entry("digits", daemon.replica("alpha", "unloading"))
+    del unloading["deployed"], unloading["revision"]
+    for seen in (None, unloading):
+        daemon.progress = [daemon.accepted, seen]
+        result = meshnode("deploy", str(model), "--json")
+        assert result.exit_code == 1
+        assert result.stderr.endswith("error: digits was undeployed before it was ready\n")
+
+
+def test_a_later_deployment_of_the_same_name_ends_the_wait_for_the_earlier(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    daemon.accepted = daemon.entry("digits", wanted=1)
+    daemon.progress = [daemon.accepted | {"revision": "2.0"}]
+    result = meshnode("deploy", str(model), "--json")
+    assert result.exit_code == 1
+    assert "was deployed again" in result.stderr
+
+
+def test_replicas_with_other_files_under_the_same_version_do_not_count(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    """Neither the old files' success nor their failure is the new ones'."""
+    stale = [
+        daemon.replica("alpha", "ready") | {"current": False},
+        daemon.replica("beta", "failed", reason="old") | {"current": False},
+    ]
+    daemon.accepted = daemon.entry("digits", *stale, wanted=1)
+    done = daemon.entry("digits", daemon.replica("alpha", "ready"), stale[1], wanted=1)
+    daemon.progress = [daemon.accepted, done]
+    result = meshnode("deploy", str(model), "--json")
+    assert json.loads(result.stdout) == done
