@@ -235,7 +235,11 @@ class Pipeline:
             if self.in_flight > MAX_IN_FLIGHT:
                 raise Saturated("this gateway is working on too many requests; try again later")
             attempts = self._router.plan(model, target.asked, request.timeout_s, started)
-            response = await self._first_answer(attempts, request)
+            try:
+                response = await self._first_answer(attempts, request)
+            except MeshError as error:
+                error.mesh_route = attempts.header
+                raise
             if response.single is None:
                 streaming = True
                 response = InferResponse(

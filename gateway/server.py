@@ -33,6 +33,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from multidict import CIMultiDict
@@ -115,6 +116,7 @@ class HttpServer:
         self._policy = policy
         self._authorizes = authorizes
         self._bodies_bytes = 0
+        self._is_leaving = False
         self._id_prefix = secrets.token_hex(4) + "-"
         self._ids = itertools.count(1)
         self._runner = web.ServerRunner(
@@ -165,6 +167,17 @@ class HttpServer:
         except OSError as error:
             raise ConfigError(f"the control socket {path} cannot be opened: {error}") from error
 
+    async def stop_accepting(self) -> None:
+        """Take no new connections; those that stand are closed with their next answer."""
+        self._is_leaving = True
+        for site in tuple(self._runner.sites):
+            await site.stop()
+
+    def close_idle(self) -> None:
+        """Close the connections on which nothing runs, and the others with the answer they wait for."""
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()
+
     async def stop(self) -> None:
         """Stop listening, let running requests finish for the grace period, cancel the rest."""
         await self._runner.cleanup()
@@ -214,8 +227,13 @@ class HttpServer:
             and raw.version == HttpVersion11
             and raw.method != "HEAD"
             and "Connection" not in response.headers
+            and not self._is_leaving
         ):
             return _Plain(response, request_id)
+        if self._is_leaving:
+            response = msgspec.structs.replace(
+                response, headers={**response.headers, "Connection": "close"}
+            )
         return await _send(raw, response, request_id)
 
     def _check_headers(self, raw: web.BaseRequest) -> None:
@@ -305,6 +323,8 @@ async def _send_parts(
     size_bytes = sum(memoryview(part).nbytes for part in parts)
     answer = web.StreamResponse(status=status, headers=headers)
     answer.content_length = size_bytes
+    if "Connection" in headers:
+        answer.force_close()
     await answer.prepare(raw)
     if raw.method == "HEAD":
         return answer

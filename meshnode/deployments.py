@@ -20,7 +20,7 @@ from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.types import NodeState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from meshnode.membership.member import Member
     from meshnode.membership.messages import MemberRecord
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 MAX_WEIGHT: Final = 4096.0
 """CPUs that count in placement: the largest machines' order; a larger claim draws no more."""
+
+
+_NAMED_NODES: Final = 4
+"""Nodes that a sentence about a placement names; the mesh's own list has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,18 @@ class Fleet:
     def forget(self, name: str) -> None:
         """Drop the placement of a deployment that is no more."""
         self._placements.pop(name, None)
+
+
+def describe(placement: Placement, name_of: Callable[[NodeId], str]) -> str:
+    """Say for people where a deployment belongs, or why nowhere."""
+    if placement.nodes:
+        names = [name_of(node) for node in placement.nodes[:_NAMED_NODES]]
+        more = len(placement.nodes) - len(names)
+        return f"it is placed on {', '.join(names)}" + (f" and {more} more" if more else "")
+    reasons = [f"{name_of(node)}: {reason}" for node, reason in placement.ineligible[:_NAMED_NODES]]
+    more = len(placement.ineligible) - len(reasons)
+    reasons += [f"and {more} more"] if more else []
+    return f"no node can take it ({'; '.join(reasons) or 'none was asked for'})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ class Directory:
             reason=advert.reason,
             manifest=manifest,
             slots=advert.slots,
+            digest=advert.digest,
         )
         if not self._router.replica_changed(replica, now):
             return False

@@ -18,6 +18,8 @@ class MeshError(Exception):
     """A stable word for programs."""
     retryable: ClassVar[bool] = False
     """Whether the same request may succeed on another replica."""
+    mesh_route: str = ""
+    """The `Mesh-Route` header of the answer, if replicas were tried before."""
 
 
 # The caller misused us: nothing was changed.

@@ -14,7 +14,7 @@ How things are kept in step. What a core emits names what changed, and marks mod
 |---|---|---|
 | `state.changed` | the replica or load goes to routing (`directory`) | that model |
 | `member.*` | its replicas go to routing, or leave it | all, if placements may differ now |
-| `desired.changed` | | the deployment's model |
+| `desired.changed` | what is wanted goes to routing | the deployment's model |
 
 Then each stale model is reconciled (`reconcile`): what is asked of the driver is noted in `own` and
 advertised, which may make models stale again, until none is. A model that is not stale costs
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode import advertisement
 from meshnode.advertisement import LOAD_KEY, NodeLoad, replica_key
-from meshnode.deployments import Deployments, Fleet, Known, Target
+from meshnode.deployments import Deployments, Fleet, Known, Target, describe
 from meshnode.directory import Directory
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
 from meshnode.errors import Forbidden, ModelNotFound, TooLarge, UsageError
@@ -44,6 +44,7 @@ from meshnode.membership.core import Membership
 from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
+from meshnode.routing.table import Goal
 from meshnode.state.admission import admission_key
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
@@ -206,6 +207,7 @@ class Node:
         self._fleet.update(self.membership.members.values())
         self._reconciler = Reconciler(self.me)
         self._stale: set[str] = set()
+        self._unrouted: set[str] = set()  # models of which routing may have another goal
         self._quiet_until = float("-inf")
         self._due: dict[str, float] = {}  # by model: when to look at it again
         self._timer_at: float | None = None  # the timer that runs for the earliest of them
@@ -379,6 +381,7 @@ class Node:
                     settled.append(effect)
                     queue += self._follow(effect, now)
             self._directory.forget_reaped()
+            self._route_goals()
             queue += self._reconcile_stale(now)
             if not queue:
                 return settled
@@ -389,6 +392,7 @@ class Node:
         if emit.kind == "desired.changed" and emit.subject.startswith(KEY_PREFIX):
             name = emit.subject.removeprefix(KEY_PREFIX)
             self._stale.add(name)
+            self._unrouted.add(name)
             flaw = self._deployments.flaw(name)
             return [Emit("deployment.ignored", name, flaw)] if flaw else []
         return []
@@ -406,7 +410,26 @@ class Node:
     # Which models run here
 
     def _all_stale(self) -> None:
-        self._stale.update(self._deployments.names(), (model for model, _ in self.own))
+        names = self._deployments.names()
+        self._stale.update(names, (model for model, _ in self.own))
+        self._unrouted.update(names)
+
+    def _route_goals(self) -> None:
+        """Tell routing what is deployed and where: a model that nobody serves yet is known."""
+        while self._unrouted:
+            name = self._unrouted.pop()
+            known = self._deployments.get(name)
+            goals = {}
+            if known is not None:
+                placed = describe(self._fleet.placement(known.deployment), self._name_of)
+                for target in known.targets:
+                    goal = Goal(target.manifest, target.digest, placed)
+                    goals[target.manifest.version] = goal
+            self.router.wanted_changed(name, goals)
+
+    def _name_of(self, node: NodeId) -> str:
+        member = self.membership.members.get(node)
+        return member.record.name if member is not None else node
 
     def _reconcile_stale(self, now: float) -> list[Effect]:
         if now < self._quiet_until:

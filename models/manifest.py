@@ -154,6 +154,29 @@ def check_manifest(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def check_form(manifest: Manifest, spec: TensorSpec, tensor: Tensor) -> None:
+    """Check a tensor's type and shape, but not its data, against the input that it is for.
+
+    Raises:
+        InvalidRequest: saying what was expected.
+    """
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {manifest.model!r} is {spec.datatype}, "
+            f"not {tensor.datatype}"
+        )
+    if not spec.accepts(tensor.shape):
+        raise InvalidRequest(
+            f"input {tensor.name!r} of model {manifest.model!r} has shape {list(spec.shape)} "
+            f"(-1: any size), not {list(tensor.shape)}"
+        )
+    if 0 < manifest.max_batch_size < tensor.rows:
+        raise InvalidRequest(
+            f"a batch of {tensor.rows} exceeds max_batch_size {manifest.max_batch_size} of model "
+            f"{manifest.model!r}"
+        )
+
+
 def check_request(manifest: Manifest, request: InferRequest) -> None:
     """Check a request's tensors and wanted outputs against the model.
 
@@ -172,7 +195,8 @@ def check_request(manifest: Manifest, request: InferRequest) -> None:
         if tensor.name in seen:
             raise InvalidRequest(f"input {tensor.name!r} is given twice")
         seen.add(tensor.name)
-        _check_tensor(manifest, spec, tensor)
+        check_form(manifest, spec, tensor)
+        _check_size(tensor)
     if len(seen) != len(specs):
         missing = ", ".join(repr(name) for name in specs if name not in seen)
         raise InvalidRequest(
@@ -187,25 +211,6 @@ def check_request(manifest: Manifest, request: InferRequest) -> None:
                     f"model {manifest.model!r} has no output {name!r}; its outputs are "
                     f"{_names(manifest.outputs)}"
                 )
-
-
-def _check_tensor(manifest: Manifest, spec: TensorSpec, tensor: Tensor) -> None:
-    if tensor.datatype != spec.datatype:
-        raise InvalidRequest(
-            f"input {tensor.name!r} of model {manifest.model!r} is {spec.datatype}, "
-            f"not {tensor.datatype}"
-        )
-    if not spec.accepts(tensor.shape):
-        raise InvalidRequest(
-            f"input {tensor.name!r} of model {manifest.model!r} has shape {list(spec.shape)} "
-            f"(-1: any size), not {list(tensor.shape)}"
-        )
-    if 0 < manifest.max_batch_size < tensor.rows:
-        raise InvalidRequest(
-            f"a batch of {tensor.rows} exceeds max_batch_size {manifest.max_batch_size} of model "
-            f"{manifest.model!r}"
-        )
-    _check_size(tensor)
 
 
 def _check_size(tensor: Tensor) -> None:

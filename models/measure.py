@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from meshnode.types import DataType
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -20,8 +22,14 @@ _SURPRISE = 4.0
 for 10 ms, that says nothing about a 5 µs model. A model that really became slower is followed by
 30 % per run."""
 
+_UNSURE_RUNS = 4
+"""Runs before the time of a model whose work its inputs' sizes do not tell is believed: the warm-up
+and three real ones."""
+
 _SHORTEST_S = 1e-6
 """Below this a clock's own steps decide; an estimate of zero would never grow again."""
+
+_INTEGERS = frozenset(each for each in DataType if "INT" in each)
 
 
 class RunTime:
@@ -29,12 +37,14 @@ class RunTime:
 
     Attributes:
         unit_s: Seconds per unit; None until something was measured.
+        runs_needed: Runs still to be measured before an expectation is given.
         request_s: Seconds per request of the sizes that come.
     """
 
-    __slots__ = ("request_s", "unit_s")
+    __slots__ = ("request_s", "runs_needed", "unit_s")
 
-    def __init__(self) -> None:
+    def __init__(self, runs_needed: int = 1) -> None:
+        self.runs_needed = runs_needed
         self.unit_s: float | None = None
         self.request_s = 0.0
 
@@ -44,10 +54,14 @@ class RunTime:
 
     def expected_s(self, units: int) -> float:
         """Return the seconds that a request of this many units will take; inf if unknown."""
-        return math.inf if self.unit_s is None else self.unit_s * units
+        if self.unit_s is None or self.runs_needed:
+            return math.inf
+        return self.unit_s * units
 
     def observe(self, elapsed_s: float, units: int) -> None:
         """Learn from one run."""
+        if self.runs_needed:
+            self.runs_needed -= 1
         per_unit_s = elapsed_s / units
         if self.unit_s is None:
             self.unit_s = per_unit_s
@@ -65,6 +79,21 @@ def _ewma(estimate_s: float, measured_s: float) -> float:
 def has_free_sizes(manifest: Manifest) -> bool:
     """Whether an input has a dynamic dimension besides its first."""
     return any(-1 in spec.shape[1:] for spec in manifest.inputs)
+
+
+def first_runs(manifest: Manifest) -> int:
+    """Return how many runs of a model must be measured before one is expected to be short.
+
+    More than one where the sizes of the inputs do not tell the work: an output is free in another
+    dimension than the first, or in the first while no input is; or an input is a list of integers
+    or one alone, which may be sizes or repetitions.
+    """
+    batched = any(spec.shape[:1] == (-1,) for spec in manifest.inputs)
+    free_outputs = any(
+        -1 in (spec.shape[1:] if batched else spec.shape) for spec in manifest.outputs
+    )
+    integers = any(len(spec.shape) <= 1 and spec.datatype in _INTEGERS for spec in manifest.inputs)
+    return _UNSURE_RUNS if free_outputs or integers else 1
 
 
 def unit_counter(manifest: Manifest) -> Callable[[Sequence[Tensor]], int]:

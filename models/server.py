@@ -13,7 +13,8 @@ times its units: rows where only the first dimension of the inputs is free, elem
 dimensions otherwise. Three warm-up runs on zeros measure it before the version is ready, and an
 EWMA follows every run after that. Where a version has free dimensions besides the first, zeros of
 size 1 say little (a convolution may even refuse them): its time is unknown until its first real
-request, which runs in a thread.
+request, which runs in a thread. So it is where the warm-up fails, and for the first few requests
+of a model whose work the sizes of its inputs do not tell (`meshnode.models.measure.first_runs`).
 
 **How many threads.** A version whose warm-up takes `spread_limit_s` or more is opened again with one
 run spread over all cores, and then runs one request at a time; a shorter one keeps one thread per
@@ -36,7 +37,7 @@ from weakref import WeakValueDictionary
 
 from meshnode.errors import DeadlineExceeded, InferenceFailed, MeshError, ModelError, NotServing
 from meshnode.models.manifest import Manifest, check_request
-from meshnode.models.measure import RunTime, unit_counter
+from meshnode.models.measure import RunTime, first_runs, unit_counter
 from meshnode.models.slots import Slots
 from meshnode.models.warmup import fits, warm_up
 from meshnode.types import InferRequest, InferResponse, ReplicaState, ResponsePart, Tensor
@@ -325,12 +326,12 @@ class ModelServer:
         """Open and measure a version, in a thread.
 
         Raises:
-            ModelError: if it cannot be loaded, or its warm-up fails.
+            ModelError: if it cannot be loaded, or is not what its manifest says.
         """
         runtime = self._runtimes.get(manifest.runtime)
         if runtime is None:
             raise ModelError(f"this node has no runtime {manifest.runtime!r}")
-        run_time = RunTime()
+        run_time = RunTime(first_runs(manifest))
         model = runtime.load(folder, manifest.entry, threads=1)
         try:
             fits(manifest, model)
@@ -340,7 +341,7 @@ class ModelServer:
                 return _Opened(model, run_time, 1 if inline else self._cores)
             model.close()  # before the second is opened: two would need twice the memory
             model = runtime.load(folder, manifest.entry, threads=self._cores)
-            run_time = RunTime()
+            run_time = RunTime(first_runs(manifest))
             warm_up(manifest, model, run_time, self._config.warm_up_runs, self._timer)
         except BaseException:
             model.close()

@@ -1,7 +1,12 @@
-"""The first runs of a freshly opened model: they prove that it works and measure it."""
+"""The first runs of a freshly opened model: they measure it, and make it allocate what it needs.
+
+They prove nothing: zeros may be bad input for a good model (a divisor), so a failure only leaves
+the time unknown, with a warning in the log.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from meshnode.config import MAX_BODY_BYTES
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 
     from meshnode.models.manifest import Manifest, TensorSpec
     from meshnode.models.runtimes.base import LoadedModel
+
+log = logging.getLogger(__name__)
 
 _ZERO_STRING = b"\x01\x00\x00\x000"
 """A BYTES element: its length, and the digit 0; models that read numbers refuse an empty string."""
@@ -44,7 +51,7 @@ def warm_up(
 
     A model with free dimensions besides the first may refuse such an input with good reason
     (a convolution wider than one pixel), and its time says little about real ones: it is run, for
-    what it allocates on first use, but neither its time nor its failure counts.
+    what it allocates on first use, but its time does not count.
 
     Args:
         manifest: What it should be given.
@@ -54,10 +61,7 @@ def warm_up(
         timer: Seconds.
 
     Returns:
-        The shortest run, in seconds; 0 where it does not count.
-
-    Raises:
-        ModelError: if the model raises.
+        The shortest run, in seconds; 0 where it does not count, or the model raised.
     """
     free = has_free_sizes(manifest)
     size_bytes = sum(
@@ -74,9 +78,15 @@ def warm_up(
             model.run(inputs, [spec.name for spec in manifest.outputs])
             times.append(timer() - started)
     except MeshError as error:
-        if free:
-            return 0.0
-        raise ModelError(f"its warm-up on zeros failed: {error}") from None
+        if not free:
+            log.warning(
+                "model %s version %d: its warm-up on zeros failed, so its run time is unknown until "
+                "it has answered: %s",
+                manifest.model,
+                manifest.version,
+                error,
+            )
+        return 0.0
     if free:
         return 0.0
     run_time.observe(min(times), 1)

@@ -15,10 +15,11 @@ from meshnode.routing.budget import RetryBudget
 from meshnode.routing.choice import Candidate, Candidates
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.load import LinkState, LoadBook
-from meshnode.routing.table import Replica, ReplicaTable
+from meshnode.routing.table import Goal, Replica, ReplicaTable
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Mapping
 
     from meshnode.types import NodeId, NodeState
     from meshnode.wire.messages import LoadReport
@@ -75,8 +76,14 @@ class Router:
         self.table.remove(node, model, version)
         self.book.forget(node, model, version)
         self.breakers.forget(node, model, version)
-        if self.table.group(model, version) is None:
-            self._candidates.pop((model, version), None)
+        self._forget_candidates(model, version)
+
+    def wanted_changed(self, model: str, goals: Mapping[int, Goal]) -> None:
+        """A model's deployment, or its placement, changed; without goals there is none."""
+        before = self.table.versions(model)
+        self.table.want(model, goals)
+        for version in before:
+            self._forget_candidates(model, version)
 
     def node_changed(self, node: NodeId, state: NodeState) -> None:
         """Membership has a new opinion of a node."""
@@ -133,8 +140,8 @@ class Router:
         """Return who could serve a model version now.
 
         Raises:
-            ModelNotFound: if no node of the mesh has announced it.
-            NoReplica: if some have, but none is ready.
+            ModelNotFound: if it is neither announced by a node nor deployed.
+            NoReplica: if it is, but no replica is ready.
         """
         group = self.table.lookup(model, version)
         known = self._candidates.get((model, group.version))
@@ -147,6 +154,10 @@ class Router:
         )
         self._candidates[model, group.version] = made
         return made
+
+    def _forget_candidates(self, model: str, version: int) -> None:
+        if self.table.group(model, version) is None:
+            self._candidates.pop((model, version), None)
 
     def _candidate(self, replica: Replica) -> Candidate:
         key = (replica.node, replica.model, replica.version)

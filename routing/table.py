@@ -6,10 +6,19 @@ replicas, and its model's newest ready version, up to date, and a read is two lo
 
 Gossip is slow and sometimes wrong, so it decides little here: a node that is only *suspected*
 stays a candidate, and whether a candidate works is for links and breakers to find out.
+
+The table also holds what the mesh is asked to serve (`Goal`), so that a deployed model that nobody
+serves at the moment is told from one that nobody knows.
+
+**One version, one content.** Two nodes may hold different files under the same version number: while
+a deployment replaces them, or by mistake. Requests are checked against one manifest, so only
+replicas of one digest serve: the deployment's while one of those is ready; otherwise the digest
+that most ready replicas have, the smallest of equals, so that all gateways decide alike.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +28,7 @@ from meshnode.routing.header import escape
 from meshnode.types import NodeId, NodeState, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from meshnode.models.manifest import Manifest
 
@@ -47,6 +56,7 @@ class Replica:
         reason: Why it failed, or empty.
         manifest: What the model is; None until it is known.
         slots: Requests that it runs at once, at least 1.
+        digest: Of its manifest with all files: other files, other digest.
         label: The part of the `Mesh-Route` header that names it.
     """
 
@@ -60,6 +70,7 @@ class Replica:
     reason: str = ""
     manifest: Manifest | None = None
     slots: int = 1
+    digest: str = ""
     label: str = field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
@@ -70,22 +81,40 @@ class Replica:
         object.__setattr__(self, "slots", max(1, self.slots))
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A model version that a deployment wants.
+
+    Attributes:
+        manifest: What it is.
+        digest: Of that manifest.
+        placed: For people: where it belongs, or why nowhere.
+    """
+
+    manifest: Manifest
+    digest: str
+    placed: str
+
+
 class ReplicaGroup:
     """All replicas of one model version.
 
     Attributes:
         version: Its number.
+        goal: What a deployment wants it to be, or None.
         members: Every replica that was announced, by node.
-        ready: Those that may serve: state ready, node neither dead nor left.
+        ready: Those that may serve: state ready, node neither dead nor left, all of one digest.
         excluded: The others, each with the reason.
         revision: Differs after every change; what is derived from the group is stale then.
-        manifest: What the version is, from any replica that says so, or None.
+        manifest: What those that are ready serve, or else what is wanted or was announced; None
+            until anybody said so.
     """
 
-    __slots__ = ("excluded", "manifest", "members", "ready", "revision", "version")
+    __slots__ = ("excluded", "goal", "manifest", "members", "ready", "revision", "version")
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.goal: Goal | None = None
         self.members: dict[NodeId, Replica] = {}
         self.ready: tuple[Replica, ...] = ()
         self.excluded: tuple[tuple[Replica, str], ...] = ()
@@ -101,7 +130,6 @@ class ReplicaGroup:
         """Derive everything else from `members` again."""
         ready: list[Replica] = []
         excluded: list[tuple[Replica, str]] = []
-        self.manifest = None
         for replica in self.members.values():
             if replica.node in gone:
                 excluded.append((replica, f"node {gone[replica.node]}"))
@@ -110,13 +138,36 @@ class ReplicaGroup:
                 excluded.append((replica, f"{replica.state}{why}"))
             else:
                 ready.append(replica)
-            if replica.manifest is not None and (
-                self.manifest is None or replica.state is ReplicaState.READY
-            ):
-                self.manifest = replica.manifest
-        self.ready = tuple(ready)
+        digest = self._chosen(ready or self.members.values(), fallback=not ready)
+        excluded += [
+            (replica, "other files under the same version")
+            for replica in ready
+            if replica.digest != digest
+        ]
+        self.ready = tuple(replica for replica in ready if replica.digest == digest)
         self.excluded = tuple(excluded)
+        self.manifest = self._manifest_of(digest)
         self.revision = revision
+
+    def _chosen(self, replicas: Collection[Replica], *, fallback: bool) -> str:
+        """Return the digest that counts (see this module's text); of none ready, the wanted one."""
+        counts = Counter(replica.digest for replica in replicas)
+        if self.goal is not None and (fallback or self.goal.digest in counts):
+            return self.goal.digest
+        return min(counts, key=lambda digest: (-counts[digest], digest), default="")
+
+    def _manifest_of(self, digest: str) -> Manifest | None:
+        if self.goal is not None and self.goal.digest == digest:
+            return self.goal.manifest
+        said = (each.manifest for each in self.members.values() if each.digest == digest)
+        return next((manifest for manifest in said if manifest is not None), None)
+
+    def why_none(self) -> str:
+        """Say for people why no replica is ready: each one's reason, and what is planned."""
+        reasons = [f"{replica.node_name}: {reason}" for replica, reason in self.excluded]
+        if self.goal is not None:
+            reasons.append(self.goal.placed)
+        return "; ".join(reasons)
 
 
 class ReplicaTable:
@@ -156,6 +207,24 @@ class ReplicaTable:
         group.members[replica.node] = replica
         self._refresh(replica.model, replica.version)
         return True
+
+    def want(self, model: str, goals: Mapping[int, Goal]) -> None:
+        """Take which versions of a model are deployed now; none if it is not.
+
+        Their number is bounded where deployments are kept.
+        """
+        versions = self._models.get(model, {})
+        if goals:
+            versions = self._models.setdefault(model, versions)
+        # What is wanted comes first: a model that lost all its versions meanwhile would be dropped.
+        for version in dict.fromkeys((*goals, *versions)):
+            goal = goals.get(version)
+            group = versions.get(version)
+            if group is None:
+                group = versions[version] = ReplicaGroup(version)
+            if group.goal != goal:
+                group.goal = goal
+                self._refresh(model, version)
 
     def remove(self, node: NodeId, model: str, version: int) -> None:
         """Forget a replica; nothing happens if there is none."""
@@ -204,8 +273,8 @@ class ReplicaTable:
         """Return the group to use: of the version asked for, or the highest that is ready.
 
         Raises:
-            ModelNotFound: if no node of the mesh has announced the model or the version.
-            NoReplica: if some have, but none is ready; the message says why for each.
+            ModelNotFound: if the model or the version is neither announced by a node nor deployed.
+            NoReplica: if it is, but no replica is ready; the message says why.
         """
         if version is None:
             newest = self._newest.get(model)
@@ -216,7 +285,7 @@ class ReplicaTable:
             raise ModelNotFound(f"no node of this mesh has a model {model!r}")
         if version is None:
             raise NoReplica(
-                f"no replica of model {model!r} is ready: {self._why(versions[max(versions)])}"
+                f"no replica of model {model!r} is ready: {versions[max(versions)].why_none()}"
             )
         group = versions.get(version)
         if group is None:
@@ -224,7 +293,7 @@ class ReplicaTable:
             raise ModelNotFound(f"model {model!r} has no version {version}; there is {known}")
         if not group.ready:
             raise NoReplica(
-                f"no replica of model {model!r} version {version} is ready: {self._why(group)}"
+                f"no replica of model {model!r} version {version} is ready: {group.why_none()}"
             )
         return group
 
@@ -239,11 +308,15 @@ class ReplicaTable:
         return tuple(group.members.values()) if group is not None else ()
 
     def models(self) -> dict[str, tuple[int, ...]]:
-        """Return each model's versions, ascending; models by name."""
-        return {name: tuple(sorted(self._models[name])) for name in sorted(self._models)}
+        """Return the versions, announced or deployed, of each model, ascending; models by name."""
+        return {name: self.versions(name) for name in sorted(self._models)}
+
+    def versions(self, model: str) -> tuple[int, ...]:
+        """Return the versions of a model, announced or deployed, ascending."""
+        return tuple(sorted(self._models.get(model, ())))
 
     def manifest(self, model: str, version: int) -> Manifest | None:
-        """Return what a model version is, or None if no replica has said so."""
+        """Return what a model version is, or None if nobody has said so."""
         group = self.group(model, version)
         return group.manifest if group is not None else None
 
@@ -263,7 +336,7 @@ class ReplicaTable:
         group = versions[version]
         self._revision += 1
         group.refresh(self._gone, self._revision)
-        if not group.members:
+        if not group.members and group.goal is None:
             del versions[version]
             if not versions:
                 del self._models[model]
@@ -272,7 +345,3 @@ class ReplicaTable:
             self._newest[model] = versions[max(ready)]
         else:
             self._newest.pop(model, None)
-
-    @staticmethod
-    def _why(group: ReplicaGroup) -> str:
-        return "; ".join(f"{replica.node_name}: {reason}" for replica, reason in group.excluded)

@@ -39,11 +39,14 @@ from meshnode.gateway.protocols.http import JSON_HEADERS, HttpRequest, HttpRespo
 from meshnode.gateway.protocols.tensors import (
     DATATYPES,
     FLOATS,
+    MAX_ELEMENTS,
+    MAX_RANK,
     check_data,
     pack_json,
     pack_values,
     unpack,
 )
+from meshnode.models.manifest import check_form
 from meshnode.types import (
     Buffer,
     DataType,
@@ -164,8 +167,8 @@ def decode_infer(
 
     Args:
         http: The request.
-        manifest: The model asked for; its tensors are read for a raw body only, since the
-            pipeline checks every request against it.
+        manifest: The model asked for. Its tensors are read for a raw body, and to say what is
+            wrong; the pipeline checks every request against it.
         version: The version in the path, or None.
         request_id: The id for logs if the body has none.
 
@@ -184,7 +187,7 @@ def decode_infer(
     wanted = wanted_coding(headers.get("accept-encoding"))
     header_length = headers.get(_HEADER_LENGTH)
     if header_length is None:
-        return _decode(body, b"", manifest.model, version, request_id, wanted)
+        return _decode(body, b"", manifest, version, request_id, wanted)
     length = _length(header_length, memoryview(body).nbytes)
     if length == 0:
         tensor = _raw_input(manifest, body)
@@ -193,7 +196,7 @@ def decode_infer(
             AnswerForm(binary=True, coding=wanted),
         )
     view = memoryview(body)
-    return _decode(view[:length], view[length:], manifest.model, version, request_id, wanted)
+    return _decode(view[:length], view[length:], manifest, version, request_id, wanted)
 
 
 def _length(text: str, body_bytes: int) -> int:
@@ -206,15 +209,21 @@ def _length(text: str, body_bytes: int) -> int:
 
 
 def _decode(
-    text: Buffer, binary: Buffer, model: str, version: int | None, request_id: str, coding: str
+    text: Buffer,
+    binary: Buffer,
+    manifest: Manifest,
+    version: int | None,
+    request_id: str,
+    coding: str,
 ) -> InferCall:
+    model = manifest.model
     body = _parse(text)
     if len(body.inputs) > _MAX_TENSORS or len(body.outputs) > _MAX_TENSORS:
         raise InvalidRequest(f"a request has at most {_MAX_TENSORS} inputs and outputs")
     inputs: list[Tensor] = []
     used = 0
     for item in body.inputs:
-        tensor = _tensor(item, binary, used)
+        tensor = _tensor(manifest, item, binary, used)
         if item.data is _NO_DATA:
             used += tensor.size_bytes
         inputs.append(tensor)
@@ -229,6 +238,12 @@ def _decode(
         return InferCall(InferRequest(model, tuple(inputs), version, (), request_id), _PLAIN)
     _check_texts(body)
     left, timeout_s, binary_outputs = _take_parameters(parameters or _NO_PARAMETERS)
+    for output in body.outputs:
+        if output.parameters and output.parameters.get("classification"):
+            raise InvalidRequest(
+                f"output {output.name!r}: the parameter 'classification' is not supported; ask for "
+                "the output itself and pick the highest values from it"
+            )
     outputs = tuple([output.name for output in body.outputs])
     _refuse_duplicates(outputs, "output")
     by_output = {
@@ -269,7 +284,7 @@ def _parse_loosely(text: bytes) -> _LooseBody:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
 
 
-def _tensor(item: _Input | _LooseInput, binary: Buffer, offset: int) -> Tensor:
+def _tensor(manifest: Manifest, item: _Input | _LooseInput, binary: Buffer, offset: int) -> Tensor:
     datatype = DATATYPES.get(item.datatype)
     if datatype is None:
         raise InvalidRequest(
@@ -277,16 +292,33 @@ def _tensor(item: _Input | _LooseInput, binary: Buffer, offset: int) -> Tensor:
             f"{', '.join(DATATYPES)}"
         )
     parameters = item.parameters
+    data: Buffer | None = None
     if parameters and "binary_data_size" in parameters:
-        data: Buffer = _binary_input(item, binary, offset)
-        check_data(item.name, datatype, item.shape, data)
+        data = _binary_input(item, binary, offset)
     elif item.data is _NO_DATA:
         raise InvalidRequest(_no_data(item))
-    elif isinstance(item, _Input):
-        data = pack_json(item.name, datatype, item.shape, item.data)
-    else:
-        data = pack_values(item.name, datatype, item.shape, item.data)
+    try:
+        if data is not None:
+            check_data(item.name, datatype, item.shape, data)
+        elif isinstance(item, _Input):
+            data = pack_json(item.name, datatype, item.shape, item.data)
+        else:
+            data = pack_values(item.name, datatype, item.shape, item.data)
+    except InvalidRequest:
+        _explain(manifest, item, datatype)
+        raise
     return Tensor(item.name, datatype, item.shape, data)
+
+
+def _explain(manifest: Manifest, item: _Input | _LooseInput, datatype: DataType) -> None:
+    """Raise what the model expected, if an input whose data is wrong has a wrong form as well.
+
+    Data of the wrong length is mostly a wrong shape, and a sentence about lengths leads astray.
+    """
+    spec = next((spec for spec in manifest.inputs if spec.name == item.name), None)
+    possible = len(item.shape) <= MAX_RANK and all(0 <= n <= MAX_ELEMENTS for n in item.shape)
+    if spec is not None and possible:
+        check_form(manifest, spec, Tensor(item.name, datatype, item.shape, b""))
 
 
 def _no_data(item: _Input | _LooseInput) -> str:

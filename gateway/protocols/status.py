@@ -84,6 +84,8 @@ def error_response(error: MeshError, *, with_code: bool = False) -> HttpResponse
     headers = {"Content-Type": "application/json"}
     if isinstance(error, _RETRY_LATER):
         headers["Retry-After"] = RETRY_AFTER_S
+    if error.mesh_route:
+        headers["Mesh-Route"] = error.mesh_route
     sentence = str(error) or f"the request failed ({error.code})"
     return _response(status_of(error), sentence, error.code if with_code else "", headers)
 

@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -47,6 +48,7 @@ MANIFEST = Manifest(
     (),
     "",
 )
+VECTOR = msgspec.structs.replace(MANIFEST, inputs=(TensorSpec("x", DataType.FP32, (-1,)),))
 
 ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "BOOL": np.array([[True, False], [False, True]]),
@@ -76,9 +78,9 @@ def decode(body: Any, model: Manifest = MANIFEST, /, **headers: str) -> InferCal
     return decode_infer(post(raw, **headers), model, 3, "id-of-the-gateway")
 
 
-def refusal(body: Any, **headers: str) -> str:
+def refusal(body: Any, model: Manifest = MANIFEST, /, **headers: str) -> str:
     with pytest.raises(InvalidRequest) as caught:
-        decode(body, **headers)
+        decode(body, model, **headers)
     return str(caught.value)
 
 
@@ -247,7 +249,9 @@ def test_nan_and_infinity_are_read_as_triton_reads_them() -> None:
     data = struct.unpack("<3f", decode(body).request.inputs[0].data)
     assert math.isnan(data[0])
     assert data[1:] == (math.inf, -math.inf)
-    assert "INT32 takes integers" in refusal(body.replace(b"FP32", b"INT32"))
+    assert "INT32 takes integers" in refusal(
+        body.replace(b'"x"', b'"y"').replace(b"FP32", b"INT32")
+    )
     assert "neither data nor" in refusal(
         b'{"inputs":[{"name":"x","shape":[3],"datatype":"FP32"}],"parameters":{"a":NaN}}'
     )
@@ -310,7 +314,31 @@ def test_null_in_a_string_is_left_alone_and_not_taken_for_a_nan() -> None:
     ],
 )
 def test_a_bad_request_is_told_what_was_expected(body: Any, sentence: str) -> None:
-    assert sentence in refusal(body)
+    assert sentence in refusal(body, VECTOR)
+
+
+def test_data_that_does_not_fit_is_told_the_form_that_the_model_expects() -> None:
+    """A wrong shape makes the count wrong as well, and the shape is what helps."""
+    short = one(shape=[72])
+    assert refusal(short) == (
+        "input 'x' of model 'digits' has shape [-1, 4] (-1: any size), not [72]"
+    )
+    wrong_type = one(shape=[1, 4], datatype="INT64")
+    assert refusal(wrong_type) == "input 'x' of model 'digits' is FP32, not INT64"
+    assert "so 8 elements are expected, not 2" in refusal(one(shape=[2, 4]))
+    assert "a batch of 9 exceeds" in refusal(one(shape=[9, 4]))
+    item = {"name": "x", "shape": [3], "datatype": "FP32", "parameters": {"binary_data_size": 4}}
+    text = json.dumps({"inputs": [item]}).encode()
+    binary = refusal(text + bytes(4), inference_header_content_length=str(len(text)))
+    assert "has shape [-1, 4]" in binary
+    assert "at most 32" in refusal(one(shape=[1] * 5000))
+
+
+def test_classification_is_refused_rather_than_ignored() -> None:
+    asked = one() | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
+    assert "output 'y': the parameter 'classification' is not supported" in refusal(asked, VECTOR)
+    asked["outputs"][0]["parameters"]["classification"] = 0
+    decode(asked, VECTOR)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +356,8 @@ def test_a_bad_request_is_told_what_was_expected(body: Any, sentence: str) -> No
 def test_binary_sizes_must_add_up(size: Any, tail: bytes, sentence: str) -> None:
     item = {"name": "x", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": size}}
     text = json.dumps({"inputs": [item]}).encode()
-    assert sentence in refusal(text + tail, inference_header_content_length=str(len(text)))
+    said = refusal(text + tail, VECTOR, inference_header_content_length=str(len(text)))
+    assert sentence in said
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "99999", "9" * 40, "²", ""])

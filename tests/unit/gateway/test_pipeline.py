@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from meshnode.errors import (
 )
 from meshnode.gateway import pipeline as pipeline_module
 from meshnode.gateway.pipeline import Answered, Pipeline
+from meshnode.models.manifest import TensorSpec
+from meshnode.routing.table import Goal
 from meshnode.types import DataType, InferRequest, InferResponse, NodeId, ResponsePart, Tensor
 
 if TYPE_CHECKING:
@@ -122,6 +125,30 @@ def test_unknown_models_and_missing_replicas_are_told_apart(
         pipeline.resolve("digits", None)
     with pytest.raises(ModelNotFound):
         pipeline.resolve("digits", 9)
+
+
+async def test_other_files_under_the_same_version_are_not_asked(
+    pipeline: Pipeline,
+    serve: Serve,
+    make_manifest: Callable[..., Manifest],
+    router: Router,
+    local: Any,
+    peers: Any,
+) -> None:
+    """This node still has the old files; the request is checked against, and sent to, the new."""
+    serve()
+    serve("beta")
+    new = make_manifest(TensorSpec("z", DataType.FP32, (2,)))
+    (beta,) = (each for each in router.table.replicas("digits", 1) if each.node == BETA)
+    router.replica_changed(dataclasses.replace(beta, manifest=new, digest="new"), 100.0)
+    await pipeline.infer(ask())
+    assert (len(local.requests), peers.calls) == (1, [])
+    router.wanted_changed("digits", {1: Goal(new, "new", "it is placed on beta")})
+    with pytest.raises(InvalidRequest, match="its inputs are 'z'"):
+        await pipeline.infer(ask())
+    answered = await pipeline.infer(ask(inputs=(Tensor("z", DataType.FP32, (2,), bytes(8)),)))
+    assert "node=beta" in answered.route_header
+    assert len(local.requests) == 1
 
 
 async def test_without_a_version_the_newest_ready_one_answers(

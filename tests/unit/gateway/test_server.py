@@ -25,6 +25,7 @@ from meshnode.gateway import server as server_module
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.server import HttpServer
+from meshnode.routing.table import Goal
 from meshnode.types import Address, InferResponse, ResponsePart, Tensor
 
 if TYPE_CHECKING:
@@ -230,6 +231,21 @@ async def test_no_replica_is_503_with_retry_after(client: Client, serve: Serve, 
     reply = await client.ask("POST", INFER, GOOD)
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
     assert reply.json == {"error": "no replica can take it"}
+    assert "attempts=1" in reply.headers["mesh-route"]
+    assert reply.headers["mesh-route"].endswith('tried="beta:no_replica"')
+
+
+async def test_a_deployed_model_that_nobody_serves_is_503_and_an_undeployed_one_404(
+    client: Client, router: Any, manifest: Any
+) -> None:
+    router.wanted_changed("digits", {1: Goal(manifest, "d", "it is placed on beta")})
+    for path in (INFER, "/v2/models/digits/versions/1/infer"):
+        reply = await client.ask("POST", path, GOOD)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert reply.json["error"].endswith("is ready: it is placed on beta")
+        assert "mesh-route" not in reply.headers
+    router.wanted_changed("digits", {})
+    assert (await client.ask("POST", INFER, GOOD)).status == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
@@ -762,3 +778,21 @@ async def test_an_entrance_with_a_token_refuses_everything_without_it(
     assert "HttpServer" in repr(guarded)
     await client.close()
     await guarded.stop()
+
+
+async def test_a_server_that_stops_accepting_answers_what_stands_and_closes_it(
+    server: tuple[HttpServer, Address], connect: Callable[[], Any]
+) -> None:
+    gateway, address = server
+    standing, idle = await connect(), await connect()
+    assert "connection" not in (await standing.ask("GET", "/healthz")).headers
+    assert (await idle.ask("GET", "/healthz")).status == 200
+    await gateway.stop_accepting()
+    with pytest.raises(OSError):  # noqa: PT011 - what a refused connection is called differs
+        await asyncio.open_connection(*address)
+    reply = await standing.ask("GET", "/healthz")
+    assert reply.status == 200
+    assert reply.headers["connection"] == "close"
+    assert await standing.reader.read() == b""
+    gateway.close_idle()
+    assert await idle.reader.read() == b""

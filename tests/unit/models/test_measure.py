@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from meshnode.models.manifest import TensorSpec
-from meshnode.models.measure import RunTime, has_free_sizes, unit_counter
+from meshnode.models.measure import RunTime, first_runs, has_free_sizes, unit_counter
 from meshnode.types import DataType, Tensor
 
 from .conftest import fake_manifest
@@ -63,3 +63,36 @@ def test_units_are_the_sizes_of_dynamic_dimensions(
     count = unit_counter(manifest)
     assert count([tensor(name, *shape) for name, shape in sizes.items()]) == units
     assert has_free_sizes(manifest) is any(-1 in shape[1:] for shape in shapes.values())
+
+
+def test_the_time_is_believed_after_the_runs_that_are_needed() -> None:
+    run_time = RunTime(runs_needed=2)
+    run_time.observe(1e-6, 1)
+    assert run_time.expected_s(1) == math.inf
+    run_time.observe(1e-6, 1)
+    assert run_time.expected_s(1) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "runs"),
+    [
+        ([((-1, 64), DataType.FP32)], [(-1,), (-1, 10)], 1),  # digits
+        ([((4,), DataType.FP32)], [(4,)], 1),
+        ([((1, 3), DataType.FP32)], [(-1,)], 4),  # the detections in one picture
+        ([((-1, 3), DataType.FP32)], [(-1, -1)], 4),
+        ([((2, 2), DataType.FP32), ((2,), DataType.INT64)], [(2, 2)], 4),
+        ([((), DataType.UINT8)], [(1,)], 4),
+        ([((-1, 8), DataType.INT64)], [(-1, 2)], 1),  # tokens
+    ],
+)
+def test_models_whose_sizes_do_not_tell_the_work_need_more_runs(
+    inputs: list[tuple[tuple[int, ...], DataType]], outputs: list[tuple[int, ...]], runs: int
+) -> None:
+    manifest = msgspec.structs.replace(
+        fake_manifest(),
+        inputs=tuple(
+            TensorSpec(str(n), datatype, shape) for n, (shape, datatype) in enumerate(inputs)
+        ),
+        outputs=tuple(TensorSpec(str(n), DataType.FP32, shape) for n, shape in enumerate(outputs)),
+    )
+    assert first_runs(manifest) == runs

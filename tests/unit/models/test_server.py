@@ -158,8 +158,26 @@ async def test_free_dimensions_are_unknown_until_a_real_request_was_measured(
     await served.load()
     assert served.server.load_report("m", 1).slots == 4
     assert served.server.try_infer_inline(request()) is None
-    await served.server.infer(request())
+    for _ in range(4):  # the sizes of its outputs are free too
+        assert served.server.try_infer_inline(request()) is None
+        await served.server.infer(request())
     assert served.server.try_infer_inline(request()) is not None
+
+
+async def test_where_sizes_do_not_tell_the_work_three_requests_run_in_threads(
+    fake: FakeRuntime,
+) -> None:
+    """A list of integers may say how often a tensor is repeated."""
+    repeats = TensorSpec("k", DataType.INT64, (2,))
+    fake.manifest = msgspec.structs.replace(fake.manifest, inputs=(*fake.manifest.inputs, repeats))
+    served = Served(fake)
+    await served.load()
+    asked = request()
+    asked = replace(asked, inputs=(*asked.inputs, Tensor("k", DataType.INT64, (2,), bytes(16))))
+    for _ in range(3):
+        assert served.server.try_infer_inline(asked) is None
+        await served.server.infer(asked)
+    assert served.server.try_infer_inline(asked) is not None
 
 
 async def test_a_model_with_free_dimensions_may_refuse_the_warm_up(fake: FakeRuntime) -> None:
@@ -179,13 +197,26 @@ async def test_a_manifest_that_claims_huge_tensors_costs_no_memory(fake: FakeRun
     assert fake.ran_in == []
 
 
-async def test_a_warm_up_that_raises_makes_the_version_failed(served: Served) -> None:
+async def test_a_warm_up_that_raises_is_a_warning_and_the_time_stays_unknown(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zeros may be bad input for a good model."""
     served.fake.error = InferenceFailed("the model failed: division by zero")
+    assert await served.load() is ReplicaState.READY
+    assert "model m version 1: its warm-up on zeros failed" in caplog.text
+    assert "division by zero" in caplog.text
+    served.fake.error = None
+    assert served.server.try_infer_inline(request()) is None
+    await served.server.infer(request())
+    assert served.fake.ran_in[-1] != threading.get_ident()
+    assert served.server.try_infer_inline(request()) is not None
+
+
+async def test_a_file_that_cannot_be_opened_makes_the_version_failed(served: Served) -> None:
+    served.fake.load_error = ModelError("damaged")
     status = await served.server.load(served.fake.manifest, NOWHERE)
-    assert status.state is ReplicaState.FAILED
-    assert status.reason == "its warm-up on zeros failed: the model failed: division by zero"
-    assert served.changes[-1] == ("m", 1, ReplicaState.FAILED, status.reason)
-    assert served.fake.loaded[0].closed
+    assert (status.state, status.reason) == (ReplicaState.FAILED, "damaged")
+    assert served.changes[-1] == ("m", 1, ReplicaState.FAILED, "damaged")
     with pytest.raises(NotServing, match="does not serve version 1 of model 'm'"):
         served.server.load_report("m", 1)
 
@@ -460,11 +491,17 @@ async def test_triton_s_examples_answer(triton_examples: Path) -> None:
     await server.close()
 
 
-async def test_a_real_model_that_raises_on_zeros_fails_to_load(
+async def test_a_real_model_that_raises_on_zeros_answers_other_requests(
     write_model: Callable[..., Path],
 ) -> None:
     repo = write_model("net", quotient())
     [model] = scan(repo / "net")
     manifest = describe(model, model.versions[0], OnnxRuntime())
-    status = await real_server().load(manifest, model.versions[0].folder)
-    assert "warm-up on zeros failed: the model failed" in status.reason
+    server = real_server()
+    status = await server.load(manifest, model.versions[0].folder)
+    assert status.state is ReplicaState.READY
+    tensor = Tensor("x", DataType.INT32, (2,), np.array([3, 7], "<i4").tobytes())
+    response = await server.infer(InferRequest("net", (tensor,)))
+    assert response.single is not None
+    assert to_numpy(response.single.outputs[0]).tolist() == [1, 1]
+    await server.close()

@@ -198,6 +198,41 @@ def test_undeploying_says_what_is_wrong_with_the_name() -> None:
         stage.node.undeploy("other", 0.0, WALL_S)
 
 
+def test_what_is_deployed_is_known_though_nobody_serves_it_and_unknown_again_afterwards() -> None:
+    stage = Stage()
+    stage.peer_joins()
+    stage.deploy(DIGITS, on=(stage.peer_id,))
+    with pytest.raises(NoReplica, match="is ready: it is placed on peer"):
+        stage.node.router.resolve("digits", 1)
+    stage.peer_serves(DIGITS)
+    assert stage.node.router.resolve("digits", None) == 1
+    stage.rumour(NodeState.DEAD)
+    for version in (None, 1):
+        with pytest.raises(NoReplica, match=r"no node can take it \(.*peer: it is dead"):
+            stage.node.router.resolve("digits", version)
+    assert stage.node.router.table.manifest("digits", 1) == DIGITS
+    stage.node.undeploy("digits", stage.now, WALL_S + 1.0)
+    with pytest.raises(ModelNotFound):
+        stage.node.router.resolve("digits", None)
+
+
+def test_a_placement_on_many_nodes_is_told_in_part() -> None:
+    stage = Stage()
+    nobody = tuple(NodeId(str(number) * 32) for number in range(2, 8))
+    stage.deploy(DIGITS, on=nobody)
+    with pytest.raises(NoReplica, match="not a node of this mesh; and 3 more"):
+        stage.node.router.resolve("digits", None)
+
+
+def test_a_restarted_node_knows_what_is_deployed_before_it_acts_on_it() -> None:
+    before = Stage()
+    stored = [each.value for each in before.deploy(DIGITS) if isinstance(each, Persist)]
+    again = Stage(stored_desired=stored[-1], seeds=(Address("10.0.0.2", 8471),))
+    assert models(again.effects) == []
+    with pytest.raises(NoReplica, match="it is placed on me"):
+        again.node.router.resolve("digits", None)
+
+
 def test_a_plain_member_may_not_change_what_is_served() -> None:
     stage = Stage(Role.MEMBER)
     with pytest.raises(Forbidden, match="its author is a member and may not change the mesh"):

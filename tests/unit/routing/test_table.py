@@ -6,7 +6,7 @@ import pytest
 
 from meshnode.errors import ModelNotFound, NoReplica
 from meshnode.routing import table as table_module
-from meshnode.routing.table import Replica, ReplicaTable
+from meshnode.routing.table import Goal, Replica, ReplicaTable
 from meshnode.types import NodeId, NodeState, ReplicaState
 
 if TYPE_CHECKING:
@@ -138,14 +138,86 @@ def test_the_manifest_is_that_of_a_ready_replica_if_there_is_one(
     assert table.manifest("digits", 1) is None
     table.set(make_replica("gamma"))
     assert table.manifest("digits", 1) is None
-    loading = make_replica("alpha", state=ReplicaState.LOADING, manifest=manifest)
-    table.set(loading)
+    table.remove(NodeId("gamma"), "digits", 1)
+    table.set(make_replica("alpha", state=ReplicaState.LOADING, manifest=manifest, digest="a"))
     assert table.manifest("digits", 1) is manifest
-    table.set(make_replica("delta", state=ReplicaState.FAILED, manifest=None))
     other = type(manifest)("digits", 1, "onnx", "p", (), (), 8, (), "model.onnx")
-    table.set(make_replica("beta", manifest=other))
-    table.set(make_replica("zeta", state=ReplicaState.LOADING, manifest=manifest))
+    table.set(make_replica("beta", manifest=other, digest="b"))
+    table.set(make_replica("zeta", state=ReplicaState.LOADING, manifest=manifest, digest="a"))
     assert table.manifest("digits", 1) is other
+
+
+def goal(manifest: Manifest, digest: str = "new", placed: str = "it is placed on alpha") -> Goal:
+    return Goal(manifest, digest, placed)
+
+
+def test_a_deployed_model_without_a_replica_is_known_and_says_where_it_belongs(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    table.want("digits", {1: goal(manifest), 2: goal(manifest)})
+    assert table.models() == {"digits": (1, 2)}
+    assert table.manifest("digits", 2) is manifest
+    for version in (None, 1, 2):
+        with pytest.raises(NoReplica, match="is ready: it is placed on alpha"):
+            table.lookup("digits", version)
+    with pytest.raises(ModelNotFound, match="no version 3; there is 1, 2"):
+        table.lookup("digits", 3)
+    table.set(make_replica("alpha", manifest=manifest, digest="new"))
+    assert table.resolve("digits", None) == 1
+    table.remove_node(ALPHA)
+    with pytest.raises(NoReplica):
+        table.lookup("digits", None)
+    table.want("digits", {3: goal(manifest)})
+    assert table.models() == {"digits": (3,)}
+    table.want("digits", {})
+    table.want("other", {})
+    assert table.models() == {}
+    with pytest.raises(ModelNotFound):
+        table.lookup("digits", None)
+
+
+def test_what_is_still_served_stays_when_it_is_deployed_no_more(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha", version=2))
+    table.want("digits", {1: goal(manifest)})
+    table.want("digits", {})
+    assert table.models() == {"digits": (2,)}
+    assert table.resolve("digits", None) == 2
+
+
+def test_only_the_wanted_files_serve_once_one_replica_has_them(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    old = type(manifest)("digits", 1, "onnx", "p", (), (), 8, (), "model.onnx")
+    for node in ("alpha", "beta"):
+        table.set(make_replica(node, manifest=old, digest="old"))
+    table.want("digits", {1: goal(manifest)})
+    assert ready_nodes(table) == ["alpha", "beta"]  # old ones are better than none
+    assert table.manifest("digits", 1) is old
+    table.set(make_replica("alpha", manifest=manifest, digest="new", state=ReplicaState.LOADING))
+    assert (ready_nodes(table), table.manifest("digits", 1)) == (["beta"], old)
+    table.set(make_replica("alpha", manifest=manifest, digest="new"))
+    assert (ready_nodes(table), table.manifest("digits", 1)) == (["alpha"], manifest)
+    group = table.group("digits", 1)
+    assert group is not None
+    assert [(each.node_name, why) for each, why in group.excluded] == [
+        ("beta", "other files under the same version")
+    ]
+    table.node_state(ALPHA, NodeState.DEAD)
+    assert (ready_nodes(table), table.manifest("digits", 1)) == (["beta"], old)
+
+
+def test_without_a_deployment_the_files_of_most_replicas_serve(make_replica: MakeReplica) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("beta", digest="b"))
+    table.set(make_replica("alpha", digest="a"))
+    assert ready_nodes(table) == ["alpha"]  # the smallest of equals
+    table.set(make_replica("gamma", digest="b"))
+    assert ready_nodes(table) == ["beta", "gamma"]
 
 
 def test_a_full_table_takes_no_more_but_still_changes_what_it_has(

@@ -518,6 +518,26 @@ def test_faster_devices_get_more_of_the_load() -> None:
     assert by.count("fast") > 5 * by.count("slow")
 
 
+@pytest.mark.parametrize("goes", ["crashes", "leaves"])
+def test_a_model_whose_only_node_is_gone_has_no_replica_until_it_is_undeployed(goes: str) -> None:
+    mesh = build("a", "b", "c")
+    mesh.deploy("a", DIGITS, on=["b"])
+    mesh.run_until(lambda: mesh.request("c", "digits").ok or mesh.serving("digits") == ["b"], 20.0)
+    mesh.run_for(3.0)
+    if goes == "crashes":
+        mesh.crash("b")
+    else:
+        mesh.leave("b")
+    b = mesh.world.id_of("b")
+    mesh.run_until(lambda: not mesh.node("c").membership.members[b].live, limit_s=60.0)
+    mesh.run_for(3.0)
+    assert mesh.seen_from("c", "digits") == []
+    assert [mesh.request("c", "digits", version=v).outcome for v in (None, 1)] == ["no_replica"] * 2
+    mesh.undeploy("a", "digits")
+    mesh.run_for(5.0)
+    assert mesh.request("c", "digits").outcome == "not_found"
+
+
 def digest_of_a_story(seed: int) -> str:
     """Return the trace's hash of a mesh with faults and load."""
     mesh = deployed("a", "b", "c", "d", seed=seed)
