@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
 from tests.e2e.conftest import DIGIT_REQUEST, DIGITS, wait_until
@@ -240,8 +243,6 @@ def test_a_model_folder_is_served_in_place_and_one_bad_model_does_not_stop_other
 def test_a_redeployed_file_becomes_the_next_version_and_the_old_one_goes(
     mesh: Mesh, tmp_path: Path
 ) -> None:
-    import onnx
-
     alpha, beta = mesh.grow("alpha", "beta")
     alpha.deploy(DIGITS, name="digits", replicas=2)
     wait_until(lambda: len(beta.ready_nodes("digits", 1)) == 2, 30, "version 1 is served")
@@ -329,3 +330,23 @@ def test_a_model_without_a_living_replica_is_503_with_retry_after(mesh: Mesh) ->
 
 def _has_no_models(node: Daemon) -> bool:
     return bool(node.control.get("/mesh/v1/models") == [])
+
+
+def test_deploy_waits_for_changed_files_under_the_same_version(mesh: Mesh, tmp_path: Path) -> None:
+    """What the command calls ready is what every gateway then answers with."""
+    alpha, beta = mesh.grow("alpha", "beta")
+    folder = tmp_path / "switch"
+    (folder / "1").mkdir(parents=True)
+    model = onnx.load(DIGITS)
+    for doc in ("first", "second"):
+        model.doc_string = doc
+        onnx.save(model, folder / "1" / "model.onnx")
+        done = subprocess.run(
+            [sys.executable, "-m", "meshnode", "deploy", str(folder), "--replicas", "2", "--json",
+             "--data-dir", str(alpha.data_dir)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        entry = json.loads(done.stdout)
+        assert [each["current"] for each in entry["replicas"]] == [True, True]
+        served = [path.read_bytes() for path in (beta.data_dir / "models").rglob("model.onnx")]
+        assert (folder / "1" / "model.onnx").read_bytes() in served
