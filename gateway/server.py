@@ -174,9 +174,11 @@ class HttpServer:
             await site.stop()
 
     def close_idle(self) -> None:
-        """Close the connections on which nothing runs, and the others with the answer they wait for."""
+        """Close the connections on which nothing runs."""
         if self._runner.server is not None:
-            self._runner.server.pre_shutdown()
+            for connection in self._runner.server.connections:
+                if isinstance(connection, _Connection):
+                    connection.close_if_idle()
 
     async def stop(self) -> None:
         """Stop listening, let running requests finish for the grace period, cancel the rest."""
@@ -426,6 +428,11 @@ class _Connection(web.RequestHandler):
     """Answers what is not HTTP in JSON too, and without a stack trace per port scan."""
 
     __slots__ = ()
+
+    def close_if_idle(self) -> None:
+        """Close the connection unless a request has arrived or is being answered."""
+        if self._current_request is None and not self._messages and self.transport is not None:
+            self.transport.close()
 
     def handle_error(
         self,

@@ -4,6 +4,7 @@ Layout of a data folder (mode 0700)::
 
     identity.key    32-byte Ed25519 seed, mode 0600
     mesh            which mesh this is, our admission chain, the root seed on the founder, mode 0600
+    options         what its owner chose for this node, as JSON
     epoch           the last boot epoch that was used, as decimal text
     state/<key>     what cores asked to persist
     blobs/, models/ model files (meshnode.models.store)
@@ -26,6 +27,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from meshnode.errors import ConfigError
+from meshnode.options import Chosen
 from meshnode.trust.identity import Identity
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class DataFolder:
     def identity(self) -> Identity:
         """Load this node's key, or make it on first start."""
         path = self.path / "identity.key"
-        seed = self._read(path)
+        seed = _read(path)
         if seed is None:
             seed = secrets.token_bytes(32)
             self._write(path, seed)
@@ -108,7 +110,7 @@ class DataFolder:
     def mesh(self) -> MeshFile | None:
         """Load the mesh this folder belongs to, or None if it belongs to none yet."""
         path = self.path / "mesh"
-        data = self._read(path)
+        data = _read(path)
         if data is None:
             return None
         try:
@@ -121,6 +123,10 @@ class DataFolder:
     def save_mesh(self, mesh: MeshFile) -> None:
         """Remember the mesh, before anything else happens in it."""
         self._write(self.path / "mesh", msgspec.msgpack.encode(mesh))
+
+    def save_options(self, chosen: Chosen) -> None:
+        """Remember what the owner chose, for the next start; see `kept_options`."""
+        self._write(self.path / "options", chosen.to_json())
 
     def next_epoch(self, wall_s: float) -> int:
         """Return a boot epoch greater than all before, durable before it is used.
@@ -139,7 +145,7 @@ class DataFolder:
 
     def _epoch(self) -> int:
         path = self.path / "epoch"
-        data = self._read(path)
+        data = _read(path)
         if data is None:
             return 0
         if not _EPOCH.fullmatch(data):
@@ -151,20 +157,11 @@ class DataFolder:
 
     def state(self, key: str) -> bytes | None:
         """Return what was persisted under a key, or None."""
-        return self._read(self.path / "state" / key)
+        return _read(self.path / "state" / key)
 
     def save_state(self, key: str, value: bytes) -> None:
         """Persist a core's state durably."""
         self._write(self.path / "state" / key, value)
-
-    def _read(self, path: Path) -> bytes | None:
-        with _explained(f"cannot read {path}"):
-            try:
-                if path.stat().st_size > _MAX_STATE_BYTES:
-                    raise ConfigError(f"{path} is not a file of meshnode's: it is too large")
-                return path.read_bytes()
-            except FileNotFoundError:
-                return None
 
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".new")
@@ -181,6 +178,34 @@ class DataFolder:
                     temporary.unlink()  # gives a full disk its room back
                 raise
             sync_folder(path.parent)
+
+
+def kept_options(data_dir: Path) -> Chosen:
+    """Return what a node's owner chose at earlier starts; the folder need not exist or be locked.
+
+    Raises:
+        ConfigError: if the file is damaged or not readable.
+    """
+    path = data_dir / "options"
+    data = _read(path)
+    if data is None:
+        return Chosen()
+    try:
+        return Chosen.from_json(data)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); remove it and give the options of `meshnode join` again"
+        ) from error
+
+
+def _read(path: Path) -> bytes | None:
+    with _explained(f"cannot read {path}"):
+        try:
+            if path.stat().st_size > _MAX_STATE_BYTES:
+                raise ConfigError(f"{path} is not a file of meshnode's: it is too large")
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 _HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)

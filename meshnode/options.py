@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from meshnode.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, MAX_LABELS, MAX_NAME_LENGTH
 from meshnode.errors import ConfigError, InviteError
@@ -34,6 +36,58 @@ DEFAULT_HTTP = Address("127.0.0.1", DEFAULT_HTTP_PORT)
 """Where the HTTP gateway listens unless told otherwise."""
 
 
+DEFAULT_REGION = "default"
+"""Where a node is unless told otherwise."""
+
+
+class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a node's owner chose, as text, kept for its next start; None where nothing was chosen.
+
+    What was not chosen is not kept, so that it follows the machine's name and later defaults.
+
+    Attributes:
+        name: The node's name.
+        region: Where it is.
+        zone: A place within the region; empty for none.
+        labels: Each `KEY=VALUE`.
+        listen: Address of the mesh; port 0 stays 0: any free one, at each start.
+        http: Address of the gateway; empty for no gateway.
+        models: Absolute path of a model repository; empty for none.
+    """
+
+    name: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    labels: tuple[str, ...] | None = None
+    listen: str | None = None
+    http: str | None = None
+    models: str | None = None
+
+    def changed_by(self, given: Chosen) -> Chosen:
+        """Return this with everything replaced that was chosen now; labels as a whole."""
+        chosen = {name: getattr(given, name) for name in self.__struct_fields__}
+        changes = {name: value for name, value in chosen.items() if value is not None}
+        return msgspec.structs.replace(self, **changes)
+
+    def to_json(self) -> bytes:
+        """Return it as a text that people can read."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Chosen:
+        """Read what `to_json` wrote; fields of later versions are ignored.
+
+        Raises:
+            ConfigError: if it is something else, or a value breaks its rule.
+        """
+        try:
+            chosen = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(str(error)) from None
+        join_options(chosen, host_name="", data_dir="")
+        return chosen
+
+
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
     """What one daemon was asked to be.
@@ -52,6 +106,7 @@ class JoinOptions:
         mdns: Announce this node and look for others on the local network.
         mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
             all that are suitable.
+        chosen: What of this the owner chose, now or before, to be kept for the next start.
     """
 
     invite: str | None
@@ -66,6 +121,58 @@ class JoinOptions:
     new: bool
     mdns: bool
     mdns_interfaces: tuple[str, ...] = ()
+    chosen: Chosen = field(default_factory=Chosen)
+
+
+def join_options(
+    chosen: Chosen,
+    *,
+    host_name: str,
+    data_dir: str,
+    invite: str | None = None,
+    new: bool = False,
+    mdns: bool = True,
+    mdns_interfaces: tuple[str, ...] = (),
+) -> JoinOptions:
+    """Complete what was chosen with defaults.
+
+    Args:
+        chosen: What is kept from earlier starts, and what was given now.
+        host_name: The machine's, which names a node without a name.
+        data_dir: As in `JoinOptions`, like the following.
+        invite: The invite.
+        new: Found a mesh.
+        mdns: Use the local network.
+        mdns_interfaces: Where.
+
+    Raises:
+        ConfigError: if something chosen breaks its rule.
+    """
+    return JoinOptions(
+        invite=invite,
+        name=name_from_host(host_name)
+        if chosen.name is None
+        else check_name("--name", chosen.name),
+        region=DEFAULT_REGION if chosen.region is None else check_name("--region", chosen.region),
+        zone=check_name("--zone", chosen.zone) if chosen.zone else "",
+        labels=parse_labels(chosen.labels or ()),
+        listen=DEFAULT_LISTEN
+        if chosen.listen is None
+        else parse_address("--listen", chosen.listen, DEFAULT_MESH_PORT),
+        http=_http(chosen.http),
+        data_dir=data_dir,
+        models=chosen.models or None,
+        new=new,
+        mdns=mdns,
+        mdns_interfaces=mdns_interfaces,
+        chosen=chosen,
+    )
+
+
+def _http(text: str | None) -> Address | None:
+    if text is None:
+        return DEFAULT_HTTP
+    return check_loopback(parse_address("--http", text, DEFAULT_HTTP_PORT)) if text else None
 
 
 def check_name(what: str, text: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,20 +11,19 @@ import typer
 from meshnode.cli.arguments import DataDir
 from meshnode.client.paths import data_dir as choose_data_dir
 from meshnode.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT
+from meshnode.datafolder import kept_options
 from meshnode.errors import ConfigError
 from meshnode.options import (
     DEFAULT_HTTP,
     DEFAULT_LISTEN,
-    JoinOptions,
+    DEFAULT_REGION,
+    Chosen,
     check_invite_text,
     check_loopback,
-    check_name,
-    name_from_host,
+    join_options,
     parse_address,
     parse_interfaces,
-    parse_labels,
 )
-from meshnode.types import Address
 
 
 def join(
@@ -36,15 +36,23 @@ def join(
     name: Annotated[
         str | None, typer.Option(help="This node's name.", show_default="the host name")
     ] = None,
-    region: Annotated[str, typer.Option(help="Where this node is, such as eu-west.")] = "default",
-    zone: Annotated[str, typer.Option(help="A place within the region.")] = "",
+    region: Annotated[
+        str | None,
+        typer.Option(help="Where this node is, such as eu-west.", show_default=DEFAULT_REGION),
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="A place within the region; '' for none.")
+    ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="A label of this node; repeatable.", metavar="KEY=VALUE"),
+        typer.Option(help="A label of this node; repeatable; '' for none.", metavar="KEY=VALUE"),
     ] = None,
-    listen: Annotated[str, typer.Option(help="The mesh: TCP and UDP.", metavar="HOST:PORT")] = str(
-        DEFAULT_LISTEN
-    ),
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="The mesh: TCP and UDP.", metavar="HOST:PORT", show_default=str(DEFAULT_LISTEN)
+        ),
+    ] = None,
     http: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +67,7 @@ def join(
             "--models",
             "--model-repository",
             metavar="DIR",
-            help="Serve every model of this model repository.",
+            help="Serve every model of this model repository; '' for none.",
         ),
     ] = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Offer no HTTP.")] = False,
@@ -80,7 +88,9 @@ def join(
 ) -> None:
     """Run this device's node, in the foreground, until Ctrl-C.
 
-    With an invite it joins that mesh; later, a plain `meshnode join` rejoins it.
+    With an invite it joins that mesh; later, a plain `meshnode join` rejoins it, with the same name,
+    region, zone, labels, listen and http addresses (or --no-gateway) and models, which it keeps in
+    its data folder. An option given anew replaces what is kept.
 
     Without one it looks for a mesh on the local network, and founds one if there is none.
     """
@@ -90,29 +100,38 @@ def join(
         raise ConfigError("--mdns-interface says where to announce and --no-mdns leaves it out")
     if no_gateway and http is not None:
         raise ConfigError("--http says where the gateway listens and --no-gateway leaves it out")
-    options = JoinOptions(
+    folder = choose_data_dir(data_dir, os.environ)
+    given = Chosen(
+        name=name,
+        region=region,
+        zone=zone,
+        labels=None if label is None else tuple(filter(None, label)),
+        listen=None
+        if listen is None
+        else str(parse_address("--listen", listen, DEFAULT_MESH_PORT)),
+        http="" if no_gateway else _http(http),
+        models=_repository(models) if models else models,
+    )
+    make = partial(
+        join_options,
+        host_name=socket.gethostname(),
+        data_dir=str(folder),
         invite=None if invite is None else check_invite_text(invite),
-        name=name_from_host(socket.gethostname()) if name is None else check_name("--name", name),
-        region=check_name("--region", region),
-        zone=check_name("--zone", zone) if zone else "",
-        labels=parse_labels(label or ()),
-        listen=parse_address("--listen", listen, DEFAULT_MESH_PORT),
-        http=None if no_gateway else _http(http),
-        data_dir=str(choose_data_dir(data_dir, os.environ)),
-        models=None if models is None else _repository(models),
         new=new,
         mdns=not no_mdns,
         mdns_interfaces=parse_interfaces(mdns_interface or ()),
     )
+    make(given)  # what is wrong with it is told before what is wrong with what is kept
+    options = make(kept_options(folder).changed_by(given))
     from meshnode.daemon import run
 
     raise typer.Exit(run(options))
 
 
-def _http(text: str | None) -> Address:
+def _http(text: str | None) -> str | None:
     if text is None:
-        return DEFAULT_HTTP
-    return check_loopback(parse_address("--http", text, DEFAULT_HTTP_PORT))
+        return None
+    return str(check_loopback(parse_address("--http", text, DEFAULT_HTTP_PORT)))
 
 
 def _repository(text: str) -> str:

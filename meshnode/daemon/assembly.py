@@ -93,6 +93,7 @@ class Assembly:
         self._gateway_metrics = gateway_metrics
         self._clock = clock
         self._servers: list[HttpServer] = []
+        self._gateways: list[HttpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: NodeLoad | None = None
         self._told_at = float("-inf")
@@ -105,6 +106,21 @@ class Assembly:
         """Whether any request is being worked on, for a client or for a peer."""
         return self._peer_server.running > 0 or self._pipeline.in_flight > 0
 
+    async def stop_http(self) -> None:
+        """Take no new HTTP connections; what is asked on standing ones is still answered."""
+        for server in self._gateways:
+            await server.stop_accepting()
+
+    def close_idle_http(self) -> None:
+        """Close the HTTP connections of programs that ask nothing."""
+        for server in self._gateways:
+            server.close_idle()
+
+    @property
+    def http_busy(self) -> bool:
+        """Whether a request of a client is being worked on."""
+        return self._pipeline.in_flight > 0
+
     async def open_gateway(self, address: Address) -> None:
         """Offer HTTP to this machine's programs; its address goes into this node's record.
 
@@ -113,6 +129,7 @@ class Assembly:
         """
         server = self._server(OriginPolicy(address.host), privileged=False)
         self.control.http = await server.listen_tcp(address)
+        self._gateways.append(server)
 
     async def open_control(self, plan: ControlAddress) -> ControlAddress:
         """Open the owner's channel as planned; return it with the port that was bound.

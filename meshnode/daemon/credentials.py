@@ -7,6 +7,8 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from meshnode.authority import Authority
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 ROSTER_KEY = "roster"
 
+MAX_SEEDS = 8
+"""Addresses kept to look for the mesh at: those of two or three invites. All are dialled at once."""
+
 
 class Credentials:
     """This node's identity and its place in a mesh.
@@ -38,7 +43,7 @@ class Credentials:
         identity: The node's key.
         boot: This start's random number: tells this process from an earlier one with the same key.
         invite: The invite it is joining with, until the mesh has admitted it.
-        seeds: Where that invite said that the mesh is.
+        seeds: Where invites said that the mesh is, the latest first.
         dropped: What was not taken over from the saved roster, as sentences.
     """
 
@@ -117,6 +122,18 @@ class Credentials:
         self._folder.save_mesh(MeshFile(member.mesh_id, member.chain, seeds=self.seeds))
         self.invite = None
         self._take(member)
+
+    def remember_seeds(self, seeds: Sequence[Address]) -> None:
+        """Look for the mesh at these addresses too, from now on and first.
+
+        Raises:
+            ConfigError: if that cannot be written; nothing has changed then.
+        """
+        kept = tuple(dict.fromkeys((*seeds, *self.seeds)))[:MAX_SEEDS]
+        stored = self._folder.mesh()
+        assert stored is not None
+        self._folder.save_mesh(msgspec.structs.replace(stored, seeds=kept))
+        self.seeds = kept
 
     def dial_hello(self, certificate_hash: bytes, expect: NodeId | None) -> DiallerHello:
         """Begin a hello as the side that dials."""

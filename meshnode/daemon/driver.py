@@ -32,7 +32,7 @@ from meshnode.effects import (
     StartTimer,
     UnloadModel,
 )
-from meshnode.errors import ConfigError, MeshError, NotServing
+from meshnode.errors import ConfigError, LinkLost, MeshError, NotServing
 from meshnode.events import DatagramReceived, Event, LinkDown, NoteReceived, TimerFired
 from meshnode.membership.addresses import Kind, kind_of
 from meshnode.net.log_budget import LogBudget
@@ -227,8 +227,17 @@ class Driver:
         if connection.dialler and hello.admitted is not None:
             self._credentials.admitted(hello.admitted)
         self._credentials.authority.learn(hello.peer)
-        if not self._seal.set_peer_boot(hello.peer.node_id, hello.peer_boot):
-            log.warning("node %s seems to run twice: an earlier start is back", hello.peer.node_id)
+        peer = hello.peer.node_id
+        if self._seal.set_peer_boot(peer, hello.peer_boot):
+            return
+        self._log.write(
+            logging.WARNING,
+            "nodes that run twice",
+            f"node {self._named(peer)} seems to run twice: an earlier start of it is back",
+        )
+        if self.hub.boot(peer) not in (None, hello.peer_boot):
+            # Both would take each other's place for ever; the earlier may come when the later is gone.
+            raise LinkLost("a later start of the same node is linked; does it run twice?")
 
     def link_health(self, peer: NodeId, rtt_s: float | None, usable: bool) -> None:
         """Tell routing about a link's state and round trip."""
@@ -327,12 +336,15 @@ class Driver:
         self.events[emit.kind] += 1
         about_strangers = emit.kind.endswith(("refused", "overtaken", "dropped", "conflict"))
         level = logging.WARNING if about_strangers else logging.INFO
+        assert self.node is not None
+        is_own_change = emit.kind == "member.updated" and emit.subject == self.node.me
+        if is_own_change:
+            return  # its owner knows
         text = f"{emit.kind} {self._named(emit.subject)} {self._named(emit.detail)}".rstrip()
         if about_strangers:
             self._log.write(level, emit.kind, text)
         else:
             log.log(level, "%s", text)
-        assert self.node is not None
         if emit.kind == "member.conflict" and emit.subject == self.node.me:
             self._keep_epoch(self.node)
 
@@ -345,8 +357,7 @@ class Driver:
 
     def _named(self, text: str) -> str:
         """Put names where NodeIds are, as far as they are known; safe to show in a terminal."""
-        assert self.node is not None
-        members = self.node.membership.members
+        members = {} if self.node is None else self.node.membership.members
 
         def name(match: re.Match[str]) -> str:
             member = members.get(NodeId(match[0]))

@@ -36,6 +36,7 @@ from meshnode.net.links import LinkHub
 from meshnode.net.mdns import Announcement, Discovery
 from meshnode.net.tls import ServerTls, server_tls
 from meshnode.net.udp import DatagramSocket
+from meshnode.options import DEFAULT_LISTEN, is_loopback
 from meshnode.trust.invite import Invite
 from meshnode.types import Address
 from meshnode.wire.link import LinkConfig
@@ -55,7 +56,12 @@ DRAIN_LIMIT_S = 30.0
 """How long running requests may take to finish when the node stops: the default deadline."""
 
 GOODBYE_S = 0.3
-"""How long a leaving node stays reachable at least, so that peers hear of it before they ask again."""
+"""How long a leaving node stays reachable at least, so that peers hear of it before they ask again.
+Programs with a standing HTTP connection have as long to ask once more and be told to close it."""
+
+HTTP_GOODBYE_LIMIT_S = 2.0
+"""How long a leaving node waits for its gateway to be quiet before it tells the mesh: most requests
+have ended by then; the others go on while it leaves, and may still be sent to other nodes."""
 
 DRAIN_POLL_S = 0.02
 """How often a leaving node looks whether anything still runs."""
@@ -185,7 +191,10 @@ class Daemon:
     # Which mesh
 
     def _check_mesh(self, credentials: Credentials) -> Invite | None:
-        """Decide between rejoining (None), joining by invite, and founding (None, no mesh yet)."""
+        """Decide between rejoining (None), joining by invite, and founding (None, no mesh yet).
+
+        An invite of its own mesh tells a member where the mesh is now.
+        """
         options, mine = self._options, credentials.mesh_id
         if options.invite is None:
             if options.new and mine is not None:
@@ -204,7 +213,11 @@ class Daemon:
                 f"{invite.mesh_id}; name another folder with --data-dir, or remove this one to "
                 "leave its mesh for good"
             )
-        log.info("this device is a member of the mesh already; the invite is not needed")
+        # Every address it knows may be an old one; those of the invite are of today.
+        credentials.remember_seeds(invite.seeds)
+        log.info(
+            "this device is a member already; the invite's addresses are tried to find the mesh"
+        )
         return None
 
     async def _listen_for_others(self, stack: contextlib.AsyncExitStack) -> None:
@@ -363,6 +376,7 @@ class Daemon:
         mesh.start()
         if options.models is not None:
             mesh.load_folder(Path(options.models))
+        self._keep_options()
         self._welcome(mesh)
         if self._discovery is not None:
             meeting = asyncio.ensure_future(
@@ -372,6 +386,13 @@ class Daemon:
         await self._stop.wait()
         await self._say_goodbye(mesh)
         return 0
+
+    def _keep_options(self) -> None:
+        """Remember what the owner chose, now that it has proved to work."""
+        try:
+            self._folder.save_options(self._options.chosen)
+        except ConfigError as error:
+            log.error("the options are not kept for the next start: %s", error)
 
     def _welcome(self, mesh: Assembly) -> None:
         status = mesh.control.status()
@@ -384,22 +405,39 @@ class Daemon:
             _print(
                 f"\nOn the next device, within a day, type:\n\n  meshnode join {line['invite']}\n"
             )
+            if is_loopback(self._options.listen.host):
+                _print(
+                    f"(This node listens on {self._options.listen.host}, which other devices cannot "
+                    f"reach: for them, start it with --listen {DEFAULT_LISTEN}.)\n"
+                )
 
     async def _say_goodbye(self, mesh: Assembly) -> None:
-        """Tell the others, finish what runs, at most `DRAIN_LIMIT_S`."""
+        """Send clients elsewhere, tell the others, finish what runs, at most `DRAIN_LIMIT_S`.
+
+        Clients come first: as long as this node is a full member, what they still ask is served like
+        before. After the goodbye peers ask nothing of this node, while it may still ask them.
+        """
         log.info("leaving: finishing what runs (again to exit at once)")
         begin = self._clock.now()
         mesh.control.leaving = True
+        if mesh.control.http is not None:
+            await mesh.stop_http()
+            await self._quiet(lambda: mesh.http_busy, min(HTTP_GOODBYE_LIMIT_S, DRAIN_LIMIT_S))
         mesh.driver.handle(Leave())
         mesh.hub.go_away()
-        quiet_since: float | None = None
-        while self._clock.now() - begin < DRAIN_LIMIT_S:
-            now = self._clock.now()
-            quiet_since = None if mesh.busy else (quiet_since or now)
-            if quiet_since is not None and now - max(quiet_since, begin) >= GOODBYE_S:
-                break
-            await asyncio.sleep(DRAIN_POLL_S)
+        mesh.close_idle_http()
+        await self._quiet(lambda: mesh.busy, DRAIN_LIMIT_S - (self._clock.now() - begin))
         mesh.driver.stop()
+
+    async def _quiet(self, is_busy: Callable[[], bool], limit_s: float) -> None:
+        """Wait until nothing has run for `GOODBYE_S`, at most so long."""
+        begin = quiet_since = self._clock.now()
+        while (now := self._clock.now()) - begin < limit_s:
+            if is_busy():
+                quiet_since = now
+            elif now - quiet_since >= GOODBYE_S:
+                return
+            await asyncio.sleep(DRAIN_POLL_S)
 
     # Signals
 

@@ -110,20 +110,23 @@ class Beliefs:
             is_live = state in (NodeState.ALIVE, NodeState.SUSPECT)
             return self._ask(rumour, sender, now) if is_live else []
         if rumour.incarnation > member.incarnation:
+            is_own = node_id == self._table.own_id
+            if is_own and state is NodeState.LEFT and self._has_signed(member, rumour):
+                return self._outlive_twin(rumour.incarnation, now)
             return self._ask(rumour, sender, now)
         if rumour.incarnation < member.incarnation or (member.state, state) not in OVERRIDES:
             return []
         if node_id == self._table.own_id:
             return self._refute(state, sender, now)
-        if state is NodeState.LEFT and not self._is_proven(member, rumour.proof):
+        if state is NodeState.LEFT and not self._has_signed(member, rumour):
             return [Emit("member.dropped", sender, f"a leave of {node_id} that it did not sign")]
         origin = unpack_id(rumour.origin) if len(rumour.origin) == len(rumour.subject) else None
         detail = f"told by {sender}"
         return self.believe(member, state, now, detail, origin, rumour.proof)
 
-    def _is_proven(self, member: Member, proof: bytes) -> bool:
+    def _has_signed(self, member: Member, leave: Rumour) -> bool:
         key = member.record.public_key
-        return self._signatures.verify(key, leave_bytes(key, member.incarnation), proof)
+        return self._signatures.verify(key, leave_bytes(key, leave.incarnation), leave.proof)
 
     def believe(
         self,
@@ -250,6 +253,18 @@ class Beliefs:
         self._twins.add(record.boot)
         self.renew(self._table.own.record, Incarnation(record.epoch, record.counter + 1), now)
         detail = "another process runs with this node's key, or its data folder was restored"
+        return [Emit("member.conflict", self._table.own_id, detail)]
+
+    def _outlive_twin(self, incarnation: Incarnation, now: float) -> list[Effect]:
+        """Outbid the leave of another process with this node's key, which bids no more.
+
+        It signed the leave, so the epoch is no stranger's invention. Every such leave is answered,
+        however often the twin was met before: it is over, and others would hold this node for gone.
+        """
+        self.renew(
+            self._table.own.record, Incarnation(incarnation.epoch, incarnation.counter + 1), now
+        )
+        detail = "another process with this node's key has left; this one is still here"
         return [Emit("member.conflict", self._table.own_id, detail)]
 
     def renew(self, record: MemberRecord, incarnation: Incarnation, now: float) -> None:

@@ -218,7 +218,7 @@ class Membership:
             case NoteReceived(sender, payload):
                 return self._on_message(sender, payload, now, by_datagram=False)
             case LinkUp(peer, address):
-                return self._on_link_up(peer, address)
+                return self._on_link_up(peer, address, now)
             case LinkDown(peer):
                 return self._on_link_down(peer, now)
             case _ if self.left:
@@ -342,11 +342,11 @@ class Membership:
 
     # Links.
 
-    def _on_link_up(self, peer: NodeId, address: Address) -> list[Effect]:
+    def _on_link_up(self, peer: NodeId, address: Address, now: float) -> list[Effect]:
         if peer == self.node_id:
             return []
         self._table.set_linked(peer, True)
-        self._dialler.link_up(peer, address)
+        self._dialler.link_up(peer, address, now)
         self._prober.proven_alive(peer)
         # One side begins, the answer serves both. Who holds the other for dead tells it this way.
         return self._sync_with(peer) if self.node_id < peer and not self.left else []
@@ -356,7 +356,7 @@ class Membership:
         member = self._table.get(peer)
         if self.left or member is None or not member.live:
             return []
-        return self._prober.probe(peer, now) + self._dialler.member_live(peer, now)
+        return self._prober.probe(peer, now) + self._dialler.link_lost(peer, now)
 
     def _sync_with(self, peer: NodeId) -> list[Effect]:
         return [SendNote(peer, CODEC.encode(Sync(self._table.root())))]

@@ -17,14 +17,18 @@ What is wanted:
 | a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
 | a member that left | never: it comes by itself | |
 
+A link that goes down soon after it came up counts as a failed dial: a peer that takes links only to
+part with them (it holds this node for a copy, say) is not dialled several times a second.
+
 One dead member per round is enough to heal a partition: the first link across it carries both views,
 and everyone refutes. A dial whose outcome never comes is given up after `dial_timeout_s`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshnode.effects import Dial, Effect, StartTimer
 from meshnode.membership.addresses import dialable
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
     from meshnode.membership.messages import MemberRecord
 
 Target = NodeId | Address
+
+SHORT_LINK_S: Final = 2.0
+"""A link that stood for less was of no use: longer than a hello and a first exchange of views."""
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ class Dialler:
         self._seeds = tuple(dict.fromkeys(seeds))
         self._known: dict[NodeId, MemberRecord] = {}
         self._attempts: dict[Target, _Attempt] = {}
+        self._links: dict[NodeId, tuple[float, int]] = {}  # up since, failures before; members only
         self._under_way = 0
         self._token = 0
 
@@ -114,6 +122,13 @@ class Dialler:
             return self._dial(node_id, now)
         return self._wait(node_id, self._config.dial_patience_s)
 
+    def link_lost(self, node_id: NodeId, now: float) -> list[Effect]:
+        """See to another link to a live member whose link went down."""
+        since, failures = self._links.pop(node_id, (-math.inf, 0))
+        if now - since >= SHORT_LINK_S or node_id in self._attempts:
+            return self.member_live(node_id, now)
+        return self._wait(node_id, self._delay_s(failures), failures + 1)
+
     def member_moved(self, node_id: NodeId, now: float) -> list[Effect]:
         """Begin anew with a member that has other addresses, or another life, than before."""
         self._forget(node_id)
@@ -122,9 +137,13 @@ class Dialler:
     def member_gone(self, node_id: NodeId) -> None:
         """Stop dialling a member that died or left."""
         self._forget(node_id)
+        self._links.pop(node_id, None)
 
-    def link_up(self, peer: NodeId, address: Address) -> None:
+    def link_up(self, peer: NodeId, address: Address, now: float) -> None:
         """End the attempts that a link has answered."""
+        attempt = self._attempts.get(peer)
+        if peer in self._table.view:
+            self._links[peer] = (now, attempt.failures if attempt else 0)
         self._forget(peer)
         self._forget(address)
 
@@ -140,10 +159,7 @@ class Dialler:
         self._forget(target)
         if not self._is_wanted(target):
             return []
-        longest = self._config.dial_backoff_max_s
-        delay_s = min(longest, self._config.dial_backoff_min_s * 2.0 ** min(failures, 32))
-        # Half of the delay is random, so that a hundred nodes do not come back in step.
-        return self._wait(target, delay_s * self._rng.uniform(0.5, 1.0), failures + 1)
+        return self._wait(target, self._delay_s(failures), failures + 1)
 
     def due(self, timer: DialDue, now: float) -> list[Effect]:
         """Dial a target whose wait is over."""
@@ -173,6 +189,12 @@ class Dialler:
             if node_id not in self._attempts and not self._table.is_linked(node_id)
         ]
         return effects + self._dial(self._rng.choice(gone), now) if gone else effects
+
+    def _delay_s(self, failures: int) -> float:
+        longest = self._config.dial_backoff_max_s
+        delay_s = min(longest, self._config.dial_backoff_min_s * 2.0 ** min(failures, 32))
+        # Half of the delay is random, so that a hundred nodes do not come back in step.
+        return delay_s * self._rng.uniform(0.5, 1.0)
 
     def _is_wanted(self, target: Target) -> bool:
         member = None if isinstance(target, Address) else self._table.get(target)

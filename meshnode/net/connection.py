@@ -12,9 +12,11 @@ Reading. Whoever takes a part's data says so with `consumed` when it is done wit
 peer gets no new credit for that stream: a slow disk slows the sender down and fills no memory. A
 request's data counts until its stream ends, since it is held for as long.
 
-A connection that is to be replaced is *retired*: it opens no new streams, says so, and closes when
-both sides have said so and nothing runs on it any more; a peer that has said so opens none either,
-so nothing can be on its way.
+A connection that is to be replaced is *retired*: nothing new is opened on it, the peer is told to
+open nothing either, and it closes when both have told each other so and nothing runs on it any
+more: nothing can be on its way then. A node that leaves tells its peers the same and may still ask
+them for its last clients, so a peer that hears it answers only once it has no use for the link: when
+another one takes its place.
 """
 
 from __future__ import annotations
@@ -128,6 +130,7 @@ class Connection(asyncio.Protocol):
         *,
         config: LinkConfig,
         dialled: Address | None = None,
+        remote: Address | None = None,
         hello_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
         """Wait for the transport.
@@ -138,12 +141,13 @@ class Connection(asyncio.Protocol):
             clock: Time for the link.
             config: Of the link.
             dialled: The address, on the side that dials; None on the side that accepts.
+            remote: The other end, on the side that accepts.
             hello_timeout_s: From now until the hello must have succeeded, TLS included.
         """
         self.dialler = dialled is not None
         self.dialled = dialled
         self.hello: HelloResult | None = None
-        self.remote = dialled or Address("", 0)
+        self.remote = dialled or remote or Address("", 0)
         self.dropped_notes = 0
         self.lost = asyncio.Event()
         self._owner = owner
@@ -166,7 +170,6 @@ class Connection(asyncio.Protocol):
         self._abort_timer: asyncio.TimerHandle | None = None
         self._error: MeshError | None = None
         self._retiring = False
-        self._peer_is_away = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -184,7 +187,7 @@ class Connection(asyncio.Protocol):
             return
         self._transport.set_write_buffer_limits(high=FLUSH_BYTES)
         peer: tuple[Any, ...] = transport.get_extra_info("peername") or ("", 0)
-        self.remote = Address(_plain_host(str(peer[0])), int(peer[1]))
+        self.remote = Address(plain_host(str(peer[0])), int(peer[1]))
         self._timer = self._loop.call_at(self._hello_due, self._handshake_timed_out)
         self._handshake = self._make_hello(self._transport)
         self._transport.write(self._handshake.start())
@@ -199,7 +202,7 @@ class Connection(asyncio.Protocol):
             link = self._link
             if link is None or not data:
                 return
-            self._dispatch_all(link, link.receive(data, self._clock.now()))
+            self._dispatch_all(link.receive(data, self._clock.now()))
         except MeshError as error:
             self.close(error)
             return
@@ -234,7 +237,13 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether a new stream may be opened and can be expected to be answered."""
         link = self._link
-        return link is not None and not self._closed and not link.stalled and not link.going_away
+        return (
+            link is not None
+            and not self._closed
+            and not self._retiring
+            and not link.stalled
+            and not link.spent
+        )
 
     @property
     def stalled(self) -> bool:
@@ -243,8 +252,18 @@ class Connection(asyncio.Protocol):
 
     @property
     def going_away(self) -> bool:
-        """Whether either side said that nothing new may be opened."""
+        """Whether either side said that it takes no new streams."""
         return self._link is not None and self._link.going_away
+
+    @property
+    def peer_is_away(self) -> bool:
+        """Whether the peer said so."""
+        return self._link is not None and self._link.heard_goaway
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing can ever be opened on it from here again."""
+        return self._link is not None and (self._retiring or self._link.spent)
 
     @property
     def rtt_s(self) -> float | None:
@@ -267,7 +286,7 @@ class Connection(asyncio.Protocol):
         self._schedule_flush()
         if len(self._handlers) == 1:
             self._arm_timer(link)
-        if link.going_away:  # that was its last id
+        if link.spent:  # that was its last id
             self._owner.health_changed(self)
         return stream
 
@@ -308,7 +327,7 @@ class Connection(asyncio.Protocol):
         self._schedule_flush()
 
     def go_away(self) -> None:
-        """Open no new streams on this link; those that run finish."""
+        """Tell the peer to open no new streams on this link; those that run finish."""
         if self._link is not None and not self._closed:
             self._link.go_away()
             self._schedule_flush()
@@ -393,13 +412,13 @@ class Connection(asyncio.Protocol):
         self._timer = None
         self.abort(HandshakeError(f"{self.remote} did not finish its hello in time"))
 
-    def _dispatch_all(self, link: Link, events: list[LinkEvent]) -> None:
+    def _dispatch_all(self, events: list[LinkEvent]) -> None:
         for event in events:
             if self._closed:  # by what was done about the event before
                 return
-            self._dispatch(link, event)
+            self._dispatch(event)
 
-    def _dispatch(self, link: Link, event: LinkEvent) -> None:
+    def _dispatch(self, event: LinkEvent) -> None:
         kind = type(event)
         if kind is PartReceived:
             self._part_received(cast("PartReceived", event))
@@ -418,11 +437,7 @@ class Connection(asyncio.Protocol):
         elif kind is Stalled:
             self._fail_handlers(LinkLost("the peer stopped answering"))
             self._owner.health_changed(self)
-        elif kind is GoingAway:
-            self._peer_is_away = True
-            link.go_away()  # tells the peer that it was heard
-            self._owner.health_changed(self)
-        elif kind in (Recovered, RttMeasured):
+        elif kind in (GoingAway, Recovered, RttMeasured):
             self._owner.health_changed(self)
 
     def _part_received(self, event: PartReceived) -> None:
@@ -472,7 +487,7 @@ class Connection(asyncio.Protocol):
                     self._release(stream)
             if link.has_output:
                 self._schedule_flush()
-        if self._retiring and self._peer_is_away and link.idle:
+        if self._retiring and link.heard_goaway and link.idle:
             self.close()
 
     def _arm_timer(self, link: Link) -> None:
@@ -492,7 +507,7 @@ class Connection(asyncio.Protocol):
         self._timer = None
         link = self._link
         assert link is not None
-        self._dispatch_all(link, link.tick(self._clock.now()))
+        self._dispatch_all(link.tick(self._clock.now()))
         if not self._closed:
             self._flush()
         if not self._closed:
@@ -527,6 +542,6 @@ def peer_error(code: str, message: str) -> MeshError:
     return error_of(code, shown)
 
 
-def _plain_host(host: str) -> str:
+def plain_host(host: str) -> str:
     """Return a socket's host without its scope, and an IPv4 address as one."""
     return host.partition("%")[0].removeprefix("::ffff:")

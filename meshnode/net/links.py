@@ -11,7 +11,8 @@ or both would be lost; the loser finishes what runs on it. Which one goes:
 | comes long after the older one (`SIMULTANEOUS_S`)         | newer | who dials has lost the older    |
 | was opened by the other side, at about the same time      | that which the smaller NodeId dialled |
 
-A link that goes away (its ids ran out, or its peer stops) is replaced by the side that dialled it.
+A link that is spent (its ids ran out, or its peer stops) is replaced by the side that dialled it. If
+that fails it stays: a peer that stops may still ask on it for its last clients.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from meshnode.config import HANDSHAKE_TIMEOUT_S, MAX_LINKS_UNAUTHENTICATED
 from meshnode.errors import HandshakeError, LinkLost, MeshError, UsageError
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
 from meshnode.net import sockets
-from meshnode.net.connection import CLOSE_TIMEOUT_S, Connection, Hello
+from meshnode.net.connection import CLOSE_TIMEOUT_S, Connection, Hello, plain_host
 from meshnode.net.log_budget import LogBudget
 from meshnode.net.tls import ServerTls, client_tls, peer_certificate_hash
 from meshnode.types import Address, NodeId
@@ -186,6 +187,11 @@ class LinkHub:
             return connection
         return self._usable_spare(peer)
 
+    def boot(self, peer: NodeId) -> int | None:
+        """Return the boot of the peer's process that a link stands to, if that answers."""
+        connection = self._links.get(peer)
+        return None if connection is None or connection.stalled else _boot(connection)
+
     def is_stalled(self, peer: NodeId) -> bool:
         """Whether the peer has stopped answering while it owed an answer."""
         connection = self._links.get(peer)
@@ -214,7 +220,10 @@ class LinkHub:
                 connection.close(LinkLost(reason))
 
     def go_away(self) -> None:
-        """Take no new links, and tell every peer to open no new streams; running ones finish."""
+        """Take no new links, and tell every peer to open no new streams; running ones finish.
+
+        Streams can still be opened from here, until the peer goes away as well.
+        """
         self.stop_listening()
         for connection in self._all():
             connection.go_away()
@@ -307,7 +316,8 @@ class LinkHub:
         self._user.link_event(DialFailed(addresses, expect, reason))
         former = None if expect is None else self._links.get(expect)
         if former is not None and former.going_away:  # nothing takes its place
-            former.retire(0.0, REPLACED_LINK_GRACE_S)
+            # A peer that leaves has closed it by then; after that nobody would.
+            former.retire(REPLACED_LINK_GRACE_S, REPLACED_LINK_GRACE_S)
 
     async def _connect(
         self, address: Address, expect: NodeId | None, kinds: Collection[Kind] | None
@@ -345,16 +355,16 @@ class LinkHub:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                accepted, where = await loop.sock_accept(listener)
             except ConnectionError:
                 continue  # it was gone before it was taken
             except OSError as error:
                 self._log.write(logging.ERROR, "accept", f"a connection was not taken: {error}")
                 await asyncio.sleep(_ACCEPT_PAUSE_S)  # out of file descriptors, most likely
                 continue
-            self._accept(accepted)
+            self._accept(accepted, Address(plain_host(str(where[0])), int(where[1])))
 
-    def _accept(self, accepted: socket.socket) -> None:
+    def _accept(self, accepted: socket.socket, remote: Address) -> None:
         """Take a TCP connection; it has `HANDSHAKE_TIMEOUT_S` to become a link.
 
         When too many are in that state the oldest makes room: silent strangers are older than a
@@ -366,7 +376,7 @@ class LinkHub:
             oldest.abort(LinkLost("too many connections are waiting for their hello"))
         accepted.setblocking(False)
         connection = Connection(
-            self, lambda _: self._accept_hello(), self._clock, config=self._config
+            self, lambda _: self._accept_hello(), self._clock, config=self._config, remote=remote
         )
         self._made.add(connection)
         task = asyncio.ensure_future(self._secure(connection, accepted))
@@ -450,10 +460,12 @@ class LinkHub:
         self._user.note_received(_peer(connection), payload)
 
     def health_changed(self, connection: Connection) -> None:
-        """Pass a link's health on; replace one that goes away."""
+        """Pass a link's health on; replace one on which nothing can be opened any more."""
         peer = _peer(connection)
-        if connection.going_away and self._links.get(peer) is connection:
+        if connection.spent and self._links.get(peer) is connection:
             self._replace(peer, connection)
+        elif connection.peer_is_away:
+            connection.go_away()  # a spare: the peer hears that nothing is on its way
         self._tell_health(peer)
 
     # Inside
@@ -492,6 +504,8 @@ class LinkHub:
     def _keep_spare(self, connection: Connection) -> None:
         spares = self._spare.setdefault(_peer(connection), [])
         spares.append(connection)
+        if connection.peer_is_away:
+            connection.go_away()  # the peer hears that nothing is on its way
         if len(spares) > MAX_SPARE_LINKS:
             spares[0].abort(LinkLost("the peer opens too many links"))
 

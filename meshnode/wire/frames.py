@@ -17,7 +17,7 @@ Every frame begins with 12 bytes, little-endian::
 | PING   | 0      |                  | u64 token                                           |
 | PONG   | 0      |                  | the ping's token                                    |
 | NOTE   | 0      | payload          |                                                     |
-| GOAWAY | 0      |                  |                                                     |
+| GOAWAY | 0      |                  | (the sender takes no new streams; it may open some) |
 
 A *part* is meta and data. It is either one frame, or an announcement (its meta, the flag MORE and
 its total length), followed by DATA frames without meta that carry pieces of its data until the

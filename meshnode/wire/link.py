@@ -30,6 +30,11 @@ A stream's life, seen from one side; it is forgotten once both halves are done:
 | answering       | gone           | ProtocolError    | ProtocolError             | gone  |
 | gone            | ignored        | ignored          | ignored                   | ignored |
 
+Going away is one-sided. Who says GOAWAY takes no new streams, and may still open some until the
+peer says it too: a node that leaves goes on asking others for its last clients. Who hears it opens
+none any more; streams that it opened before it heard are served. A link on which both have said it
+and that is idle carries nothing any more, and no stream can be on its way.
+
 Nothing is remembered about streams that are gone. Ids only rise, so an id at or below the highest
 used that is not in the table is gone, and its late frames are normal; one above it is an error.
 
@@ -100,12 +105,14 @@ class Link:
     """One side of a link, after the hello. See the module's text.
 
     Attributes:
-        going_away: Nothing can be opened from here any more: either side said so.
+        said_goaway: We told the peer to open no more streams.
+        heard_goaway: The peer told us.
     """
 
     def __init__(self, *, dialler: bool, config: LinkConfig, now: float) -> None:
         """Begin with an empty link at `now`; both sides need the same `window_bytes`."""
-        self.going_away = False
+        self.said_goaway = False
+        self.heard_goaway = False
         self._config = config
         self._dialler = dialler
         self._parity = 1 if dialler else 0
@@ -115,8 +122,6 @@ class Link:
         self._highest_peer_id = 0
         self._refused = 0
         self._buffered_bytes = 0
-        self._said_goaway = False
-        self._heard_goaway = False
         self._now = now
         self._events: list[LinkEvent] = []
         self._liveness = Liveness(config, now)
@@ -149,6 +154,16 @@ class Link:
         return self._liveness.stalled
 
     @property
+    def going_away(self) -> bool:
+        """Whether either side takes no new streams: the link needs a successor."""
+        return self.said_goaway or self.heard_goaway
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing can ever be opened from here again."""
+        return self.heard_goaway or self._next_id > MAX_STREAM_ID
+
+    @property
     def has_output(self) -> bool:
         """Whether `take_output` would return anything."""
         return bool(self._outbox)
@@ -177,12 +192,12 @@ class Link:
             The stream's id.
 
         Raises:
-            LinkLost: if the link is going away or stalled.
+            LinkLost: if the peer goes away or is stalled, or the ids have run out.
             Saturated: if too many streams are open, or the driver does not get rid of its output.
             TooLarge: if meta or data exceed their limits.
             TypeError, BufferError: if a buffer is not C-contiguous. Nothing was sent in all cases.
         """
-        if self.going_away or self._liveness.stalled:
+        if self.spent or self._liveness.stalled:
             reason = "the peer does not answer" if self.stalled else "the link is going away"
             raise LinkLost(f"no stream can be opened: {reason}")
         if self._ours >= self._config.max_streams or self._outbox.full:
@@ -267,14 +282,13 @@ class Link:
         self._outbox.put(note_frame(payload))
 
     def go_away(self) -> None:
-        """Open nothing from now on and ask the peer to do the same; running streams finish.
+        """Ask the peer to open no more streams; running ones finish.
 
-        Streams that the peer opened before it heard are served.
+        Streams that the peer opened before it heard are served, and this side may still open some.
         """
-        if not self._said_goaway:
+        if not self.said_goaway:
             self._outbox.put(GOAWAY_FRAME)
-        self._said_goaway = True
-        self.going_away = True
+        self.said_goaway = True
 
     def _checked_size(self, meta: bytes, data: Sequence[Buffer]) -> int:
         if len(meta) > MAX_META_BYTES:
@@ -501,9 +515,8 @@ class Link:
                 self._events.append(RttMeasured(sample_s))
         elif kind == NOTE:
             self._events.append(NoteReceived(meta.tobytes()))
-        elif kind == GOAWAY and not self._heard_goaway:
-            self._heard_goaway = True
-            self.going_away = True
+        elif kind == GOAWAY and not self.heard_goaway:
+            self.heard_goaway = True
             self._events.append(GoingAway())
 
     def _abort(self, stream: Stream, code: str, message: str) -> None:

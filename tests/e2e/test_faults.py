@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import random
 import signal
 import socket
+import threading
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +19,8 @@ import pytest
 from tests.e2e.conftest import DIGIT_REQUEST, DIGITS, SteadyLoad, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.e2e.conftest import Daemon, Mesh
 
 pytestmark = pytest.mark.e2e
@@ -71,6 +78,60 @@ def test_a_serving_node_that_leaves_fails_no_request(mesh: Mesh) -> None:
     assert load.failures == []
     assert load.slowest_s() < 1.0
     wait_until(lambda: gateway.states()[victim.name] == "left", 5, "the goodbye was heard")
+
+
+@dataclass
+class Clients:
+    """Threads that ask one gateway until it closes or refuses the connection, and then another."""
+
+    ports: list[int]
+    answers: list[tuple[int, int]] = field(default_factory=list)  # port, status
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, seconds: float, count: int, midway: Callable[[], object]) -> None:
+        threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds / 2)
+        midway()
+        time.sleep(seconds / 2)
+        self.stop.set()
+        for thread in threads:
+            thread.join(40)
+            assert not thread.is_alive()
+
+    def _ask(self) -> None:
+        body = json.dumps(DIGIT_REQUEST).encode()
+        current = 0
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=30)
+        while not self.stop.is_set():
+            try:
+                connection.request("POST", "/v2/models/digits/infer", body)
+                response = connection.getresponse()
+                response.read()
+                is_closing = response.will_close
+                self.answers.append((self.ports[current], response.status))
+            except (OSError, http.client.HTTPException):
+                is_closing = True
+            if is_closing:
+                connection.close()
+                current = min(current + 1, len(self.ports) - 1)
+                connection = http.client.HTTPConnection("127.0.0.1", self.ports[current])
+            time.sleep(0.002)
+        connection.close()
+
+
+def test_a_gateway_that_leaves_answers_nothing_but_200(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    alpha.deploy(DIGITS, name="digits", replicas=2)
+    for node in (alpha, beta):
+        wait_until(partial(node.has_replicas, 2), 30, "two replicas")
+    clients = Clients([alpha.http_port, beta.http_port])
+    first, second = clients.ports
+    clients.run(3.0, 6, alpha.stop)
+    assert {status for _, status in clients.answers} == {200}
+    asked = Counter(port for port, _ in clients.answers)
+    assert min(asked[first], asked[second]) > 100
 
 
 def test_random_bytes_at_the_mesh_and_http_ports_leave_the_daemon_serving(mesh: Mesh) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.conftest import alive, wait_until
+from tests.e2e.conftest import DIGITS, Daemon, alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,60 @@ def test_a_whole_mesh_that_restarts_finds_itself_again(mesh: Mesh) -> None:
         node.wait_ready()
     for node in again:
         wait_until(partial(node.sees, 3), 20, f"{node.name} sees all again")
+
+
+def test_a_fresh_invite_brings_a_member_back_whose_mesh_has_moved(mesh: Mesh) -> None:
+    alpha, beta = mesh.grow("alpha", "beta")
+    identity, port = beta.status["id"], alpha.mesh_port
+    assert beta.stop() == 0
+    assert alpha.stop() == 0
+    with socket.create_server(("127.0.0.1", port)):  # the old address is another program's now
+        alpha = mesh.start("alpha").wait_ready()
+        assert alpha.mesh_port != port
+        beta = mesh.start("beta", alpha.invite()).wait_ready()
+        wait_until(lambda: alpha.sees(2) and beta.sees(2), 15, "both see both")
+    assert beta.status["id"] == identity
+    assert "is a member already; the invite's addresses are tried" in beta.output
+
+
+def test_a_plain_rejoin_keeps_name_region_labels_addresses_and_models(mesh: Mesh) -> None:
+    repository = mesh.folder / "repository" / "digits" / "1"
+    repository.mkdir(parents=True)
+    shutil.copy(DIGITS, repository / "model.onnx")
+    alpha = mesh.start(
+        "alpha", "--new", "--region", "eu-west", "--zone", "rack-7", "--label", "gpu=none",
+        "--models", str(mesh.folder / "repository"),
+    ).wait_ready()  # fmt: skip
+    wait_until(lambda: alpha.has_replicas(1), 30, "the folder's model is served")
+    kept = ("name", "region", "zone", "labels")
+    (before,) = alpha.control.get("/mesh/v1/nodes")
+    alpha.stop()
+    assert '"listen": "127.0.0.1:0"' in (alpha.data_dir / "options").read_text()
+    again = plain_join(mesh, alpha)
+    wait_until(lambda: again.has_replicas(1), 30, "it is served again")
+    (after,) = again.control.get("/mesh/v1/nodes")
+    assert [after[key] for key in kept] == [before[key] for key in kept]
+    assert after["region"] == "eu-west"
+    assert after["labels"] == {"gpu": "none"}
+    again.stop()
+    moved = plain_join(mesh, again, "--region", "us")
+    (node,) = moved.control.get("/mesh/v1/nodes")
+    assert (node["region"], node["name"]) == ("us", "alpha")
+
+
+def plain_join(mesh: Mesh, former: Daemon, *arguments: str) -> Daemon:
+    """Start a daemon again with nothing but its data folder, as after a reboot."""
+    command = [sys.executable, "-m", "meshnode", "join", "--no-mdns", *arguments]
+    with former.log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(former.data_dir)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    daemon = Daemon(former.name, former.data_dir, process, former.log)
+    mesh.daemons.append(daemon)
+    return daemon.wait_ready()
 
 
 def test_an_invite_of_a_node_that_was_invited_works_too(mesh: Mesh) -> None:

@@ -1,13 +1,13 @@
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from typer.testing import Result
 
-from meshnode.options import JoinOptions, check_invite_text, name_from_host
+from meshnode.options import Chosen, JoinOptions, check_invite_text, name_from_host
 from meshnode.types import Address
 
 Run = Callable[..., Result]
@@ -58,7 +58,7 @@ def test_every_option_reaches_the_daemon(
     args += ["--label", "empty=", "--listen", "[::]:0", "--http", "[::1]:0"]
     args += ["--data-dir", str(tmp_path / "d"), "--models", str(tmp_path), "--no-mdns"]
     meshnode("join", "mesh1abc_-9", *args)
-    assert joined == [
+    assert [replace(options, chosen=Chosen()) for options in joined] == [
         JoinOptions(
             invite="mesh1abc_-9",
             name="n1",
@@ -82,6 +82,71 @@ def test_new_no_gateway_and_the_alias_of_models(
     meshnode("join", "--new", "--no-gateway", "--model-repository", ".")
     (options,) = joined
     assert options == replace(options, new=True, http=None, models=str(tmp_path))
+
+
+EVERYTHING = (
+    *("--name", "n1", "--region", "eu", "--zone", "z", "--label", "a=1", "--label", "b=2"),
+    *("--listen", "[::1]:0", "--http", "localhost", "--models", "."),
+)
+
+
+def test_what_was_chosen_is_taken_again_by_a_plain_join(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    meshnode("join", *EVERYTHING)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / "options").write_bytes(joined[0].chosen.to_json())  # as the daemon does
+    meshnode("join")
+    assert joined[1] == joined[0]
+    assert joined[1].listen.port == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "changes"),
+    [
+        (["--name", "n2"], {"name": "n2"}),
+        (["--region", "default"], {"region": "default"}),
+        (["--zone", ""], {"zone": ""}),
+        (["--label", "c=3"], {"labels": (("c", "3"),)}),
+        (["--label", ""], {"labels": ()}),
+        (["--listen", "0.0.0.0"], {"listen": Address("0.0.0.0", 8471)}),
+        (["--no-gateway"], {"http": None}),
+        (["--http", "127.0.0.1:0"], {"http": Address("127.0.0.1", 0)}),
+        (["--models", ""], {"models": None}),
+    ],
+)
+def test_what_is_given_replaces_what_is_kept_and_nothing_else(
+    meshnode: Run,
+    joined: list[JoinOptions],
+    data_dir: Path,
+    args: list[str],
+    changes: dict[str, object],
+) -> None:
+    meshnode("join", *EVERYTHING)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / "options").write_bytes(joined[0].chosen.to_json())
+    meshnode("join", *args)
+    before, after = (
+        {field.name: getattr(options, field.name) for field in fields(options)}
+        for options in joined
+    )
+    del before["chosen"], after["chosen"]
+    assert after == before | changes
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"name": 7}', b'{"region": "a b"}', b'{"http": "0.0.0.0:1"}', b"\xff"]
+)
+def test_damaged_options_are_told_in_a_sentence_and_start_nothing(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path, content: bytes
+) -> None:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / "options").write_bytes(content)
+    result = meshnode("join")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {data_dir / 'options'} is damaged (")
+    assert "remove it and give the options" in result.stderr
+    assert joined == []
 
 
 @pytest.mark.parametrize("text", ["localhost", "localhost:8470", "127.1.2.3:8470", "[::1]:8470"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meshnode.daemon.credentials import Credentials
+from meshnode.daemon.credentials import MAX_SEEDS, Credentials
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
 from meshnode.net.clock import RealClock
@@ -200,3 +200,27 @@ def test_a_change_of_the_mesh_needs_an_operators_signature(
     monkeypatch.setattr(Role, "allows", lambda self, needed: False)
     refused = founder.authority.verify_entry(entry(identity.node_id, signature))
     assert refused == "its author is a operator and may not change the mesh"
+
+
+def test_seeds_of_a_later_invite_come_first_and_are_bounded(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    credentials = Credentials(folder, RealClock())
+    credentials.found()
+    stored = folder.mesh()
+    old = [Address("192.0.2.1", port) for port in range(1, 7)]
+    new = [Address("192.0.2.9", port) for port in range(1, 4)]
+    credentials.remember_seeds(old)
+    credentials.remember_seeds([*new, old[0]])
+    assert credentials.seeds == (*new, *old)[:MAX_SEEDS]
+    folder.close()
+    again = DataFolder(tmp_path / "data")
+    assert Credentials(again, RealClock()).seeds == credentials.seeds
+    mesh = again.mesh()
+    assert mesh is not None
+    assert stored is not None
+    assert (mesh.mesh_id, mesh.chain, mesh.root_seed) == (
+        stored.mesh_id,
+        stored.chain,
+        stored.root_seed,
+    )
+    again.close()

@@ -26,7 +26,7 @@ from meshnode.effects import (
     StartTimer,
     UnloadModel,
 )
-from meshnode.errors import ConfigError, NotServing
+from meshnode.errors import ConfigError, LinkLost, NotServing
 from meshnode.events import (
     DatagramReceived,
     DialFailed,
@@ -38,6 +38,7 @@ from meshnode.events import (
 )
 from meshnode.membership.addresses import Kind
 from meshnode.net.clock import RealClock
+from meshnode.net.log_budget import BURST
 from meshnode.routing.load import LinkState
 from meshnode.trust.datagrams import DatagramSeal
 from meshnode.trust.identity import Identity
@@ -64,6 +65,10 @@ class FakeHub:
         self.calls: list[tuple[Any, ...]] = []
         self.linked: dict[NodeId, Address] = {}
         self.stalled = False
+        self.boots: dict[NodeId, int] = {}
+
+    def boot(self, peer: NodeId) -> int | None:
+        return self.boots.get(peer)
 
     def peers(self) -> tuple[NodeId, ...]:
         return tuple(self.linked)
@@ -410,11 +415,22 @@ async def test_a_node_that_runs_twice_is_told(
 ) -> None:
     made = setup().begin()
     peer = replace(made.credentials.member)
-    for boot in (1, 2, 1):
+
+    def established(boot: int) -> None:
         hello = SimpleNamespace(peer=peer, peer_boot=boot, admitted=None)
         fake = SimpleNamespace(dialler=True, hello=hello)
         made.driver.link_established(cast("Connection", fake))
+
+    for boot in (1, 2, 1):
+        established(boot)
     assert "seems to run twice" in caplog.text
+    made.hub.boots[peer.node_id] = 1
+    established(1)
+    made.hub.boots[peer.node_id] = 2  # the later start has the link: they do not take turns
+    for _ in range(100):
+        with pytest.raises(LinkLost, match="a later start of the same node is linked"):
+            established(1)
+    assert caplog.text.count("seems to run twice") == BURST
     assert made.driver.mesh_id == made.credentials.mesh_id
 
 
@@ -430,6 +446,18 @@ async def test_log_lines_show_names_and_nothing_that_a_terminal_obeys(
     made.node.knows(PEER, "beta")
     made.driver.carry_out([Emit("member.dead", PEER, f"told by {other} and {PEER}\x1b[2J")])
     assert f"member.dead beta told by {other} and beta?[2J" in caplog.text
+
+
+async def test_a_nodes_own_changes_are_no_news_to_its_owner(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = setup().begin()
+    made.driver.carry_out([Emit("member.updated", made.node.me, "changed its http")])
+    assert "changed its http" not in caplog.text
+    made.driver.carry_out([Emit("member.updated", PEER, "incarnation 1.2")])
+    assert "incarnation 1.2" in caplog.text
+    assert made.driver.events["member.updated"] == 2
 
 
 async def test_a_flood_of_bad_messages_is_counted_and_not_logged(

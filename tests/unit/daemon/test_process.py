@@ -11,17 +11,19 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from meshnode.client.control import ControlAddress
 from meshnode.daemon import process
 from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.process import Daemon
-from meshnode.datafolder import DataFolder
+from meshnode.datafolder import DataFolder, MeshFile, kept_options
 from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
 from meshnode.net.links import LinkHub
 from meshnode.net.mdns import Announcement, Discovery
 from meshnode.net.udp import DatagramSocket
+from meshnode.options import Chosen
 from meshnode.types import Address, NodeId
 from tests.unit.daemon.conftest import eventually
 
@@ -131,6 +133,62 @@ async def test_no_place_for_a_temporary_file_is_told(
     monkeypatch.setattr(process, "server_tls", full)
     with pytest.raises(ConfigError, match=r"temporary file .*Read-only file system.*TMPDIR"):
         await daemons.start("alpha").end()
+
+
+async def test_an_invite_of_its_own_mesh_leads_a_member_back_to_it(
+    daemons: Daemons, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    alpha = await daemons.start("alpha").ready()
+    beta = await daemons.start("beta", await alpha.invite()).ready()
+    await beta.sees(2)
+    identity = (await beta.get("/mesh/v1/status"))["id"]
+    await beta.kill()
+    await alpha.kill()
+    with socket.create_server(("127.0.0.1", 0)):  # so that alpha's port is surely another one
+        again = await daemons.start("alpha").ready()
+    back = await daemons.start("beta", await again.invite()).ready()
+    await back.sees(2)
+    await again.sees(2)
+    assert (await back.get("/mesh/v1/status"))["id"] == identity
+    assert "is a member already; the invite's addresses are tried to find the mesh" in caplog.text
+    folder = daemons.folder / "beta" / "mesh"
+    address = Address.parse((await again.get("/mesh/v1/status"))["mesh_address"])
+    stored = msgspec.msgpack.decode(folder.read_bytes(), type=MeshFile)
+    assert stored.seeds[0] == address
+    assert len(stored.seeds) == 2
+
+
+async def test_what_was_chosen_is_kept_once_the_node_runs(daemons: Daemons) -> None:
+    chosen = Chosen(name="alpha", listen="127.0.0.1:0")
+    await daemons.start("alpha", chosen=chosen).ready()
+    assert kept_options(daemons.folder / "alpha") == chosen
+    taken = daemons.start("taken", chosen=chosen, listen=Address("192.0.2.1", 1))
+    with pytest.raises(ConfigError):
+        await taken.end()
+    assert kept_options(daemons.folder / "taken") == Chosen()
+
+
+async def test_options_that_cannot_be_kept_are_told_and_the_node_runs(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: DataFolder, chosen: object) -> None:
+        raise ConfigError("cannot write options: No space left on device")
+
+    monkeypatch.setattr(DataFolder, "save_options", full)
+    await daemons.start("alpha").ready()
+    assert "not kept for the next start: cannot write options: No space" in caplog.text
+
+
+async def test_a_founder_on_loopback_says_that_others_cannot_reach_it(
+    daemons: Daemons, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await daemons.start("alpha").ready()
+    out = capsys.readouterr().out
+    assert "listens on 127.0.0.1, which other devices cannot reach" in out
+    assert "--listen 0.0.0.0:8471" in out
+    await daemons.start("beta", listen=Address("0.0.0.0", 0)).ready()
+    assert "cannot reach" not in capsys.readouterr().out
 
 
 # Ports

@@ -261,6 +261,18 @@ def test_since_moves_with_the_state_only(stage: Stage, tools: type[Tools]) -> No
     assert stage.core.members[tools.id("a")].since == stage.now
 
 
+def test_a_leave_of_its_own_that_it_did_not_make_is_outbid_if_its_key_signed_it(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    effects = stage.hear("me", LEFT, epoch=9, counter=4)
+    assert tools.emits(effects) == [("member.conflict", stage.id)]
+    assert stage.core.record.incarnation == (9, 5)
+    assert not stage.core.left
+    stage.link("a")
+    stage.hear("me", LEFT, sender="a", epoch=10**6, signed_by="a")  # anyone may say anything
+    assert stage.core.record.incarnation == (9, 5)
+
+
 def test_a_proof_is_kept_to_pass_on(stage: Stage, tools: type[Tools]) -> None:
     stage.learn("a")
     stage.hear("a", LEFT)

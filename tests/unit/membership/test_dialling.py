@@ -215,3 +215,20 @@ def test_the_list_on_disk_holds_live_dead_and_known_nodes_and_is_written_once_pe
     assert persist.key == "members"
     assert [record.name for record in read_members(persist.value)] == ["a", "b", "c", "known"]
     assert tools.timers(stage.hear("c", NodeState.LEFT), PersistDue) == [PersistDue()]
+
+
+def test_links_that_last_no_time_are_dialled_less_and_less_often(tools: type[Tools]) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(small)
+    stage.learn(great)
+    stage.link(great)
+    for failures in range(8):
+        timer, delay_s = wait(stage.unlink(great))
+        longest = min(30.0, 2.0**failures)
+        assert longest / 2 <= delay_s <= longest
+        assert len(dials(stage.fire(timer, delay_s))) == 1
+        stage.link(great)
+    stage.now += 2.0
+    assert len(dials(stage.unlink(great))) == 1, "it was a link; its loss is made good at once"
+    stage.link(great)
+    assert wait(stage.unlink(great))[1] <= 1.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode.events import LinkDown
 from meshnode.membership import WAN, MembershipConfig, read_members
 from meshnode.types import NodeState
 
@@ -316,6 +317,25 @@ def test_a_node_whose_data_folder_was_restored_outbids_its_former_life(world: Wo
     world.run_until(lambda: world.agree([*nodes[:2], restored]), 5.0)
     assert restored.core.record.incarnation == (9, 1)
     assert restored.emits("member.conflict") == [restored.id]
+
+
+@pytest.mark.parametrize("ran_s", [0.5, 20.0])
+def test_a_node_outlives_the_leave_of_its_copy(world: World, ran_s: float) -> None:
+    nodes = world.mesh(3)
+    copied = nodes[2]
+    for _ in range(2):  # the second time the copy's process is known already
+        twin = world.add("n2", seeds=[nodes[0].address], epoch=9, boot=99)
+        world.run(ran_s)
+        world.leave(twin)
+        world.run(1.0)
+        assert nodes[0].view()[copied.id] is NodeState.LEFT
+        world.nodes[copied.id] = copied  # its messages reach it again; its links were taken over
+        for peer in nodes[:2]:
+            world.tell(copied, LinkDown(peer.id, "taken over"))
+        world.run(60.0)
+        assert nodes[0].view()[copied.id] is NodeState.ALIVE
+        assert world.agree([*nodes[:2], copied])
+    assert copied.core.record.epoch == 9
 
 
 def test_dead_members_are_forgotten_after_the_retention_time(make_world: type[World]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -381,7 +382,7 @@ async def test_ids_that_run_out_on_the_accepting_side_make_the_dialler_replace_t
     assert one.hub.connection(two.id) is not first
 
 
-async def test_a_node_that_leaves_takes_nothing_new_and_finishes_what_runs(
+async def test_a_node_that_leaves_takes_nothing_new_finishes_what_runs_and_may_still_ask(
     mesh: MeshMaker,
 ) -> None:
     one, two, connection = await mesh.pair()
@@ -398,7 +399,9 @@ async def test_a_node_that_leaves_takes_nothing_new_and_finishes_what_runs(
         connection.open(b"y", [], Answer())
     back.reply(stream, b"done", end=True)
     assert await waiting.done == (b"done", b"")
-    await eventually(one.user.downs)  # both had said so, and nothing ran
+    assert two.hub.connection(one.id) is back
+    assert await ask(back, data=b"for a last client") == b"for a last client"
+    assert one.user.downs() == []
     two.hub.dial((one.address,), one.id)
     assert not two.hub._dials
 
@@ -479,7 +482,7 @@ async def test_a_stranger_that_speaks_tls_and_then_slowly_is_dropped_in_time(
 ) -> None:
     one = await mesh.start("one")
     monkeypatch.setattr(connection_module.Connection.__init__, "__kwdefaults__", {
-        "dialled": None, "hello_timeout_s": 0.15,
+        "dialled": None, "remote": None, "hello_timeout_s": 0.15,
     })  # fmt: skip
     reader, writer = await asyncio.open_connection(
         *one.address, ssl=one.hub._client_context, server_hostname=""
@@ -598,3 +601,22 @@ async def test_health_can_be_asked_for_again(mesh: MeshMaker) -> None:
     one.user.health.clear()
     one.hub.tell_health()
     assert one.user.health[two.id][1] is True
+
+
+async def test_who_speaks_no_tls_is_named_in_the_log(
+    mesh: MeshMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    one = await mesh.start("one")
+    _, writer = await asyncio.open_connection(*one.address)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await eventually(lambda: one.hub.refused == 1)
+    assert "a connection from 127.0.0.1 was refused: no TLS" in caplog.text
+    writer.close()
+
+
+async def test_a_hub_tells_which_start_of_a_peer_it_is_linked_to(mesh: MeshMaker) -> None:
+    one, two, connection = await mesh.pair()
+    assert connection.hello is not None
+    assert one.hub.boot(two.id) == connection.hello.peer_boot
+    assert one.hub.boot(one.id) is None

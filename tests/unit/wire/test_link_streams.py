@@ -273,7 +273,7 @@ def test_buffers_that_are_not_contiguous_are_refused_and_nothing_is_sent(size: i
     dialler.send(stream, b"", end=True)
 
 
-def test_after_going_away_running_streams_finish_and_none_begin(pump: Pump) -> None:
+def test_who_goes_away_is_asked_nothing_new_and_running_streams_finish(pump: Pump) -> None:
     dialler, acceptor = pair()
     running = dialler.open_stream(b"request")
     pump(dialler, acceptor)
@@ -283,10 +283,11 @@ def test_after_going_away_running_streams_finish_and_none_begin(pump: Pump) -> N
     told_dialler, told_acceptor = pump(dialler, acceptor)
     assert told_dialler == [GoingAway()]
     assert told_acceptor == [StreamOpened(underway, b"opened before it was heard", EMPTY, True)]
-    for link in (dialler, acceptor):
-        assert link.going_away
-        with pytest.raises(LinkLost, match="going away"):
-            link.open_stream(b"new")
+    assert dialler.going_away
+    assert acceptor.going_away
+    assert dialler.spent
+    with pytest.raises(LinkLost, match="going away"):
+        dialler.open_stream(b"new")
     for stream in (running, underway):
         acceptor.send(stream, b"answer", end=True)
     told_dialler, _ = pump(dialler, acceptor)
@@ -294,6 +295,22 @@ def test_after_going_away_running_streams_finish_and_none_begin(pump: Pump) -> N
     assert dialler.idle
     assert acceptor.idle
     assert "dialler going away streams=0 (0 ours)" in repr(dialler)
+
+
+def test_who_goes_away_may_still_ask_until_the_peer_goes_away_too(pump: Pump) -> None:
+    dialler, acceptor = pair()
+    acceptor.go_away()
+    pump(dialler, acceptor)
+    assert not acceptor.spent
+    last = acceptor.open_stream(b"for a last client")
+    told_dialler, _ = pump(dialler, acceptor)
+    assert told_dialler == [StreamOpened(last, b"for a last client", EMPTY, True)]
+    dialler.send(last, b"answer", end=True)
+    dialler.go_away()
+    _, told_acceptor = pump(dialler, acceptor)
+    assert told_acceptor == [PartReceived(last, b"answer", EMPTY, True), GoingAway()]
+    with pytest.raises(LinkLost, match="going away"):
+        acceptor.open_stream(b"new")
 
 
 def test_both_sides_may_go_away(pump: Pump) -> None:
