@@ -11,7 +11,6 @@ import typer
 from meshnode.cli.arguments import DataDir
 from meshnode.client.paths import data_dir as choose_data_dir
 from meshnode.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT
-from meshnode.datafolder import kept_options
 from meshnode.errors import ConfigError
 from meshnode.options import (
     DEFAULT_HTTP,
@@ -122,6 +121,8 @@ def join(
         mdns_interfaces=parse_interfaces(mdns_interface or ()),
     )
     make(given)  # what is wrong with it is told before what is wrong with what is kept
+    from meshnode.datafolder import kept_options  # brings the cryptography; `nodes` needs none
+
     options = make(kept_options(folder).changed_by(given))
     from meshnode.daemon import run
 
