@@ -25,6 +25,10 @@ pytestmark = pytest.mark.e2e
 INFER = "/v2/models/digits/infer"
 
 
+def has_state(observer: Daemon, name: str, state: str) -> bool:
+    return observer.states()[name] == state
+
+
 def test_every_node_answers_for_the_whole_mesh(trio: list[Daemon]) -> None:
     answers = []
     for node in trio:
@@ -322,10 +326,14 @@ def test_a_model_without_a_living_replica_is_503_with_retry_after(mesh: Mesh) ->
     wait_until(lambda: alpha.ready_nodes("digits"), 30, "beta serves")
     beta.process.kill()
     beta.process.wait()
-    status, headers, answer = alpha.request("POST", INFER, DIGIT_REQUEST)
-    assert status == 503
-    assert int(headers["retry-after"]) >= 1
-    assert "digits" in answer["error"]
+    for belief in ("alive", "dead"):  # at once, and when membership has given the node up
+        wait_until(partial(has_state, alpha, "beta", belief), 15, f"beta is {belief}")
+        status, headers, answer = alpha.request("POST", INFER, DIGIT_REQUEST)
+        assert status == 503
+        assert int(headers["retry-after"]) >= 1
+        assert "digits" in answer["error"]
+    assert alpha.request("GET", "/v2/models/digits")[0] == 200
+    assert alpha.request("GET", "/v2/models/digits/ready")[0] == 400
 
 
 def _has_no_models(node: Daemon) -> bool:
