@@ -68,11 +68,6 @@ class Placement:
     ineligible: tuple[tuple[NodeId, str], ...]
     missing: int
 
-    @property
-    def steward(self) -> NodeId | None:
-        """The node that makes the deployment's decisions: the first in its ranking."""
-        return self.ranking[0] if self.ranking else None
-
 
 def placement(
     deployment: str,

@@ -45,7 +45,6 @@ def test_the_answer_is_this_one_on_every_node_and_platform() -> None:
     result = placement("digits", 3, (), fleet(6, regions=2))
     assert result.ranking == EXPECTED
     assert result.nodes == EXPECTED[:3]
-    assert result.steward == EXPECTED[0]
 
 
 def test_without_a_count_there_is_one_replica_or_one_on_each_pinned_node() -> None:
@@ -70,7 +69,7 @@ def test_pins_restrict_and_unknown_ones_are_reported() -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_nodes_without_capacity_get_nothing(weight: float) -> None:
     result = placement("digits", 1, (), [PlacementNode(NodeId("a"), "eu", weight)])
-    assert (result.nodes, result.steward, result.missing) == ((), None, 1)
+    assert (result.nodes, result.ranking, result.missing) == ((), (), 1)
     assert result.ineligible == (("a", "has no capacity"),)
 
 
