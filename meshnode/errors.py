@@ -4,6 +4,9 @@
 in the same way fails again. `PeerError`: another node, the network or a model misbehaved; the
 call may be tried elsewhere. Foreign exceptions are translated into these once, at the edge where
 they arise. Each class has a `code`: a stable word that crosses links and appears in JSON.
+
+Each docstring says when the error happens, then on lines of their own `Changed:` (what is different
+after it) and `To do:` (what helps). docs/errors.md is made of them by `make docs`.
 """
 
 from __future__ import annotations
@@ -12,63 +15,141 @@ from typing import ClassVar
 
 
 class MeshError(Exception):
-    """Base of all errors. `str(error)` is a sentence for the person who caused it."""
+    """A defect of meshnode; also the base of all errors, each a sentence for a person.
+
+    Changed: unknown; the log of the node that answered says what ran.
+    To do: report it with the log's lines of the request.
+    """
 
     code: ClassVar[str] = "internal"
     """A stable word for programs."""
     retryable: ClassVar[bool] = False
     """Whether the same request may succeed on another replica."""
+    exit_code: ClassVar[int] = 1
+    """What the command line exits with."""
     mesh_route: str = ""
     """The `Mesh-Route` header of the answer, if replicas were tried before."""
+    gateway: str = ""
+    """In a client: URL of the gateway that answered with this error; empty if none did."""
 
 
 # The caller misused us: nothing was changed.
 
 
 class UsageError(MeshError):
-    """The request cannot be carried out as asked; nothing was changed."""
+    """The request cannot be carried out as asked, and none of the words below fits better.
+
+    Changed: nothing.
+    To do: ask differently; the same request fails again. The message says what was expected.
+    """
 
     code = "invalid"
+    exit_code = 2
 
 
 class InvalidRequest(UsageError):
-    """A request is malformed or does not fit the model; the message says what was expected."""
+    """A request is malformed, or its tensors do not fit the model's inputs and outputs.
+
+    Changed: nothing; the model did not run.
+    To do: correct the request as the message says; a model's metadata lists its inputs.
+    """
 
     code = "invalid_request"
 
 
 class TooLarge(UsageError):
-    """A body, frame or field exceeds its limit; the message names the limit."""
+    """A body, frame, file or field exceeds its limit.
+
+    Changed: nothing.
+    To do: send less, or in several requests; the message names the limit, docs/limits.md its reason.
+    """
 
     code = "too_large"
 
 
 class ModelNotFound(UsageError):
-    """No node of the mesh knows the model or version."""
+    """No node of the mesh knows the model, its version or the deployment.
+
+    Changed: nothing.
+    To do: compare the name with `meshnode models`; a deployment made a moment ago takes a second to
+        be known everywhere.
+    """
 
     code = "not_found"
 
 
+class NotFound(UsageError):
+    """No API key or upload has this name or id; an upload may have expired.
+
+    Changed: nothing.
+    To do: list what there is (`meshnode keys list`), or begin the upload again.
+    """
+
+    code = "unknown"
+
+
 class Forbidden(UsageError):
-    """The caller may not do this: wrong role, missing key, or a forged Host or Origin."""
+    """The caller may not do this: wrong role, a key without the scope, or a foreign Host or Origin.
+
+    Changed: nothing.
+    To do: ask from a node or with a key that may; the message says which role or name is missing.
+    """
 
     code = "forbidden"
 
 
+class Unauthenticated(UsageError):
+    """The call needs an API key, and none came with it, or one that is wrong, expired or revoked.
+
+    Changed: nothing.
+    To do: create a key on a node of the mesh with `meshnode keys create NAME`, and send it as
+        `Authorization: Bearer KEY`.
+    """
+
+    code = "unauthenticated"
+
+
+class Throttled(UsageError):
+    """Too many calls with wrong API keys came from this address.
+
+    Changed: nothing; the key was not valid.
+    To do: wait as long as `Retry-After` says, and use a valid key, which passes at once.
+    """
+
+    code = "throttled"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        """Say it, and after how many seconds the next wrong key is looked at."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ConfigError(UsageError):
-    """An option, a file or the data folder is not usable; the message says what to do."""
+    """An option, a file, a port or the data folder cannot be used as it is.
+
+    Changed: nothing; a node that was to start has not.
+    To do: what the message says; it names the option, file or port and what would be accepted.
+    """
 
     code = "config"
 
 
 class InviteError(UsageError):
-    """An invite is damaged, expired or belongs to another mesh. Nothing was joined."""
+    """An invite is damaged, expired, or belongs to another mesh than the data folder.
+
+    Changed: nothing; no mesh was joined.
+    To do: copy the whole line again, or print a new one on a member: `meshnode invite`.
+    """
 
     code = "invite"
 
 
 class ModelError(UsageError):
-    """A model or its configuration cannot be loaded; the message names both sides."""
+    """A model or its configuration cannot be published, deployed or loaded.
+
+    Changed: nothing; what was served before is served still.
+    To do: correct the file or `config.pbtxt`; where two of them disagree, the message names both.
+    """
 
     code = "model"
 
@@ -77,70 +158,125 @@ class ModelError(UsageError):
 
 
 class PeerError(MeshError):
-    """Another node or the network failed."""
+    """Another node, the daemon or the network failed, and none of the words below fits better.
+
+    Changed: perhaps something; the message says how far it came.
+    To do: look at `meshnode status`, then try again.
+    """
 
     code = "peer"
 
 
 class ProtocolError(PeerError):
-    """A peer sent bytes that the protocol does not allow; its connection is closed."""
+    """A peer sent bytes that the protocol does not allow.
+
+    Changed: what it sent was dropped; if it broke the link's own rules, the connection is closed.
+    To do: run the same version of meshnode on both nodes; if they are the same, report it.
+    """
 
     code = "protocol"
 
 
 class HandshakeError(PeerError):
-    """A peer could not prove who it is, or refused us; no link exists."""
+    """A peer could not prove who it is, or refused this node.
+
+    Changed: nothing; no link exists, and no member was added.
+    To do: what the message says: most often a new invite, or setting a clock.
+    """
 
     code = "handshake"
 
 
 class LinkLost(PeerError):
-    """The link broke, stalled or was never there; the request may not have run."""
+    """The link to the node that was asked broke, stalled or was never there.
+
+    Changed: the request may have run; its answer is lost.
+    To do: try again in a moment; `meshnode status` shows which nodes are reachable.
+    """
 
     code = "link_lost"
     retryable = True
 
 
 class NotServing(PeerError):
-    """The peer does not serve this model version (any more); nothing ran."""
+    """The node that was asked does not serve this version of the model, or no longer.
+
+    Changed: nothing ran.
+    To do: try again in a moment; `meshnode models` shows who serves it.
+    """
 
     code = "not_serving"
     retryable = True
 
 
 class Saturated(PeerError):
-    """Every queue that could take the request is full; nothing ran. Try again later."""
+    """Every queue that could take the request is full.
+
+    Changed: nothing ran.
+    To do: try again after a pause that grows; for lasting load, deploy more replicas.
+    """
 
     code = "saturated"
     retryable = True
 
 
 class NoReplica(PeerError):
-    """The model is known, but no replica can take the request now; nothing ran."""
+    """The model is known, but no replica can take the request now.
+
+    Changed: nothing ran.
+    To do: try again in a second; `meshnode models` shows whether replicas load, failed or are gone.
+    """
 
     code = "no_replica"
 
 
 class DeadlineExceeded(PeerError):
-    """No answer in the time given; the work was cancelled and may have run."""
+    """There was no answer within the request's deadline.
+
+    Changed: the work was cancelled, and may have run.
+    To do: give it more time, or deploy more or faster replicas if it waited in a queue.
+    """
 
     code = "deadline"
 
 
+class GatewayUnavailable(PeerError):
+    """A client could reach none of its gateways, or all of them broke off or went silent.
+
+    Changed: nothing, unless the message says that the call may have been carried out.
+    To do: check the URLs and that a node runs there (`meshnode status`); give the client more of them.
+    """
+
+    code = "gateway_unavailable"
+
+
 class Cancelled(PeerError):
-    """The caller went away; the work was cancelled."""
+    """The caller went away before there was an answer.
+
+    Changed: the work was cancelled, and may have run.
+    To do: nothing; whoever asked has given up.
+    """
 
     code = "cancelled"
 
 
 class InferenceFailed(PeerError):
-    """The model raised while it ran this request; other requests are not affected."""
+    """The model raised while it ran this request, or its answer was not what it promises.
+
+    Changed: nothing; other requests are not affected, and the model stays loaded.
+    To do: try the model with the same inputs where it was made; the message has its own words.
+    """
 
     code = "inference_failed"
 
 
 class TransferFailed(PeerError):
-    """A model's files could not be fetched or did not match their SHA-256; nothing was kept."""
+    """A model's files could not be fetched or stored, or did not match their SHA-256.
+
+    Changed: nothing that is served; what arrived of a file may be kept to resume from, unverified
+        and unused.
+    To do: nothing at first: it is tried again by itself. If it goes on, look at disks and links.
+    """
 
     code = "transfer"
 
