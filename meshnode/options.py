@@ -9,28 +9,39 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from meshnode.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, MAX_LABELS, MAX_NAME_LENGTH
 from meshnode.errors import ConfigError, InviteError
+from meshnode.limits import (
+    MAX_DURATION_S,
+    MAX_HOST_LENGTH,
+    MAX_INVITE_LENGTH,
+    MAX_LABELS,
+    MAX_NAME_LENGTH,
+)
 from meshnode.types import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-_HOST = re.compile(r"[A-Za-z0-9._:%-]{1,253}")  # 253: the longest name that DNS can carry
+_HOST = re.compile(rf"[A-Za-z0-9._:%-]{{1,{MAX_HOST_LENGTH}}}")
 _INVITE = re.compile(r"mesh1[A-Za-z0-9_-]+")
-_MAX_INVITE_LENGTH = 16_384  # chains of a few delegations and some seed addresses take about 1,000
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_MAX_DURATION_S = 3650 * 86_400  # ten years: longer is a typing error, and dates stay valid
 
-DEFAULT_LISTEN = Address("0.0.0.0", DEFAULT_MESH_PORT)  # noqa: S104 - other devices must reach it
-"""Where the mesh listens unless told otherwise."""
+DEFAULT_MESH_PORT: Final = 8471
+"""TCP and UDP port of the mesh."""
+
+DEFAULT_HTTP_PORT: Final = 8470
+"""Port of the HTTP gateway."""
+
+DEFAULT_LISTEN = Address("::", DEFAULT_MESH_PORT)
+"""Where the mesh listens unless told otherwise: all of IPv6 and IPv4, or of IPv4 alone where a
+machine has no IPv6."""
 
 DEFAULT_HTTP = Address("127.0.0.1", DEFAULT_HTTP_PORT)
 """Where the HTTP gateway listens unless told otherwise."""
@@ -43,7 +54,8 @@ DEFAULT_REGION = "default"
 class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a node's owner chose, as text, kept for its next start; None where nothing was chosen.
 
-    What was not chosen is not kept, so that it follows the machine's name and later defaults.
+    What was not chosen is not kept, so that it follows the machine's name and later defaults. Only
+    the command line's choices are kept: files and variables speak for themselves at each start.
 
     Attributes:
         name: The node's name.
@@ -53,6 +65,21 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         listen: Address of the mesh; port 0 stays 0: any free one, at each start.
         http: Address of the gateway; empty for no gateway.
         models: Absolute path of a model repository; empty for none.
+        advertise: Addresses told to others.
+        mdns: Whether the local network is used.
+        mdns_interfaces: IP addresses that this is limited to.
+        profile: Preset of membership's settings.
+        membership: Fields of it that differ, as text; replaced as a whole, like lists.
+        allow_hosts: Further names of the gateway.
+        tls_cert: Absolute path; empty for none.
+        tls_key: Absolute path; empty for none.
+        max_memory: A size or share; empty for no limit.
+        max_cpus: A number; empty for all.
+        nice: A number; empty to leave it.
+        only_on_mains: Whether it serves on mains only.
+        max_temperature: A number; empty for no limit.
+        log_level: The least severe messages.
+        log_format: Form of the log on stderr.
     """
 
     name: str | None = None
@@ -62,6 +89,21 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     listen: str | None = None
     http: str | None = None
     models: str | None = None
+    advertise: tuple[str, ...] | None = None
+    mdns: bool | None = None
+    mdns_interfaces: tuple[str, ...] | None = None
+    profile: str | None = None
+    membership: dict[str, str] | None = None
+    allow_hosts: tuple[str, ...] | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    max_memory: str | None = None
+    max_cpus: str | None = None
+    nice: str | None = None
+    only_on_mains: bool | None = None
+    max_temperature: str | None = None
+    log_level: str | None = None
+    log_format: str | None = None
 
     def changed_by(self, given: Chosen) -> Chosen:
         """Return this with everything replaced that was chosen now; labels as a whole."""
@@ -77,15 +119,25 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def from_json(cls, data: bytes) -> Chosen:
         """Read what `to_json` wrote; fields of later versions are ignored.
 
+        Whether its texts follow their rules is found out with all other settings (`settings`).
+
         Raises:
-            ConfigError: if it is something else, or a value breaks its rule.
+            ConfigError: if it is something else.
         """
         try:
-            chosen = msgspec.json.decode(data, type=cls)
+            return msgspec.json.decode(data, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(str(error)) from None
-        join_options(chosen, host_name="", data_dir="")
-        return chosen
+
+
+Profile = Literal["lan", "wan"]
+"""Presets of membership's settings."""
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+"""How severe a message must be to be logged."""
+
+LogFormat = Literal["text", "json"]
+"""What the log on stderr looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +158,21 @@ class JoinOptions:
         mdns: Announce this node and look for others on the local network.
         mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
             all that are suitable.
+        advertise: Addresses that others are told instead of those found on the interfaces; empty
+            for the found ones.
+        allow_hosts: Names besides its own addresses under which the gateway may be asked.
+        tls_cert: Absolute path of the gateway's certificate chain (PEM), or None for plain HTTP.
+        tls_key: Absolute path of its private key (PEM); given exactly where `tls_cert` is.
+        profile: Which preset of `MembershipConfig` this node follows.
+        membership: Fields of `MembershipConfig` that differ from the preset.
+        max_memory_bytes: What this node may take of the machine's memory, or None for no limit.
+        max_cpus: How many processors it may use, or None for all.
+        nice: Its scheduling priority, 0 to 19, or None to leave it as it was started.
+        only_on_mains: Serve models only while the machine is not running on battery.
+        max_temperature_c: Serve models only below this temperature, in degrees Celsius, or None.
+        log_level: The least severe messages that are logged.
+        log_format: What the log on stderr looks like; the log file is always JSON lines.
+        config_files: The files that settings came from, to be shown.
         chosen: What of this the owner chose, now or before, to be kept for the next start.
     """
 
@@ -121,58 +188,21 @@ class JoinOptions:
     new: bool
     mdns: bool
     mdns_interfaces: tuple[str, ...] = ()
+    advertise: tuple[Address, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    profile: Profile = "lan"
+    membership: Mapping[str, float] = field(default_factory=dict)
+    max_memory_bytes: int | None = None
+    max_cpus: int | None = None
+    nice: int | None = None
+    only_on_mains: bool = False
+    max_temperature_c: float | None = None
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    config_files: tuple[str, ...] = ()
     chosen: Chosen = field(default_factory=Chosen)
-
-
-def join_options(
-    chosen: Chosen,
-    *,
-    host_name: str,
-    data_dir: str,
-    invite: str | None = None,
-    new: bool = False,
-    mdns: bool = True,
-    mdns_interfaces: tuple[str, ...] = (),
-) -> JoinOptions:
-    """Complete what was chosen with defaults.
-
-    Args:
-        chosen: What is kept from earlier starts, and what was given now.
-        host_name: The machine's, which names a node without a name.
-        data_dir: As in `JoinOptions`, like the following.
-        invite: The invite.
-        new: Found a mesh.
-        mdns: Use the local network.
-        mdns_interfaces: Where.
-
-    Raises:
-        ConfigError: if something chosen breaks its rule.
-    """
-    return JoinOptions(
-        invite=invite,
-        name=name_from_host(host_name)
-        if chosen.name is None
-        else check_name("--name", chosen.name),
-        region=DEFAULT_REGION if chosen.region is None else check_name("--region", chosen.region),
-        zone=check_name("--zone", chosen.zone) if chosen.zone else "",
-        labels=parse_labels(chosen.labels or ()),
-        listen=DEFAULT_LISTEN
-        if chosen.listen is None
-        else parse_address("--listen", chosen.listen, DEFAULT_MESH_PORT),
-        http=_http(chosen.http),
-        data_dir=data_dir,
-        models=chosen.models or None,
-        new=new,
-        mdns=mdns,
-        mdns_interfaces=mdns_interfaces,
-        chosen=chosen,
-    )
-
-
-def _http(text: str | None) -> Address | None:
-    if text is None:
-        return DEFAULT_HTTP
-    return check_loopback(parse_address("--http", text, DEFAULT_HTTP_PORT)) if text else None
 
 
 def check_name(what: str, text: str) -> str:
@@ -199,8 +229,12 @@ def name_from_host(host_name: str) -> str:
     return _NOT_IN_NAME.sub("-", first_label)[:MAX_NAME_LENGTH].strip("-") or "node"
 
 
-def parse_labels(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def parse_labels(what: str, texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Read labels of the form `key=value`; a value may be empty.
+
+    Args:
+        what: What they were given as, for the message, such as `--label`.
+        texts: The labels.
 
     Raises:
         ConfigError: if one is not of that form, a key comes twice, or there are too many.
@@ -210,14 +244,14 @@ def parse_labels(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
         key, equals, value = text.partition("=")
         if not equals or not _NAME.fullmatch(key) or (value and not _NAME.fullmatch(value)):
             raise ConfigError(
-                f"--label {text!r} is not KEY=VALUE of letters, digits, '-', '_' or '.', "
-                f"at most {MAX_NAME_LENGTH} each; for example: --label gpu=a100"
+                f"{what} {text!r} is not KEY=VALUE of letters, digits, '-', '_' or '.', "
+                f"at most {MAX_NAME_LENGTH} each; for example: gpu=a100"
             )
         if key in labels:
-            raise ConfigError(f"--label {key!r} is given twice; a node has one value per label")
+            raise ConfigError(f"{what} {key!r} is given twice; a node has one value per label")
         labels[key] = value
     if len(labels) > MAX_LABELS:
-        raise ConfigError(f"{len(labels)} labels are given; a node has at most {MAX_LABELS}")
+        raise ConfigError(f"{what}: {len(labels)} are given; a node has at most {MAX_LABELS}")
     return tuple(labels.items())
 
 
@@ -236,36 +270,39 @@ def parse_address(option: str, text: str, default_port: int) -> Address:
     return address
 
 
-def parse_interfaces(texts: Iterable[str]) -> tuple[str, ...]:
-    """Read the addresses that mDNS is limited to.
+def check_interface(what: str, text: str) -> str:
+    """Return the IP address of an interface, as mDNS is limited to.
 
     Raises:
-        ConfigError: if one is not an IP address.
+        ConfigError: if it is not an IP address; the message begins with `what`.
     """
-    for text in texts:
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            raise ConfigError(
-                f"--mdns-interface {text!r} is not an IP address of this machine, such as 192.168.1.7"
-            ) from None
-    return tuple(texts)
-
-
-def check_loopback(address: Address) -> Address:
-    """Return the gateway's address if only this machine can reach it.
-
-    Raises:
-        ConfigError: otherwise: remote HTTP needs API keys, which this version does not have.
-    """
-    if not is_loopback(address.host):
+    if not _is_ip(text):
         raise ConfigError(
-            f"--http {address} could be reached from other machines; remote HTTP needs API keys, "
-            "which this version does not have. Bind loopback (--http "
-            f"127.0.0.1:{address.port}) and use an SSH tunnel from elsewhere: "
-            f"ssh -L {address.port}:127.0.0.1:{address.port} HOST"
+            f"{what} {text!r} is not an IP address of this machine, such as 192.168.1.7"
         )
-    return address
+    return text
+
+
+def check_host(what: str, text: str) -> str:
+    """Return a host's name (or IP address without brackets), in lower case.
+
+    Raises:
+        ConfigError: if it is not one; the message begins with `what`.
+    """
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not (_HOST.fullmatch(host) and not host.isdigit() and (":" not in host or _is_ip(host))):
+        raise ConfigError(
+            f"{what} {text!r} is not a host's name, such as mesh.example.org (without a port)"
+        )
+    return host.lower()
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
@@ -278,13 +315,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+ONLY_HERE: Final = (
+    "It names loopback addresses only, because this node is in no network, or listens on none: it serves "
+    "other nodes on the same machine. For other devices, connect a network and make another invite, or start the node "
+    "with --advertise HOST:PORT."
+)
+"""What to say of an invite that is `only_here`."""
+
+
+def only_here(addresses: Iterable[str]) -> bool:
+    """Whether `HOST:PORT` addresses all lead to the machine itself."""
+    return all(is_loopback(address.rpartition(":")[0].strip("[]")) for address in addresses)
+
+
 def check_invite_text(text: str) -> str:
     """Return an invite that has an invite's form; whether it is genuine, the daemon finds out.
 
     Raises:
         InviteError: if it cannot be one.
     """
-    if not _INVITE.fullmatch(text) or len(text) > _MAX_INVITE_LENGTH:
+    if not _INVITE.fullmatch(text) or len(text) > MAX_INVITE_LENGTH:
         shown = text if len(text) <= 24 else text[:24] + "…"
         raise InviteError(
             f"{shown!r} is not an invite: one begins with 'mesh1' and has only letters, digits, "
@@ -304,7 +354,7 @@ def parse_duration(option: str, text: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     duration_s = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
-    if not 0 < duration_s <= _MAX_DURATION_S:
+    if not 0 < duration_s <= MAX_DURATION_S:
         raise ConfigError(
             f"{option}: {text!r} is not a duration; write a number and s, m, h or d, "
             "such as 90s, 10m, 24h or 7d (more than 0, at most 10 years)"
