@@ -2,7 +2,7 @@
 
 Keys of a node's own state (meshnode.state.owner): `replica/<model>/<version>` holds a
 `ReplicaAdvert`, `load` holds a `NodeLoad`. Both are hints from another node, so decoding validates.
-A value has its limit (`MAX_VALUE_BYTES`); what this node writes is made to fit it: a load names the
+A value has its limit (`MAX_OWNER_VALUE_BYTES`); what this node writes is made to fit it: a load names the
 busiest replicas only, and `require_advertisable` refuses a model that could not be described.
 """
 
@@ -14,24 +14,19 @@ from typing import Annotated, Final
 import msgspec
 
 from meshnode.errors import MeshError, ProtocolError, TooLarge
+from meshnode.limits import (
+    MAX_CAPABILITY_ITEMS,
+    MAX_CLAIMED_MEMORY_BYTES,
+    MAX_CLAIMED_REQUESTS,
+    MAX_LOAD_MODELS,
+    MAX_OWNER_VALUE_BYTES,
+    MAX_REASON_BYTES,
+)
 from meshnode.models.manifest import Manifest, check_manifest
-from meshnode.state.owner_messages import MAX_VALUE_BYTES
 from meshnode.types import ReplicaState
 
 LOAD_KEY: Final = "load"
 _REPLICA_PREFIX: Final = "replica/"
-
-MAX_REASON_BYTES: Final = 500
-"""Bytes of a reason: enough for a library's error message, little beside a manifest."""
-
-MAX_SLOTS: Final = 1_000_000
-"""Requests that a replica may claim to run at once; more is a lie or a fault."""
-
-MAX_LOAD_MODELS: Final = 96
-"""Replicas in one `NodeLoad`: with the longest names (some 160 bytes each) they fit a value."""
-
-MAX_MEMORY_BYTES: Final = 2**63 - 1
-"""Free memory that a node may claim."""
 
 
 class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
@@ -42,7 +37,7 @@ class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
         reason: Why it failed, or what it is doing.
         manifest: The model version without its files: what gateways check requests against.
         digest: Digest of the whole manifest: same digest, same model.
-        slots: Requests that run at once, 1 to `MAX_SLOTS`.
+        slots: Requests that run at once, 1 to `MAX_CLAIMED_REQUESTS`.
         deployed: Whether it follows a deployment; otherwise it lies in the node's own folder.
         service_ms: Run time of one row as measured at warm-up, in ms; 0 where not known yet.
     """
@@ -51,7 +46,7 @@ class ReplicaAdvert(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     manifest: Manifest
     digest: Annotated[str, msgspec.Meta(max_length=64)]
-    slots: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)] = 1
+    slots: Annotated[int, msgspec.Meta(ge=1, le=MAX_CLAIMED_REQUESTS)] = 1
     deployed: bool = False
     service_ms: float = 0.0
 
@@ -66,12 +61,34 @@ class ModelLoad(msgspec.Struct, array_like=True, frozen=True):
     service_ms: float
 
 
+class AcceleratorLoad(msgspec.Struct, array_like=True, frozen=True):
+    """How busy an accelerator is: its place in the capabilities' list, use 0..1, free memory."""
+
+    index: Annotated[int, msgspec.Meta(ge=0, le=MAX_CAPABILITY_ITEMS)]
+    utilisation: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    memory_free_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_CLAIMED_MEMORY_BYTES)]
+
+
 class NodeLoad(msgspec.Struct, array_like=True, frozen=True):
-    """How busy a node is: CPU 0..1, free memory in bytes, and each of its replicas."""
+    """How busy a node is.
+
+    Attributes:
+        cpu: 0..1, over all of its processors.
+        memory_available_bytes: Free memory.
+        models: Each of its replicas.
+        temperature_c: Of its processor in degrees Celsius, or None where it cannot be read.
+        battery_percent: Charge of its battery, or None without one.
+        accelerators: Those that tell how busy they are.
+    """
 
     cpu: float
-    memory_available_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_MEMORY_BYTES)]
+    memory_available_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_CLAIMED_MEMORY_BYTES)]
     models: tuple[ModelLoad, ...] = ()
+    temperature_c: Annotated[float, msgspec.Meta(ge=-273.15, le=1000)] | None = None
+    battery_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    accelerators: Annotated[
+        tuple[AcceleratorLoad, ...], msgspec.Meta(max_length=MAX_CAPABILITY_ITEMS)
+    ] = ()
 
 
 _replica_decoder = msgspec.msgpack.Decoder(ReplicaAdvert)
@@ -125,7 +142,7 @@ def undescribed(full: ReplicaAdvert) -> ReplicaAdvert:
     return msgspec.structs.replace(
         full,
         state=ReplicaState.FAILED,
-        reason=f"its inputs and outputs take more than {MAX_VALUE_BYTES} bytes to describe",
+        reason=f"its inputs and outputs take more than {MAX_OWNER_VALUE_BYTES} bytes to describe",
         manifest=msgspec.structs.replace(full.manifest, inputs=(), outputs=()),
     )
 
@@ -141,13 +158,13 @@ def require_advertisable(manifest: Manifest) -> None:
         ReplicaState.UNLOADING,
         digest="0" * 64,
         reason="?" * MAX_REASON_BYTES,
-        slots=MAX_SLOTS,
+        slots=MAX_CLAIMED_REQUESTS,
     )
     size_bytes = len(encode(longest))
-    if size_bytes > MAX_VALUE_BYTES:
+    if size_bytes > MAX_OWNER_VALUE_BYTES:
         raise TooLarge(
             f"the inputs and outputs of {manifest.model!r} take {size_bytes} bytes to describe; "
-            f"at most {MAX_VALUE_BYTES}"
+            f"at most {MAX_OWNER_VALUE_BYTES}"
         )
 
 
@@ -185,7 +202,10 @@ def decode_load(data: bytes) -> NodeLoad:
         value = _load_decoder.decode(data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(f"a node's load is not valid: {error}") from error
+    numbers = [value.cpu, value.temperature_c or 0.0, value.battery_percent or 0.0]
+    numbers += [each.service_ms for each in value.models]
+    numbers += [each.utilisation for each in value.accelerators]
     # JSON, in which the load is shown, has no word for these.
-    if not all(map(math.isfinite, (value.cpu, *(each.service_ms for each in value.models)))):
+    if not all(map(math.isfinite, numbers)):
         raise ProtocolError("a node's load holds a number that is none")
     return value

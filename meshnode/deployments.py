@@ -9,11 +9,13 @@ what makes no sense counts as nothing, so that no record can stop the others fro
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meshnode.capabilities import cpus_of, memory_of, paused_of, runtimes_of
 from meshnode.errors import MeshError
+from meshnode.limits import MAX_PLACEMENT_CPUS
+from meshnode.owner_limits import load_estimate_bytes, size_text
 from meshnode.routing.placement import Placement, PlacementNode
 from meshnode.routing.placement import placement as place
 from meshnode.state.deployment import KEY_PREFIX, Deployment
@@ -23,13 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from meshnode.membership.member import Member
-    from meshnode.membership.messages import MemberRecord
     from meshnode.models.manifest import Manifest
     from meshnode.state.desired import DesiredState
     from meshnode.types import NodeId
-
-MAX_WEIGHT: Final = 4096.0
-"""CPUs that count in placement: the largest machines' order; a larger claim draws no more."""
 
 
 _NAMED_NODES: Final = 4
@@ -121,7 +119,11 @@ class Fleet:
         if known is not None and known[0] == deployment:
             return known[1]
         runtimes = {manifest.runtime for manifest in deployment.manifests}
-        nodes = [node.placeable(runtimes) for node in self._nodes]
+        # One version at a time: a node may hold one of several and still be of use.
+        need_bytes = max(
+            (load_estimate_bytes(each.size_bytes) for each in deployment.manifests), default=0
+        )
+        nodes = [node.placeable(runtimes, need_bytes) for node in self._nodes]
         made = place(deployment.name, deployment.replicas, deployment.on, nodes)
         self._placements[deployment.name] = (deployment, made)
         return made
@@ -148,35 +150,37 @@ class _FleetNode:
     node_id: NodeId
     region: str
     weight: float
-    absent: str  # why it is not there, or empty
+    absent: str  # why it is not there or serves nobody, or empty
     runtimes: frozenset[str]
+    memory_bytes: int  # 0 if it does not say
 
     @classmethod
     def of(cls, member: Member) -> _FleetNode:
-        present = member.state in (NodeState.ALIVE, NodeState.SUSPECT)
-        runtimes = member.record.capabilities.get("runtimes")
-        names = runtimes if isinstance(runtimes, list | tuple) else ()
+        facts = member.record.capabilities
+        paused = paused_of(facts)
+        absent = f"paused: {paused}" if paused else ""
+        if member.state not in (NodeState.ALIVE, NodeState.SUSPECT):
+            absent = f"it is {member.state}"
         return cls(
             member.node_id,
             member.record.region,
-            _weight(member.record),
-            "" if present else f"it is {member.state}",
-            frozenset(name for name in names if isinstance(name, str)),
+            min(MAX_PLACEMENT_CPUS, max(1.0, float(cpus_of(facts)))),
+            absent,
+            frozenset(runtimes_of(facts)),
+            memory_of(facts),
         )
 
-    def placeable(self, runtimes: set[str]) -> PlacementNode:
+    def placeable(self, runtimes: set[str], need_bytes: int) -> PlacementNode:
         reason = self.absent
+        if not reason and 0 < self.memory_bytes < need_bytes:
+            reason = (
+                f"it would take about {size_text(need_bytes)} of memory, and this node has "
+                f"{size_text(self.memory_bytes)} for it"
+            )
         missing = sorted(runtimes - self.runtimes)
         if not reason and missing:
             reason = f"it has no runtime {missing[0]!r}"
         return PlacementNode(self.node_id, self.region, self.weight, not reason, reason)
-
-
-def _weight(record: MemberRecord) -> float:
-    cpus = record.capabilities.get("cpus")
-    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or not math.isfinite(cpus):
-        return 1.0
-    return min(MAX_WEIGHT, max(1.0, float(cpus)))
 
 
 def _decode(name: str, value: bytes) -> Known | str:

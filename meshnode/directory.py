@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from meshnode.routing.router import Router
     from meshnode.state.owner import OwnerStates
 
-_HAS_FILES: Final = (ReplicaState.READY, ReplicaState.LOADING, ReplicaState.UNLOADING)
+_HAS_FILES: Final = (
+    ReplicaState.READY, ReplicaState.PAUSED, ReplicaState.LOADING, ReplicaState.UNLOADING,
+)  # fmt: skip
 """States of a replica whose node has all of its files."""
 
 _Face = tuple[str, str, str]

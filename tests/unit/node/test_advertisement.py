@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from meshnode import advertisement
 from meshnode.advertisement import (
-    MAX_LOAD_MODELS,
-    MAX_REASON_BYTES,
-    MAX_SLOTS,
     ModelLoad,
     NodeLoad,
     ReplicaAdvert,
@@ -24,8 +21,14 @@ from meshnode.advertisement import (
     undescribed,
 )
 from meshnode.errors import ProtocolError, TooLarge
+from meshnode.limits import (
+    MAX_CLAIMED_REQUESTS,
+    MAX_LOAD_MODELS,
+    MAX_OWNER_KEY_LENGTH,
+    MAX_OWNER_VALUE_BYTES,
+    MAX_REASON_BYTES,
+)
 from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
-from meshnode.state.owner_messages import MAX_KEY_LENGTH, MAX_VALUE_BYTES
 from meshnode.types import DataType, ReplicaState
 
 SPEC = TensorSpec("x", DataType.FP32, (-1, 4))
@@ -73,7 +76,7 @@ def test_only_one_spelling_of_a_key_names_a_replica(
 
 
 def test_the_longest_key_fits() -> None:
-    assert len(replica_key("m" * 128, 2**63 - 1)) <= MAX_KEY_LENGTH
+    assert len(replica_key("m" * 128, 2**63 - 1)) <= MAX_OWNER_KEY_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_the_longest_key_fits() -> None:
     [
         ({"slots": 0}, "slots|>= 1"),
         ({"slots": -5}, ">= 1"),
-        ({"slots": MAX_SLOTS + 1}, "<= 1000000"),
+        ({"slots": MAX_CLAIMED_REQUESTS + 1}, "<= 1000000"),
         ({"digest": "d" * 65}, "64"),
         ({"state": "dancing"}, "dancing"),
         ({"manifest": msgspec.structs.replace(DIGITS, model="../etc")}, "cannot be a model's name"),
@@ -133,11 +136,11 @@ def test_a_model_that_takes_too_many_bytes_to_describe_is_refused_before_it_is_d
 
 def test_a_replica_that_cannot_be_described_can_still_be_told_of() -> None:
     full = advert(wide(300))
-    assert len(encode(full)) > MAX_VALUE_BYTES
+    assert len(encode(full)) > MAX_OWNER_VALUE_BYTES
     told = decode_replica(KEY, encode(undescribed(full)))
     assert told.state is ReplicaState.FAILED
     assert told.digest == full.digest
-    assert str(MAX_VALUE_BYTES) in told.reason
+    assert str(MAX_OWNER_VALUE_BYTES) in told.reason
 
 
 def load(*models: ModelLoad, cpu: float = 0.5) -> NodeLoad:
@@ -153,7 +156,7 @@ def test_of_a_load_with_many_replicas_the_busiest_are_told_and_fit() -> None:
     big = 2**63 - 1
     told = load(*(ModelLoad("m" * 128, big, number, big, 0.5) for number in range(3000)))
     data = encode(told)
-    assert len(data) <= MAX_VALUE_BYTES
+    assert len(data) <= MAX_OWNER_VALUE_BYTES
     kept = decode_load(data).models
     assert [each.in_system for each in kept] == [*range(2999, 2999 - MAX_LOAD_MODELS, -1)]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from meshnode.deployments import MAX_WEIGHT, Deployments, Fleet
+from meshnode.deployments import Deployments, Fleet
+from meshnode.limits import MAX_PLACEMENT_CPUS
 from meshnode.membership.member import Member
 from meshnode.membership.messages import MemberRecord
 from meshnode.models.manifest import FileEntry, Manifest
@@ -89,7 +90,7 @@ def test_placements_follow_the_members_and_only_what_matters_of_them() -> None:
     placed = fleet.placement(deployment())
     assert ids(a, b) == {*placed.ranking}
     assert fleet.placement(deployment()) is placed
-    assert not fleet.update([member("a", NodeState.SUSPECT), member("b", memory_bytes=7)])
+    assert not fleet.update([member("a", NodeState.SUSPECT), member("b", disk={"free_bytes": 7})])
     assert fleet.placement(deployment()) is placed
     assert repr(fleet) == "<Fleet of 2 nodes, 1 placements known>"
     fleet.forget("m")
@@ -97,6 +98,43 @@ def test_placements_follow_the_members_and_only_what_matters_of_them() -> None:
     assert fleet.update([member("a", NodeState.DEAD), b])
     assert fleet.placement(deployment()).ineligible == ((a.node_id, "it is dead"),)
     assert fleet.update([a, member("b", region="us")])
+
+
+def test_a_paused_node_is_placed_nothing_until_it_resumes() -> None:
+    fleet = Fleet()
+    a, b = member("a", paused="on battery"), member("b")
+    fleet.update([a, b])
+    placed = fleet.placement(deployment())
+    assert placed.nodes == (b.node_id,)
+    assert placed.ineligible == ((a.node_id, "paused: on battery"),)
+    assert fleet.update([member("a"), b])
+    assert len(fleet.placement(deployment()).ranking) == 2
+
+
+def test_a_model_is_not_placed_where_it_could_not_be_loaded() -> None:
+    fleet = Fleet()
+    small, large = member("small", memory_bytes=30_000_000), member("large", memory_bytes=10**10)
+    silent = member("silent")
+    fleet.update([small, large, silent])
+    placed = fleet.placement(deployment())
+    assert set(placed.ranking) == ids(large, silent)
+    ((node, reason),) = placed.ineligible
+    assert node == small.node_id
+    assert reason == ("it would take about 32 MiB of memory, and this node has 29 MiB for it")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"paused": 3}, {"paused": ["x"]}, {"paused": ""}, {"memory_bytes": -5},
+        {"memory_bytes": math.nan}, {"memory_bytes": "much"}, {"memory_bytes": True},
+    ],
+)  # fmt: skip
+def test_whatever_else_a_record_says_the_node_can_be_placed(nonsense: dict[str, Any]) -> None:
+    fleet = Fleet()
+    node = member("a", **nonsense)
+    fleet.update([node])
+    assert fleet.placement(deployment()).nodes == (node.node_id,)
 
 
 def test_a_changed_deployment_is_placed_anew() -> None:
@@ -115,7 +153,7 @@ def test_a_changed_deployment_is_placed_anew() -> None:
         (0.5, 1.0),
         (0, 1.0),
         (-3, 1.0),
-        (10**9, MAX_WEIGHT),
+        (10**9, MAX_PLACEMENT_CPUS),
         (None, 1.0),
         ("many", 1.0),
         ([64], 1.0),

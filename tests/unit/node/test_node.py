@@ -14,6 +14,7 @@ from meshnode.advertisement import LOAD_KEY, ModelLoad, NodeLoad, replica_key
 from meshnode.effects import Effect, Emit, LoadModel, Persist, StartTimer, UnloadModel
 from meshnode.errors import Forbidden, ModelNotFound, NoReplica, TooLarge, UsageError
 from meshnode.events import LinkUp, NoteReceived, Start, TimerFired
+from meshnode.limits import MAX_OWNER_KEYS
 from meshnode.membership import LAN
 from meshnode.membership.messages import CODEC, STATE_CODES, MemberRecord, Records, Rumour, pack_id
 from meshnode.membership.messages import sign_record as sign_member
@@ -32,13 +33,7 @@ from meshnode.node import (
 from meshnode.reconcile import HANDOVER_S, RETRY_FIRST_S
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
-from meshnode.state.owner_messages import (
-    MAX_KEYS,
-    OWNER,
-    OwnerDelta,
-    OwnerDeltas,
-    OwnerEntry,
-)
+from meshnode.state.owner_messages import OWNER, OwnerDelta, OwnerDeltas, OwnerEntry
 from meshnode.trust.identity import verify
 from meshnode.types import Address, DataType, NodeId, NodeState, ReplicaState, Role
 from meshnode.wire.messages import LoadReport
@@ -261,7 +256,7 @@ def test_a_replica_that_cannot_be_described_is_told_to_have_failed_and_stops_not
 
 def test_a_node_with_more_replicas_than_it_can_tell_of_says_so_and_goes_on() -> None:
     stage = Stage()
-    for number in range(MAX_KEYS):
+    for number in range(MAX_OWNER_KEYS):
         effects = stage.tell(ReplicaChanged(manifest(f"m{number}"), READY, deployed=False))
         assert emitted(effects, "replica.hidden") == []
     effects = stage.tell(ReplicaChanged(DIGITS, READY, deployed=False))

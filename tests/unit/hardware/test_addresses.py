@@ -1,4 +1,4 @@
-"""Where peers reach this machine, and what it is."""
+"""Where peers reach this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from meshnode import hardware
-from meshnode.membership.config import MAX_ADDRESSES
+from meshnode.hardware import addresses
+from meshnode.limits import MAX_MEMBER_ADDRESSES
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "127.0.0.1", "::1", "node.example", "localhost"])
 def test_a_socket_bound_to_one_place_is_reached_there(host: str) -> None:
-    assert hardware.reachable_hosts(host) == (host,)
+    assert addresses.reachable_hosts(host) == (host,)
 
 
 def test_a_wildcard_is_reached_at_what_others_can_use(interfaces: dict[str, list[str]]) -> None:
@@ -48,30 +48,20 @@ def test_a_wildcard_is_reached_at_what_others_can_use(interfaces: dict[str, list
     interfaces["veth1"] = ["172.19.0.1"]
     interfaces["down0"] = ["203.0.113.1"]
     interfaces["odd"] = ["203.0.113.2"]
-    assert hardware.reachable_hosts("0.0.0.0") == ("192.0.2.7", "198.51.100.7")
-    assert hardware.reachable_hosts("::") == ("192.0.2.7", "198.51.100.7", "2001:db8::7")
+    assert addresses.reachable_hosts("0.0.0.0") == ("192.0.2.7", "198.51.100.7")
+    assert addresses.reachable_hosts("::") == ("192.0.2.7", "198.51.100.7", "2001:db8::7")
 
 
 def test_a_machine_without_a_network_is_reached_at_loopback(
     interfaces: dict[str, list[str]],
 ) -> None:
     interfaces["lo"] = ["127.0.0.1", "::1"]
-    assert hardware.reachable_hosts("0.0.0.0") == ("127.0.0.1",)
-    assert hardware.reachable_hosts("::") == ("::1",)
+    assert addresses.reachable_hosts("0.0.0.0") == ("127.0.0.1",)
+    assert addresses.reachable_hosts("::") == ("127.0.0.1", "::1")
 
 
 def test_no_more_addresses_are_told_than_a_record_holds(interfaces: dict[str, list[str]]) -> None:
     interfaces["eth0"] = [f"2001:db8::{index:x}" for index in range(1, 40)] + ["192.0.2.7"]
-    hosts = hardware.reachable_hosts("::")
-    assert len(hosts) == MAX_ADDRESSES
+    hosts = addresses.reachable_hosts("::")
+    assert len(hosts) == MAX_MEMBER_ADDRESSES
     assert hosts[0] == "192.0.2.7"
-
-
-def test_the_facts_are_plain_values() -> None:
-    facts = hardware.capabilities()
-    assert facts["cpus"] >= 1
-    assert facts["memory_bytes"] > 0
-    assert facts["runtimes"] == ["onnx"]
-    cpu, memory = hardware.utilisation()
-    assert cpu >= 0
-    assert memory > 0

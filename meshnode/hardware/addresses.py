@@ -1,42 +1,19 @@
-"""What this machine is and how busy it is (psutil), and at which addresses others may reach it."""
+"""At which addresses others may reach this machine."""
 
 from __future__ import annotations
 
 import ipaddress
-import platform
-from typing import Any
 
 import psutil
 
+from meshnode.limits import MAX_MEMBER_ADDRESSES
 from meshnode.membership.addresses import Kind, kind_of
-from meshnode.membership.config import MAX_ADDRESSES
 
 _VIRTUAL_PREFIXES = (
     "br-", "cali", "cni", "docker", "flannel", "lxcbr", "lxdbr", "podman", "vboxnet", "veth",
     "virbr", "vmnet",
 )  # fmt: skip
 """Interfaces that only this machine's containers see; peers elsewhere cannot use them."""
-
-
-def capabilities() -> dict[str, Any]:
-    """Return the slow-changing facts that a node advertises.
-
-    Returns:
-        `cpus` (logical), `memory_bytes`, `os`, `architecture`, `runtimes` (names of what this
-        version of meshnode can execute here).
-    """
-    return {
-        "cpus": psutil.cpu_count() or 1,
-        "memory_bytes": psutil.virtual_memory().total,
-        "os": platform.system().lower(),
-        "architecture": platform.machine(),
-        "runtimes": ["onnx"],
-    }
-
-
-def utilisation() -> tuple[float, int]:
-    """Return the CPU load since the last call (0..1 over all cores) and the free memory in bytes."""
-    return psutil.cpu_percent(interval=None) / 100.0, psutil.virtual_memory().available
 
 
 def reachable_hosts(listen_host: str) -> tuple[str, ...]:
@@ -62,7 +39,8 @@ def reachable_hosts(listen_host: str) -> tuple[str, ...]:
             if address is not None and address not in found:
                 found.append(address)
     found.sort(key=lambda host: ":" in host)  # IPv4 first: more networks carry it
-    return tuple(found[:MAX_ADDRESSES]) or ("127.0.0.1" if bound.version == 4 else "::1",)
+    alone = ("127.0.0.1",) if bound.version == 4 else ("127.0.0.1", "::1")
+    return tuple(found[:MAX_MEMBER_ADDRESSES]) or alone
 
 
 def _usable_address(text: str, bound_version: int) -> str | None:

@@ -1,0 +1,141 @@
+"""The speed probe: `python -m meshnode.hardware.probe DATA_DIR`, a process of its own.
+
+It prints one JSON object and ends. It is a process because it imports what an idle daemon must not
+hold in memory (NumPy, ONNX Runtime), and because whatever goes wrong in a library or a driver then
+costs a line in the log and nothing else. It runs at the lowest priority. Who starts it
+(`meshnode.hardware.speed`) keeps the libraries under NumPy to one thread, by environment variables.
+
+What it measures, in `SPEED_PROBE_S` altogether:
+
+- `matmul_gflops_one_core`: multiplying float32 matrices on one core, in 10^9 operations a second
+  (2 n^3 for one product of two n x n matrices);
+- `matmul_gflops`: the same on all processors that the process may use, one product on each;
+- `memory_gb_per_s`: copying a block larger than most caches; reading and writing both count;
+- `disk_write_mb_per_s`: writing a file in the data folder, until it is on the disk (fsync).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from meshnode.limits import MAX_PROBE_WRITE_BYTES, MIB, SPEED_PROBE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SIDE = 384  # three matrices of 576 KB: they fit most second-level caches, as a layer's tile does
+_COPY_BYTES = 64 * MIB
+_WRITE_STEP_BYTES = 2 * MIB
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print one JSON object, and return the exit code."""
+    (folder,) = arguments
+    _step_back()
+    result: dict[str, Any] = {"runtimes": {"onnx": runtime()}, "speed": speed(Path(folder))}
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+def _step_back() -> None:
+    """Take the lowest priority there is."""
+    with suppress(OSError, psutil.Error):
+        if sys.platform == "win32":
+            psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
+        else:
+            psutil.Process().nice(19)
+
+
+def runtime() -> dict[str, Any]:
+    """Return the version and the execution providers of the installed ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return {"version": "", "providers": [], "error": str(error)}
+    return {
+        "version": onnxruntime.__version__,
+        "providers": list(onnxruntime.get_available_providers()),
+    }
+
+
+def speed(folder: Path) -> dict[str, float]:
+    """Measure processor, memory and disk; each gets a quarter of the time."""
+    quarter_s = SPEED_PROBE_S / 4
+    one, every, copied = compute_speed(quarter_s)
+    measured = {
+        "matmul_gflops_one_core": one,
+        "matmul_gflops": every,
+        "memory_gb_per_s": copied,
+        "disk_write_mb_per_s": disk_speed(folder, quarter_s),
+    }
+    # Three digits: the fourth differs at each run.
+    return {name: float(f"{value:.3g}") for name, value in measured.items() if value > 0}
+
+
+def compute_speed(seconds: float) -> tuple[float, float, float]:
+    """Return GFLOPS of one core, of all allowed processors, and GB/s of a copy in memory."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from meshnode.hardware.machine import allowed_cpus
+
+    left = np.full((_SIDE, _SIDE), 0.5, np.float32)
+    source = np.ones(_COPY_BYTES, np.uint8)
+    target = np.empty_like(source)
+
+    def multiply(duration_s: float) -> float:
+        out = np.empty_like(left)
+        return _rate(lambda: np.matmul(left, left, out=out), duration_s) * 2 * _SIDE**3 / 1e9
+
+    multiply(seconds / 10)  # the clock rises, and pages are mapped
+    one = multiply(seconds * 0.9)
+    cores = allowed_cpus()
+    with ThreadPoolExecutor(cores) as pool:
+        every = sum(pool.map(multiply, [seconds] * cores))
+    np.copyto(target, source)
+    copies = _rate(lambda: np.copyto(target, source), seconds)
+    return one, every, copies * 2 * _COPY_BYTES / 1e9
+
+
+def disk_speed(folder: Path, seconds: float) -> float:
+    """Return MB/s of writing a file in a folder, synced; 0 where that is not possible."""
+    block = os.urandom(_WRITE_STEP_BYTES)  # some disks compress
+    written = 0
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            begin = time.perf_counter()
+            while written < MAX_PROBE_WRITE_BYTES and time.perf_counter() - begin < seconds:
+                file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+                written += len(block)
+            elapsed_s = time.perf_counter() - begin
+    except OSError:  # full, read-only
+        return 0.0
+    return written / 1e6 / max(elapsed_s, 1e-9)
+
+
+def _rate(action: Callable[[], object], seconds: float) -> float:
+    """Return how often a second the action runs, measured for so long, at least once."""
+    count = 0
+    begin = time.perf_counter()
+    while True:
+        action()
+        count += 1
+        elapsed_s = time.perf_counter() - begin
+        if elapsed_s >= seconds:
+            return count / elapsed_s
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
