@@ -1,16 +1,16 @@
 """Which handler answers a path, without a web framework.
 
 The server asks `match` with a request's method and path before it reads a body: unknown paths,
-and wrong methods are refused then. It calls the match with the whole request
-later; the answer comes at once where it can, and as an awaitable where it must.
+wrong methods and callers without the match's scope are refused then. It calls the match with the
+whole request later; the answer comes at once where it can, and as an awaitable where it must.
 
-| path | method | |
-|---|---|---|
-| `/v2`, `/v2/health/live`, `/v2/health/ready` | GET | Open Inference Protocol: the server |
-| `/v2/models/M[/versions/N][/ready, /config]` | GET | Open Inference Protocol: a model |
-| `/v2/models/M[/versions/N]/infer` | POST | Open Inference Protocol: inference |
-| `/mesh/v1/...` | | `mesh_api` |
-| `/healthz`, `/readyz`, `/metrics` | GET | for supervisors and Prometheus |
+| path | method | scope | |
+|---|---|---|---|
+| `/v2`, `/v2/health/live`, `/v2/health/ready` | GET | infer | Open Inference Protocol: the server |
+| `/v2/models/M[/versions/N][/ready, /config]` | GET | infer | Open Inference Protocol: a model |
+| `/v2/models/M[/versions/N]/infer` | POST | infer | Open Inference Protocol: inference |
+| `/mesh/v1/...` | | | `mesh_api` |
+| `/healthz`, `/readyz`, `/metrics` | GET | infer | for supervisors and Prometheus |
 
 HEAD is answered as GET is; the server leaves the body out.
 """
@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from meshnode import __version__
-from meshnode.errors import Forbidden, InvalidRequest, MeshError
+from meshnode.errors import InvalidRequest, MeshError
 from meshnode.gateway import mesh_api
-from meshnode.gateway.metrics import CONTENT_TYPE, OTHER, GatewayMetrics, exposition
+from meshnode.gateway.metrics import OTHER, GatewayMetrics, exposition
 from meshnode.gateway.pipeline import Answered
 from meshnode.gateway.protocols import oip, oip_metadata
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.gateway.protocols.status import HttpRefusal
+from meshnode.limits import MAX_REMEMBERED_PATHS
+from meshnode.types import Scope
 
 if TYPE_CHECKING:
     from meshnode.gateway.mesh_api import MeshControl
@@ -42,35 +44,42 @@ Handler = Callable[[HttpRequest, str], Reply]
 _MODELS = "/v2/models/"
 _MESH_MODELS = "/mesh/v1/models/"
 _DEPLOYMENTS = "/mesh/v1/deployments/"
-_MAX_REMEMBERED = 1024  # matches of model paths; a mesh that asks for more forgets and goes on
+_KEYS = "/mesh/v1/keys/"
+_UPLOADS = "/mesh/v1/uploads/"
+_TRACEPARENT = "traceparent"
 
 
 class Match(NamedTuple):
-    """What answers a request: `answer(http, request_id)`.
+    """What answers a request: `answer(http, request_id)`, for callers with this scope.
 
     `takes_body` is false where a body, if there is one, is not worth reading.
     """
 
     answer: Handler
+    scope: Scope
     takes_body: bool = False
 
 
 class Dispatcher:
-    """The routes of one entrance: the TCP gateway, or the control socket."""
+    """The routes of a node, the same at every entrance."""
 
-    def __init__(
-        self, pipeline: Pipeline, control: MeshControl, metrics: GatewayMetrics, *, privileged: bool
-    ) -> None:
-        """`privileged` allows changes; it belongs behind file permissions."""
+    def __init__(self, pipeline: Pipeline, control: MeshControl, metrics: GatewayMetrics) -> None:
+        """Answer from these."""
         self._pipeline = pipeline
         self._control = control
         self._metrics = metrics
-        self._privileged = privileged
         self._fixed = self._fixed_routes()
+        self._named: dict[str, Callable[[str], Mapping[str, Match]]] = {
+            _MODELS: self._model_routes,
+            _MESH_MODELS: self._mesh_model_routes,
+            _DEPLOYMENTS: self._deployment_routes,
+            _KEYS: self._key_routes,
+            _UPLOADS: self._upload_routes,
+        }
         self._remembered: dict[tuple[str, str], Match] = {}
 
     def __repr__(self) -> str:
-        return f"<Dispatcher, {'privileged' if self._privileged else 'read and infer only'}>"
+        return f"<Dispatcher of {len(self._fixed) // 2} paths and {len(self._named)} folders>"
 
     def match(self, method: str, path: str) -> Match:
         """Return what answers a request; `path` is as sent, without its query.
@@ -87,8 +96,13 @@ class Dispatcher:
         routes = self._fixed.get(path)
         if routes is not None:
             return _by_method(routes, method)
-        found = _by_method(self._named_routes(path), method)
-        if len(self._remembered) >= _MAX_REMEMBERED:
+        prefix = next((prefix for prefix in self._named if path.startswith(prefix)), None)
+        if prefix is None:
+            raise _unknown(path)
+        found = _by_method(self._named[prefix](path), method)
+        if prefix is not _MODELS:
+            return found
+        if len(self._remembered) >= MAX_REMEMBERED_PATHS:
             self._remembered.clear()
         self._remembered[method, path] = found
         return found
@@ -101,29 +115,69 @@ class Dispatcher:
             "/v2/health/ready": _get(lambda: oip_metadata.ready(control.ready()[0])),
             "/healthz": _get(lambda: json_response({"status": "ok"})),
             "/readyz": _get(self._readyz),
-            "/metrics": _get(self._expose),
-            "/mesh/v1/status": _get(lambda: json_response(control.status())),
+            "/metrics": {"GET": Match(self._expose, Scope.INFER)},
+            "/mesh/v1/status": {
+                "GET": Match(
+                    lambda http, _: json_response(mesh_api.status(control, http.caller)),
+                    Scope.INFER,
+                )
+            },
             "/mesh/v1/nodes": _get(lambda: json_response(control.nodes())),
             "/mesh/v1/models": _get(lambda: json_response(control.models())),
-            "/mesh/v1/invites": self._change(
-                "POST", lambda http, _: mesh_api.create_invite(control, http)
-            ),
-            "/mesh/v1/deployments": self._change(
-                "POST", lambda http, _: mesh_api.deploy(control, http)
-            ),
+            "/mesh/v1/deployments": {
+                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.deploy(control, http))
+            },
+            "/mesh/v1/uploads": {
+                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http))
+            },
+            "/mesh/v1/invites": {
+                "POST": _change(Scope.ADMIN, lambda http: mesh_api.create_invite(control, http))
+            },
+            "/mesh/v1/keys": {
+                "GET": _change(Scope.ADMIN, lambda _: json_response(control.keys())),
+                "POST": _change(Scope.ADMIN, lambda http: mesh_api.create_key(control, http)),
+            },
+            "/mesh/v1/shutdown": {
+                "POST": _change(Scope.OWNER, lambda http: mesh_api.shutdown(control, http))
+            },
         }
         return routes | {f"{path}/": found for path, found in routes.items()}
 
-    def _named_routes(self, path: str) -> Mapping[str, Match]:
-        if path.startswith(_MODELS):
-            return self._model_routes(path)
-        if path.startswith(_MESH_MODELS):
-            name = _segment(path.removeprefix(_MESH_MODELS), path)
-            return _get(lambda: json_response(self._control.model(name)))
-        if path.startswith(_DEPLOYMENTS):
-            name = _segment(path.removeprefix(_DEPLOYMENTS), path)
-            return self._change("DELETE", lambda _http, _: mesh_api.undeploy(self._control, name))
-        raise _unknown(path)
+    def _mesh_model_routes(self, path: str) -> Mapping[str, Match]:
+        name = _segment(path.removeprefix(_MESH_MODELS), path)
+        return _get(lambda: json_response(self._control.model(name)))
+
+    def _deployment_routes(self, path: str) -> Mapping[str, Match]:
+        name = _segment(path.removeprefix(_DEPLOYMENTS), path)
+        return {"DELETE": _change(Scope.DEPLOY, lambda _: mesh_api.undeploy(self._control, name))}
+
+    def _key_routes(self, path: str) -> Mapping[str, Match]:
+        key = _segment(path.removeprefix(_KEYS), path)
+        return {
+            "DELETE": _change(
+                Scope.ADMIN, lambda http: json_response(self._control.revoke_key(key, http.caller))
+            )
+        }
+
+    def _upload_routes(self, path: str) -> Mapping[str, Match]:
+        control = self._control
+        upload, slash, index = path.removeprefix(_UPLOADS).partition("/")
+        upload = _segment(upload, path)
+        if slash:
+            number = _file_number(index, path)
+            return {
+                "PUT": _change(
+                    Scope.DEPLOY, lambda http: mesh_api.take_piece(control, http, upload, number)
+                )
+            }
+        return {
+            "GET": _change(
+                Scope.DEPLOY, lambda http: json_response(control.upload(upload, http.caller))
+            ),
+            "DELETE": _change(
+                Scope.DEPLOY, lambda http: mesh_api.drop_upload(control, http, upload)
+            ),
+        }
 
     def _model_routes(self, path: str) -> Mapping[str, Match]:
         name, _, rest = path.removeprefix(_MODELS).partition("/")
@@ -134,7 +188,8 @@ class Dispatcher:
             version = _version(text)
         match rest:
             case "infer":
-                return {"POST": Match(partial(self._infer, name, version), takes_body=True)}
+                answer = partial(self._infer, name, version)
+                return {"POST": Match(answer, Scope.INFER, takes_body=True)}
             case "":
                 return _get(lambda: self._model_metadata(name, version))
             case "ready":
@@ -147,23 +202,21 @@ class Dispatcher:
                 return _get(lambda: oip_metadata.model_config(control.manifest(name, version)))
         raise _unknown(path)
 
-    def _change(self, method: str, handler: Handler) -> Mapping[str, Match]:
-        if self._privileged:
-            return {method: Match(handler, takes_body=True)}
-        return {method: _FORBIDDEN}
-
     # Handlers.
 
     def _infer(self, model: str, version: int | None, http: HttpRequest, request_id: str) -> Reply:
         pipeline = self._pipeline
         label = OTHER
+        parent = http.headers.get(_TRACEPARENT)
+        trace = None if parent is None else pipeline.request_log.traces.join(parent)
         try:
             target = pipeline.resolve(model, version)
             manifest = target.manifest
             label = manifest.model
-            request, form = oip.decode_infer(http, manifest, manifest.version, request_id)
+            request, form = oip.decode_infer(http, manifest, manifest.version, request_id, trace)
         except MeshError as error:
             self._metrics.failed(label, error.code)
+            pipeline.request_log.failed(model, request_id, trace, error)
             raise
         answered = pipeline.answer(request, target)
         if not isinstance(answered, Answered):
@@ -187,28 +240,27 @@ class Dispatcher:
         body = {"ready": is_ready} if is_ready else {"ready": is_ready, "reason": reason}
         return json_response(body, 200 if is_ready else 503)
 
-    def _expose(self) -> HttpResponse:
-        body = exposition(chain(self._metrics, self._control.metrics()))
-        return HttpResponse(200, {"Content-Type": CONTENT_TYPE}, body)
-
-
-def _forbid(_http: HttpRequest, _request_id: str) -> HttpResponse:
-    raise Forbidden(
-        "changes are not made through this gateway: use the meshnode command on its machine"
-    )
-
-
-_FORBIDDEN = Match(_forbid)
+    def _expose(self, http: HttpRequest, _request_id: str) -> HttpResponse:
+        metrics = chain(self._metrics, self._control.metrics())
+        body, content_type = exposition(metrics, http.headers.get("accept", ""))
+        return HttpResponse(200, {"Content-Type": content_type}, body)
 
 
 def _get(handler: Callable[[], Reply]) -> Mapping[str, Match]:
-    return {"GET": Match(lambda _http, _request_id: handler())}
+    """Return the routes of what everybody may read who may infer."""
+    return {"GET": Match(lambda _http, _request_id: handler(), Scope.INFER)}
+
+
+def _change(scope: Scope, handler: Callable[[HttpRequest], Reply]) -> Match:
+    return Match(lambda http, _request_id: handler(http), scope, takes_body=True)
 
 
 def _by_method(routes: Mapping[str, Match], method: str) -> Match:
     found = routes.get(method)
     if found is None:
-        allowed = ", ".join(["GET", "HEAD"] if "GET" in routes else routes)
+        allowed = ", ".join(
+            each for name in routes for each in (("GET", "HEAD") if name == "GET" else (name,))
+        )
         raise HttpRefusal(405, f"this path takes {allowed}, not {method[:20]}", {"Allow": allowed})
     return found
 
@@ -218,6 +270,12 @@ def _segment(text: str, path: str) -> str:
     if not text or "/" in text:
         raise _unknown(path)
     return unquote(text)
+
+
+def _file_number(text: str, path: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise _unknown(path)
+    return int(text)
 
 
 def _version(text: str) -> int:

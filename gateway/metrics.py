@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_MODELS
-from meshnode.metrics import Counter, Gauge, Histogram, Metric
+from meshnode import metric_catalogue as catalogue
+from meshnode.limits import MAX_MODELS
+from meshnode.metrics import Counter, Gauge, Histogram, Metric, single
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,30 +21,25 @@ if TYPE_CHECKING:
 OTHER = "other"
 """Label of requests for unknown models, and of models beyond the limit."""
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of the exposition; every Prometheus reads this version."""
-
 
 class GatewayMetrics:
-    """The gateway's own counters."""
+    """The gateway's own counters.
+
+    Attributes:
+        connections: HTTP connections that stand.
+        request_body_bytes: Bytes of request bodies so far.
+        response_body_bytes: Bytes of response bodies so far.
+    """
 
     def __init__(self) -> None:
-        self.requests = Counter(
-            "meshnode_requests", "Inference requests by model and outcome.", ("model", "outcome")
-        )
-        self.duration = Histogram(
-            "meshnode_request_duration_seconds",
-            "Time from a decoded inference request to its answer, by model.",
-            ("model",),
-        )
-        self.attempts = Counter(
-            "meshnode_attempts",
-            "Tries of inference requests on replicas, by where they went and outcome.",
-            ("target", "outcome"),
-        )
-        self.responses = Counter(
-            "meshnode_http_responses", "HTTP responses of the gateway by status.", ("status",)
-        )
+        self.requests = Counter.of(catalogue.REQUESTS)
+        self.duration = Histogram.of(catalogue.REQUEST_DURATION)
+        self.attempts = Counter.of(catalogue.ATTEMPTS)
+        self.responses = Counter.of(catalogue.HTTP_RESPONSES)
+        self.errors = Counter.of(catalogue.HTTP_ERRORS)
+        self.connections = 0
+        self.request_body_bytes = 0
+        self.response_body_bytes = 0
         self._labels: dict[str, tuple[tuple[str, str], tuple[str]]] = {}
 
     def __repr__(self) -> str:
@@ -51,7 +47,10 @@ class GatewayMetrics:
 
     def __iter__(self) -> Iterator[Metric]:
         """All of them, for an exposition."""
-        return iter((self.requests, self.duration, self.attempts, self.responses))
+        yield from (self.requests, self.duration, self.attempts, self.responses, self.errors)
+        yield single(catalogue.HTTP_CONNECTIONS, self.connections)
+        yield single(catalogue.HTTP_REQUEST_BODY_BYTES, self.request_body_bytes)
+        yield single(catalogue.HTTP_RESPONSE_BODY_BYTES, self.response_body_bytes)
 
     def answered(self, model: str, seconds: float) -> None:
         """Count a request that was answered. The model is one that the mesh knows."""
@@ -71,17 +70,23 @@ class GatewayMetrics:
         return labels
 
 
-def exposition(metrics: Iterable[Metric]) -> bytes:
-    """Return metrics in Prometheus' text format.
+def exposition(metrics: Iterable[Metric], accept: str = "") -> tuple[bytes, str]:
+    """Return metrics as text, and its Content-Type.
 
     The library is imported here and not above: a node that nobody scrapes never loads it.
+
+    Args:
+        metrics: All of them.
+        accept: The scraper's Accept header: OpenMetrics where it asks for it, else Prometheus' own
+            text format.
     """
     from prometheus_client import CollectorRegistry
-    from prometheus_client.exposition import generate_latest
+    from prometheus_client.exposition import choose_encoder
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(metrics))
-    return generate_latest(registry)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
 
 
 class _Collector:

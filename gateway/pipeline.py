@@ -18,7 +18,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from meshnode.errors import DeadlineExceeded, MeshError, NoReplica, Saturated
+from meshnode.errors import Cancelled, DeadlineExceeded, MeshError, NoReplica, NotServing, Saturated
+from meshnode.gateway.request_log import RequestLog
+from meshnode.limits import MAX_REQUESTS_IN_FLIGHT
 from meshnode.models.manifest import Manifest, check_request
 from meshnode.routing.attempts import Attempts, GiveUp, Try
 from meshnode.types import InferRequest, InferResponse, NodeId, ResponsePart
@@ -28,15 +30,16 @@ if TYPE_CHECKING:
 
     from meshnode.clock import Clock
     from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.request_log import Tried
     from meshnode.routing.load import ReplicaLoad
     from meshnode.routing.router import Router
-    from meshnode.routing.table import ReplicaGroup
+    from meshnode.routing.table import Replica, ReplicaGroup
+    from meshnode.tracing import Trace, TraceIds
     from meshnode.wire.messages import LoadReport
 
-MAX_IN_FLIGHT = 4096
-"""Requests that a gateway works on at once: four links' worth of streams (MAX_STREAMS_PER_LINK).
-Beyond it waiting only makes everything late, so more are refused as `Saturated`."""
 
+_DEFECT = MeshError("the gateway failed")  # until something else is known to have happened
+_HUNG_UP = Cancelled("the client went away")
 
 _REPORT_EVERY_S = 1.0  # inline answers refresh what routing believes about this node so often
 
@@ -99,11 +102,13 @@ class Answered(NamedTuple):
 class _Inline:
     """What an inline answer of one model version needs at hand; stale once its group changes."""
 
-    __slots__ = ("accepted", "candidates", "header", "label", "load", "reported_at", "revision")
+    __slots__ = (
+        "accepted", "candidates", "header", "load", "replica", "reported_at", "revision",
+    )  # fmt: skip
 
-    def __init__(self, revision: int, label: str, candidates: int, load: ReplicaLoad) -> None:
+    def __init__(self, revision: int, replica: Replica, candidates: int, load: ReplicaLoad) -> None:
         self.revision = revision
-        self.label = label
+        self.replica = replica
         self.candidates = candidates
         self.load = load
         self.reported_at = -math.inf
@@ -124,6 +129,7 @@ class Pipeline:
         peers: PeerCaller,
         clock: Clock,
         metrics: GatewayMetrics,
+        traces: TraceIds | None = None,
     ) -> None:
         """Serve as node `me`; everything else is owned by the caller."""
         self._me = me
@@ -132,6 +138,8 @@ class Pipeline:
         self._peers = peers
         self._now = clock.now
         self._metrics = metrics
+        self.request_log = RequestLog(clock, traces)
+        """Told of requests that fail before they come here, too."""
         # One entry per version that this node serves.
         self._inline: dict[tuple[str, int], _Inline] = {}
         self.in_flight = 0
@@ -165,7 +173,8 @@ class Pipeline:
                 DeadlineExceeded if `request.timeout_s` passed first.
         """
         target = self.resolve(request.model, request.version)
-        answer = self.answer(_variant(request, target.manifest.version, request.timeout_s), target)
+        request = _variant(request, target.manifest.version, request.timeout_s, request.trace)
+        answer = self.answer(request, target)
         return answer if isinstance(answer, Answered) else await answer
 
     def answer(self, request: InferRequest, target: Target) -> Answered | Awaitable[Answered]:
@@ -191,14 +200,19 @@ class Pipeline:
                 check_request(manifest, request)
                 inline.accepted = form
             part = self._local.try_infer_inline(request)
+        except (NotServing, Saturated):  # this node refuses for now; another may take it
+            return self._infer(request, target, started)
         except MeshError as error:
-            self._metrics.failed(model, error.code)
+            self._failed(request, error, self._now() - started)
             raise
         if part is None:
             return self._infer(request, target, started)
         if started - inline.reported_at > _REPORT_EVERY_S:
             self._refresh(inline, manifest, started)
-        self._metrics.answered(model, self._now() - started)
+        took_s = self._now() - started
+        self._metrics.answered(model, took_s)
+        if self.request_log.wants(took_s):
+            self.request_log.answered(request, manifest.version, inline.replica.node_name, took_s)
         return Answered(InferResponse(model, manifest.version, part), inline.header)
 
     def _inline_of(self, group: ReplicaGroup, model: str) -> _Inline | None:
@@ -212,7 +226,7 @@ class Pipeline:
             self._inline.pop((model, version), None)
             return None
         load = self._router.book.load(self._me, model, version, me.slots)
-        made = _Inline(group.revision, me.label, len(group.ready), load)
+        made = _Inline(group.revision, me, len(group.ready), load)
         self._inline[model, version] = made
         return made
 
@@ -222,17 +236,21 @@ class Pipeline:
         self._router.load_reported(self._me, manifest.model, manifest.version, report, now)
         inline.reported_at = now
         inline.header = (
-            f"{inline.label}; expected_ms={inline.load.service_ms:.3g}; "
+            f"{inline.replica.label}; expected_ms={inline.load.service_ms:.3g}; "
             f"candidates={inline.candidates}; attempts=1; reason=inline"
         )
 
     async def _infer(self, request: InferRequest, target: Target, started: float) -> Answered:
         model = target.manifest.model
-        outcome = "internal"
+        if request.trace is None:  # from here on others hear of it
+            trace = self.request_log.traces.begin()
+            request = _variant(request, target.manifest.version, request.timeout_s, trace)
+        attempts: Attempts | None = None
+        failure: MeshError | None = _DEFECT
         streaming = False
         self.in_flight += 1
         try:
-            if self.in_flight > MAX_IN_FLIGHT:
+            if self.in_flight > MAX_REQUESTS_IN_FLIGHT:
                 raise Saturated("this gateway is working on too many requests; try again later")
             attempts = self._router.plan(model, target.asked, request.timeout_s, started)
             try:
@@ -243,33 +261,58 @@ class Pipeline:
             if response.single is None:
                 streaming = True
                 response = InferResponse(
-                    response.model, response.version, self._relay(response, attempts, started)
+                    response.model,
+                    response.version,
+                    self._relay(request, response, attempts, started),
                 )
-            outcome = "ok"
+            failure = None
             return Answered(response, attempts.header)
         except MeshError as error:
-            outcome = error.code
+            failure = error
             raise
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            failure = _HUNG_UP
             raise
         finally:
             if not streaming:
-                self._ended(model, outcome, started)
+                self._ended(request, attempts, failure, started)
 
-    def _ended(self, model: str, outcome: str, started: float) -> None:
+    def _ended(
+        self,
+        request: InferRequest,
+        attempts: Attempts | None,
+        failure: MeshError | None,
+        started: float,
+    ) -> None:
         self.in_flight -= 1
-        if outcome == "ok":
-            self._metrics.answered(model, self._now() - started)
-        else:
-            self._metrics.failed(model, outcome)
+        took_s = self._now() - started
+        if failure is not None:
+            self._failed(request, failure, took_s, attempts.tried if attempts is not None else ())
+            return
+        self._metrics.answered(request.model, took_s)
+        if self.request_log.wants(took_s):
+            assert attempts is not None
+            assert attempts.route is not None  # somebody answered
+            replica = attempts.route.replica
+            self.request_log.answered(
+                request, replica.version, replica.node_name, took_s, attempts.tried
+            )
+
+    def _failed(
+        self, request: InferRequest, error: MeshError, took_s: float, tried: Tried = ()
+    ) -> None:
+        self._metrics.failed(request.model, error.code)
+        self.request_log.failed(
+            request.model, request.request_id, request.trace, error, took_s, tried
+        )
 
     async def _first_answer(self, attempts: Attempts, request: InferRequest) -> InferResponse:
         """Try replicas until one answers; a unary answer is then complete, a stream has begun."""
         begun = False
         try:
             while True:
-                step = attempts.next(self._now())
+                began = self._now()
+                step = attempts.next(began)
                 if isinstance(step, GiveUp):
                     raise step.error
                 local = step.route.replica.node == self._me
@@ -277,8 +320,13 @@ class Pipeline:
                 try:
                     response = await self._send(step, request, local)
                 except MeshError as error:
+                    now = self._now()
                     self._metrics.attempts.add((target, error.code))
-                    attempts.failed(error, self._now(), self._report(step) if local else None)
+                    attempts.failed(error, now, self._report(step) if local else None)
+                    replica = step.route.replica
+                    self.request_log.attempt_failed(
+                        request, replica.version, replica.node_name, error, now - began
+                    )
                     continue
                 self._metrics.attempts.add((target, "ok"))
                 if response.single is not None:
@@ -300,7 +348,7 @@ class Pipeline:
 
     async def _send(self, step: Try, request: InferRequest, local: bool) -> InferResponse:
         replica = step.route.replica
-        request = _variant(request, replica.version, step.remaining_s)
+        request = _variant(request, replica.version, step.remaining_s, request.trace)
         if not local:
             return await self._peers.infer(replica.node, request, step.first_byte_timeout_s)
         try:
@@ -310,22 +358,22 @@ class Pipeline:
             raise DeadlineExceeded(f"no answer within {step.first_byte_timeout_s:.3f} s") from None
 
     async def _relay(
-        self, response: InferResponse, attempts: Attempts, started: float
+        self, request: InferRequest, response: InferResponse, attempts: Attempts, started: float
     ) -> AsyncIterator[ResponsePart]:
         """Pass a stream on; its outcome is known, and counted, at its end."""
-        outcome = "cancelled"
+        failure: MeshError | None = _HUNG_UP
         try:
             async for part in response:
                 yield part
             attempts.succeeded(self._now())
-            outcome = "ok"
+            failure = None
         except MeshError as error:
             attempts.failed(error, self._now())
-            outcome = error.code
+            failure = error
             raise
         finally:
             attempts.close(self._now())
-            self._ended(response.model, outcome, started)
+            self._ended(request, attempts, failure, started)
 
 
 _Form = tuple[object, ...]
@@ -340,7 +388,9 @@ def _form_of(request: InferRequest) -> _Form:
     return (*inputs, request.outputs)
 
 
-def _variant(request: InferRequest, version: int, timeout_s: float) -> InferRequest:
+def _variant(
+    request: InferRequest, version: int, timeout_s: float, trace: Trace | None
+) -> InferRequest:
     return InferRequest(
         request.model,
         request.inputs,
@@ -349,4 +399,5 @@ def _variant(request: InferRequest, version: int, timeout_s: float) -> InferRequ
         request.request_id,
         request.parameters,
         timeout_s,
+        trace,
     )

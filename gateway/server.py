@@ -5,7 +5,7 @@ middlewares of that cost more than a small model. What it leaves open is decided
 
 | limit | where |
 |---|---|
-| connections | `MAX_CONNECTIONS`; more are closed at once |
+| connections | `MAX_HTTP_CONNECTIONS`; more are closed at once |
 | one header line; their number | aiohttp's parser, with our numbers; 431; 400 |
 | all headers together | `MAX_HEADER_BYTES`; 431 |
 | time for headers, and idle connections | `KEEP_ALIVE_S`: aiohttp's timer closes a connection on which no complete request has arrived |
@@ -20,13 +20,11 @@ A client that hangs up cancels the task that works for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import os
+import operator
 import re
 import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
@@ -38,8 +36,10 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from multidict import CIMultiDict
 
-from meshnode.config import KIB, MAX_BODY_BYTES, MAX_HEADER_BYTES
-from meshnode.errors import ConfigError, Forbidden, MeshError, Saturated, TooLarge
+from meshnode.errors import ConfigError, MeshError, Saturated, TooLarge
+from meshnode.gateway.access import Approach, require
+from meshnode.gateway.listening import TcpSite, bind_unix
+from meshnode.gateway.protocols.caller import OWNER
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.status import (
     HttpRefusal,
@@ -47,47 +47,45 @@ from meshnode.gateway.protocols.status import (
     failure_response,
     refusal_response,
 )
+from meshnode.limits import (
+    BODY_GRACE_S,
+    KEEP_ALIVE_S,
+    KIB,
+    LINGER_S,
+    MAX_BODIES_BYTES,
+    MAX_BODY_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_LINE_BYTES,
+    MAX_HEADERS,
+    MAX_HTTP_CONNECTIONS,
+    MAX_REQUEST_ID_LENGTH,
+    MIN_BODY_BYTES_PER_S,
+)
 from meshnode.types import Address, Buffer
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
 
     from aiohttp.abc import AbstractStreamWriter
 
+    from meshnode.gateway.access import Access
     from meshnode.gateway.dispatch import Dispatcher
     from meshnode.gateway.metrics import GatewayMetrics
-    from meshnode.gateway.protocols.origin import OriginPolicy
+    from meshnode.gateway.protocols.caller import Caller
 
 log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-MAX_CONNECTIONS: Final = 4096
-"""Connections at once: each costs about 20 KB, and a client needs one or a few."""
-
-KEEP_ALIVE_S: Final = 75.0
-"""An idle connection's life (nginx' default), and the time for a request's headers."""
-
-LINGER_S: Final = 5.0
-"""How long a refused body is still read and dropped, so that the client sees the refusal."""
-
-BODY_GRACE_S: Final = 10.0
-"""Seconds for a body's first bytes; after them it must keep the pace of the next constant."""
-
-MIN_BODY_BYTES_PER_S: Final = 16 * KIB
-"""Slower than any link over which inference makes sense; a full body then has over an hour."""
-
-MAX_BODIES_BYTES: Final = 8 * MAX_BODY_BYTES
-"""Bodies that did not arrive in one piece, together: half a gigabyte of a gateway's memory."""
-
-_MAX_HEADERS = 64  # browsers send about twenty
-_MAX_LINE_BYTES = 8190  # aiohttp's default, and Apache's
-_MAX_JOINED_BYTES = 64 * KIB  # below it one copy is cheaper than a second write
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_JOINED_BYTES = 64 * KIB  # below it one copy is cheaper than a second write
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=-]{{1,{MAX_REQUEST_ID_LENGTH}}}")
 _STATUS_LABELS = {status: (str(status),) for status in (200, 400, 404, 503)}
 _HOST, _ORIGIN, _EXPECT = hdrs.HOST, hdrs.ORIGIN, hdrs.EXPECT
 _AUTHORIZATION = hdrs.AUTHORIZATION
 _X_REQUEST_ID: Final = "X-Request-Id"
+_X_API_KEY: Final = "X-API-Key"
+_NAME_OF_HEADER: Final = operator.itemgetter(0)
 
 
 class HttpServer:
@@ -97,24 +95,23 @@ class HttpServer:
         self,
         dispatcher: Dispatcher,
         metrics: GatewayMetrics,
-        policy: OriginPolicy | None,
+        access: Access | None,
         *,
         grace_s: float = 10.0,
-        authorizes: Callable[[str | None], bool] | None = None,
     ) -> None:
         """Make a server; call within a running loop.
 
         Args:
             dispatcher: What answers.
             metrics: Where responses are counted.
-            policy: The Host and Origin check; None where file permissions keep strangers out.
+            access: Who may ask; None where file permissions let nobody but the owner in.
             grace_s: How long `stop` lets running requests finish, in seconds.
-            authorizes: Whether an Authorization header may pass; None where none is needed.
         """
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._responses = metrics.responses
-        self._policy = policy
-        self._authorizes = authorizes
+        self._access = access
+        self._loop = asyncio.get_running_loop()
         self._bodies_bytes = 0
         self._is_leaving = False
         self._id_prefix = secrets.token_hex(4) + "-"
@@ -122,11 +119,12 @@ class HttpServer:
         self._runner = web.ServerRunner(
             _Server(
                 self._handle,
+                metrics,
                 keepalive_timeout=KEEP_ALIVE_S,
                 lingering_time=LINGER_S,
-                max_line_size=_MAX_LINE_BYTES,
-                max_field_size=_MAX_LINE_BYTES,
-                max_headers=_MAX_HEADERS,
+                max_line_size=MAX_HEADER_LINE_BYTES,
+                max_field_size=MAX_HEADER_LINE_BYTES,
+                max_headers=MAX_HEADERS,
                 auto_decompress=False,
                 access_log=None,
             ),
@@ -136,16 +134,19 @@ class HttpServer:
     def __repr__(self) -> str:
         return f"<HttpServer of {self._dispatcher} at {self._runner.addresses}>"
 
-    async def listen_tcp(self, address: Address) -> Address:
+    async def listen_tcp(self, address: Address, tls: ssl.SSLContext | None = None) -> Address:
         """Accept connections at an address and return it with its real port.
+
+        Args:
+            address: Where; port 0 takes any free one, and `::` IPv4 as well.
+            tls: Speak HTTPS with this, else HTTP.
 
         Raises:
             ConfigError: if the address cannot be bound.
         """
         await self._setup()
-        site = web.TCPSite(self._runner, address.host, address.port)
         try:
-            await site.start()
+            await TcpSite(self._runner, address, tls).start()
         except OSError as error:
             raise ConfigError(
                 f"the gateway cannot listen at {address}: {error.strerror or error}; choose "
@@ -163,7 +164,7 @@ class HttpServer:
         """
         await self._setup()
         try:
-            await web.SockSite(self._runner, _bind_unix(path)).start()
+            await web.SockSite(self._runner, bind_unix(path)).start()
         except OSError as error:
             raise ConfigError(f"the control socket {path} cannot be opened: {error}") from error
 
@@ -197,9 +198,11 @@ class HttpServer:
             request_id = f"{self._id_prefix}{next(self._ids):x}"
         held_bytes = 0
         try:
-            self._check_headers(raw)
+            caller = self._admit(raw)
             path, _, query = raw.raw_path.partition("?")
             match = self._dispatcher.match(raw.method, path)
+            if not caller.scope.allows(match.scope):
+                require(caller, match.scope)
             body: Buffer = b""
             if match.takes_body:
                 content = raw.content
@@ -211,20 +214,32 @@ class HttpServer:
                     body = await self._read_body(raw)
                     held_bytes = len(body)
                     self._bodies_bytes += held_bytes
-            reply = match.answer(HttpRequest(raw.method, path, query, headers, body), request_id)
+                self._metrics.request_body_bytes += len(body)
+            reply = match.answer(
+                HttpRequest(raw.method, path, query, headers, body, caller), request_id
+            )
             response = reply if isinstance(reply, HttpResponse) else await reply
         except MeshError as error:
+            self._metrics.errors.add((error.code,))
             response = error_response(error, with_code=_is_mesh_api(raw))
         except HttpRefusal as refusal:
             response = refusal_response(refusal, with_code=_is_mesh_api(raw))
         except Exception:
-            log.exception("request %s failed: %s %s", request_id, raw.method, raw.raw_path[:200])
+            log.exception(
+                "request %s failed: %s %s",
+                request_id,
+                raw.method,
+                raw.raw_path[:200],
+                extra={"request_id": request_id},
+            )
             response = failure_response(request_id, with_code=_is_mesh_api(raw))
         finally:
             self._bodies_bytes -= held_bytes
         self._responses.add(_STATUS_LABELS.get(response.status) or (str(response.status),))
+        size_bytes = response.size_bytes
+        self._metrics.response_body_bytes += size_bytes
         if (
-            response.size_bytes <= _MAX_JOINED_BYTES
+            size_bytes <= _JOINED_BYTES
             and raw.keep_alive
             and raw.version == HttpVersion11
             and raw.method != "HEAD"
@@ -238,14 +253,22 @@ class HttpServer:
             )
         return await _send(raw, response, request_id)
 
-    def _check_headers(self, raw: web.BaseRequest) -> None:
+    def _admit(self, raw: web.BaseRequest) -> Caller:
+        """Say who asks, before anything else of a request is looked at."""
         if sum(map(len, itertools.chain.from_iterable(raw.raw_headers))) > MAX_HEADER_BYTES:
             raise HttpRefusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
-        if self._policy is not None:
-            headers = raw.headers
-            self._policy.check(headers.get(_HOST), headers.get(_ORIGIN))
-        if self._authorizes is not None and not self._authorizes(raw.headers.get(_AUTHORIZATION)):
-            raise Forbidden("the control channel needs the token of this node's data folder")
+        if self._access is None:
+            return OWNER
+        headers = raw.headers
+        approach = Approach(
+            raw.remote or "",
+            headers.get(_HOST),
+            headers.get(_ORIGIN),
+            headers.get(_AUTHORIZATION),
+            headers.get(_X_API_KEY),
+            b"\n".join(map(_NAME_OF_HEADER, raw.raw_headers)),
+        )
+        return self._access.admit(approach, self._loop.time(), time.time())
 
     async def _read_body(self, raw: web.BaseRequest) -> bytes:
         """Read a body that has not arrived completely.
@@ -307,7 +330,7 @@ async def _send(
     headers["Server"] = "meshnode"
     headers[_X_REQUEST_ID] = request_id
     body = response.body
-    if response.size_bytes > _MAX_JOINED_BYTES:
+    if response.size_bytes > _JOINED_BYTES:
         parts = [body] if isinstance(body, bytes) else body
         return await _send_parts(raw, response.status, headers, parts)
     if not isinstance(body, bytes):
@@ -402,8 +425,9 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for st
 class _Server(web.Server):
     """Makes our kind of connection, and closes those beyond the limit at once."""
 
-    def __init__(self, handler: _Handler, **options: Any) -> None:
+    def __init__(self, handler: _Handler, metrics: GatewayMetrics, **options: Any) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self._metrics = metrics
         self._running_loop = asyncio.get_running_loop()
         self._options = options
         self._open = 0
@@ -414,13 +438,15 @@ class _Server(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self._open += 1
-        if self._open > MAX_CONNECTIONS:
+        self._metrics.connections += 1
+        if self._open > MAX_HTTP_CONNECTIONS:
             transport.abort()
 
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
     ) -> None:
         self._open -= 1
+        self._metrics.connections -= 1
         super().connection_lost(handler, exc)
 
 
@@ -458,33 +484,3 @@ class _Connection(web.RequestHandler):
         )
         answer.force_close()
         return answer
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """Return a socket bound to a path that nobody but this user can open."""
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            os.fchmod(sock.fileno(), 0o600)  # Linux makes the file with the socket's own mode
-        sock.bind(str(path))
-        path.chmod(0o600)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens at; one that answers belongs to another daemon."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ConfigError(f"another daemon is running: it answers at {path}")

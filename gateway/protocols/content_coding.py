@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's: 16 added selects gzip's header
 _LEVEL = 1  # tensors hardly shrink at higher levels, which take 5 to 20 times as long
-MIN_COMPRESSED_BYTES = 1024
-"""Smaller answers fit one packet anyway."""
-MAX_COMPRESSED_BYTES = 8 * 1024 * 1024
-"""Larger answers would hold the event loop for more than a tenth of a second."""
 
 
 def decompress(body: Buffer, coding: str, limit_bytes: int) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from meshnode.gateway.protocols.caller import LOCAL, Caller
 from meshnode.types import Buffer
 
 JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json"}
@@ -25,6 +26,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
         query: What follows `?`, undecoded.
         headers: Lookups ignore case, or all keys are lower case.
         body: The bytes as sent: still under the Content-Encoding of the headers.
+        caller: Who asks; may do what the route needs.
     """
 
     method: str
@@ -32,6 +34,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
     query: str
     headers: Mapping[str, str]
     body: Buffer = b""
+    caller: Caller = LOCAL
 
 
 class HttpResponse(msgspec.Struct, frozen=True):

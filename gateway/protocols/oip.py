@@ -26,25 +26,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from meshnode.config import MAX_BODY_BYTES
 from meshnode.errors import InferenceFailed, InvalidRequest
-from meshnode.gateway.protocols.content_coding import (
-    MAX_COMPRESSED_BYTES,
-    MIN_COMPRESSED_BYTES,
-    compress,
-    decompress,
-    wanted_coding,
-)
+from meshnode.gateway.protocols.content_coding import compress, decompress, wanted_coding
 from meshnode.gateway.protocols.http import JSON_HEADERS, HttpRequest, HttpResponse
 from meshnode.gateway.protocols.tensors import (
     DATATYPES,
     FLOATS,
-    MAX_ELEMENTS,
-    MAX_RANK,
     check_data,
     pack_json,
     pack_values,
     unpack,
+)
+from meshnode.limits import (
+    DEFAULT_REQUEST_TIMEOUT_S,
+    MAX_BODY_BYTES,
+    MAX_COMPRESSED_BYTES,
+    MAX_REQUEST_PARAMETERS,
+    MAX_REQUEST_TENSORS,
+    MAX_REQUEST_TEXT_LENGTH,
+    MAX_REQUEST_TIMEOUT_S,
+    MAX_TENSOR_ELEMENTS,
+    MAX_TENSOR_RANK,
+    MIN_COMPRESSED_BYTES,
 )
 from meshnode.models.manifest import check_form
 from meshnode.types import (
@@ -59,15 +62,8 @@ from meshnode.types import (
 
 if TYPE_CHECKING:
     from meshnode.models.manifest import Manifest, TensorSpec
+    from meshnode.tracing import Trace
 
-DEFAULT_TIMEOUT_S = 30.0
-"""Deadline of a request that names none."""
-MAX_TIMEOUT_S = 3600.0
-"""Longest deadline; a longer wish is cut to it, so that a forgotten request ends some day."""
-
-_MAX_TENSORS = 256  # inputs, and outputs; the largest exported graphs have a few dozen
-_MAX_PARAMETERS = 64  # of one request; Triton's own come to a dozen
-_MAX_TEXT_CHARACTERS = 16 * 1024  # all names, ids and parameters: they cross a link in one message
 _HEADER_LENGTH = "inference-header-content-length"
 
 Parameters = dict[str, Scalar]
@@ -161,7 +157,11 @@ _PLAIN = AnswerForm()
 
 
 def decode_infer(
-    http: HttpRequest, manifest: Manifest, version: int | None, request_id: str = ""
+    http: HttpRequest,
+    manifest: Manifest,
+    version: int | None,
+    request_id: str = "",
+    trace: Trace | None = None,
 ) -> InferCall:
     """Decode the body of a request to `…/infer`.
 
@@ -170,7 +170,9 @@ def decode_infer(
         manifest: The model asked for. Its tensors are read for a raw body, and to say what is
             wrong; the pipeline checks every request against it.
         version: The version in the path, or None.
-        request_id: The id for logs if the body has none.
+        request_id: The id for logs. The body's own only comes back in the answer: a client may
+            use the same for every request, and the answer's header must lead to the right lines.
+        trace: The request's, if its caller named one.
 
     Returns:
         The request, whose tensors are views of the body where they came as bytes, so that it
@@ -187,16 +189,16 @@ def decode_infer(
     wanted = wanted_coding(headers.get("accept-encoding"))
     header_length = headers.get(_HEADER_LENGTH)
     if header_length is None:
-        return _decode(body, b"", manifest, version, request_id, wanted)
+        return _decode(body, b"", manifest, version, request_id, trace, wanted)
     length = _length(header_length, memoryview(body).nbytes)
     if length == 0:
         tensor = _raw_input(manifest, body)
         return InferCall(
-            InferRequest(manifest.model, (tensor,), version, (), request_id),
+            InferRequest(manifest.model, (tensor,), version, (), request_id, trace=trace),
             AnswerForm(binary=True, coding=wanted),
         )
     view = memoryview(body)
-    return _decode(view[:length], view[length:], manifest, version, request_id, wanted)
+    return _decode(view[:length], view[length:], manifest, version, request_id, trace, wanted)
 
 
 def _length(text: str, body_bytes: int) -> int:
@@ -214,12 +216,13 @@ def _decode(
     manifest: Manifest,
     version: int | None,
     request_id: str,
+    trace: Trace | None,
     coding: str,
 ) -> InferCall:
     model = manifest.model
     body = _parse(text)
-    if len(body.inputs) > _MAX_TENSORS or len(body.outputs) > _MAX_TENSORS:
-        raise InvalidRequest(f"a request has at most {_MAX_TENSORS} inputs and outputs")
+    if len(body.inputs) > MAX_REQUEST_TENSORS or len(body.outputs) > MAX_REQUEST_TENSORS:
+        raise InvalidRequest(f"a request has at most {MAX_REQUEST_TENSORS} inputs and outputs")
     inputs: list[Tensor] = []
     used = 0
     for item in body.inputs:
@@ -235,7 +238,9 @@ def _decode(
         _refuse_duplicates([tensor.name for tensor in inputs], "input")
     parameters = body.parameters
     if not parameters and not body.outputs and not body.id and not coding:
-        return InferCall(InferRequest(model, tuple(inputs), version, (), request_id), _PLAIN)
+        return InferCall(
+            InferRequest(model, tuple(inputs), version, (), request_id, trace=trace), _PLAIN
+        )
     _check_texts(body)
     left, timeout_s, binary_outputs = _take_parameters(parameters or _NO_PARAMETERS)
     for output in body.outputs:
@@ -252,9 +257,7 @@ def _decode(
         if output.parameters and "binary_data" in output.parameters
     }
     return InferCall(
-        InferRequest(
-            model, tuple(inputs), version, outputs, body.id or request_id, left, timeout_s
-        ),
+        InferRequest(model, tuple(inputs), version, outputs, request_id, left, timeout_s, trace),
         AnswerForm(body.id, binary_outputs, by_output, coding),
     )
 
@@ -316,7 +319,9 @@ def _explain(manifest: Manifest, item: _Input | _LooseInput, datatype: DataType)
     Data of the wrong length is mostly a wrong shape, and a sentence about lengths leads astray.
     """
     spec = next((spec for spec in manifest.inputs if spec.name == item.name), None)
-    possible = len(item.shape) <= MAX_RANK and all(0 <= n <= MAX_ELEMENTS for n in item.shape)
+    possible = len(item.shape) <= MAX_TENSOR_RANK and all(
+        0 <= n <= MAX_TENSOR_ELEMENTS for n in item.shape
+    )
     if spec is not None and possible:
         check_form(manifest, spec, Tensor(item.name, datatype, item.shape, b""))
 
@@ -353,33 +358,33 @@ def _refuse_duplicates(names: list[str] | tuple[str, ...], kind: str) -> None:
 
 def _check_texts(body: _Body | _LooseBody) -> None:
     parameters = body.parameters or _NO_PARAMETERS
-    if len(parameters) > _MAX_PARAMETERS:
+    if len(parameters) > MAX_REQUEST_PARAMETERS:
         raise InvalidRequest(
-            f"a request has at most {_MAX_PARAMETERS} parameters, not {len(parameters)}"
+            f"a request has at most {MAX_REQUEST_PARAMETERS} parameters, not {len(parameters)}"
         )
     characters = (
         len(body.id)
         + sum(len(output.name) for output in body.outputs)
         + sum(len(name) + len(str(value)) for name, value in parameters.items())
     )
-    if characters > _MAX_TEXT_CHARACTERS:
+    if characters > MAX_REQUEST_TEXT_LENGTH:
         raise InvalidRequest(
             "the id, the outputs' names and the parameters have more than "
-            f"{_MAX_TEXT_CHARACTERS} characters"
+            f"{MAX_REQUEST_TEXT_LENGTH} characters"
         )
 
 
 def _take_parameters(parameters: Parameters) -> tuple[Parameters, float, bool]:
     """Return the model's parameters, the deadline in seconds, and whether outputs are binary."""
     if not parameters:
-        return _NO_PARAMETERS, DEFAULT_TIMEOUT_S, False
+        return _NO_PARAMETERS, DEFAULT_REQUEST_TIMEOUT_S, False
     left = dict(parameters)
     timeout = left.pop("timeout", 0)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise InvalidRequest("parameter 'timeout' must be a number of microseconds, 0 or more")
     binary = _flag(left, "binary_data_output")
     left.pop("binary_data_output", None)
-    timeout_s = min(timeout / 1e6, MAX_TIMEOUT_S) if timeout else DEFAULT_TIMEOUT_S
+    timeout_s = min(timeout / 1e6, MAX_REQUEST_TIMEOUT_S) if timeout else DEFAULT_REQUEST_TIMEOUT_S
     return left, timeout_s, binary
 
 

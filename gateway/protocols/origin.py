@@ -1,73 +1,115 @@
-"""Who may talk to a gateway that needs no key: the Host and Origin checks.
+"""Which Host and Origin a gateway answers to.
 
 A page from anywhere can make a browser on this machine send requests to a loopback port, and a
 name that it controls can be made to resolve to 127.0.0.1 later (DNS rebinding): the browser then
 takes our answers for the page's own. Both show: a rebound page sends its own name as Host, a
 foreign page its own Origin. So Host must be a name that no attacker can own: an IP literal of
-loopback, `localhost`, or the address that the gateway is bound to; and Origin, where a browser
-sends one, must be the very host and port of the request.
+loopback, `localhost`, the address that the gateway is bound to, or a name that its owner allowed
+(`--allow-host`); and Origin, where a browser sends one, must be the very host and port of the
+request. Its scheme may differ, and an allowed name may come as `https` without a port: a proxy in
+front of the gateway speaks TLS and on its own port.
 
 A gateway bound to all interfaces is reached under addresses that it does not know. Any IP literal
 is then accepted: rebinding needs a name.
+
+There is no CORS: pages of other origins never get an answer, so `OPTIONS` is refused like any other
+wrong method.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from typing import TYPE_CHECKING
 
 from meshnode.errors import Forbidden
+from meshnode.limits import MAX_REMEMBERED_HOSTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PORT = re.compile(r":[0-9]{1,5}")
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
-_MAX_REMEMBERED = 64  # spellings of a valid Host; there are a handful in use
 
 
 class OriginPolicy:
     """Checks Host and Origin for a gateway bound to one address."""
 
-    def __init__(self, bound_host: str) -> None:
-        """`bound_host` is the host part of the listening address, as it was given."""
+    def __init__(self, bound_host: str, allowed: Iterable[str] = ()) -> None:
+        """Decide by these.
+
+        Args:
+            bound_host: The host part of the listening address, as it was given.
+            allowed: Further names under which clients reach the gateway, without a port.
+        """
         self._bound = _literal(bound_host) or bound_host.lower()
         self._any_literal = bound_host in _WILDCARDS
-        self._remembered: set[str] = set()
+        self._allowed = frozenset(name.lower() for name in allowed)
+        self._remembered: dict[str, bool] = {}
 
     def __repr__(self) -> str:
-        return f"<OriginPolicy {'any address' if self._any_literal else self._bound}>"
+        names = ", ".join(["any address" if self._any_literal else self._bound, *self._allowed])
+        return f"<OriginPolicy {names}>"
 
-    def check(self, host: str | None, origin: str | None) -> None:
+    def check(self, host: str | None, origin: str | None) -> bool:
         """Pass, or refuse.
 
         Args:
             host: The Host header's value.
             origin: The Origin header's value, or None if there is none.
 
+        Returns:
+            Whether Host names this machine's loopback: an address of it, or `localhost`.
+
         Raises:
             Forbidden: if either is not this gateway's.
         """
-        if host not in self._remembered:
-            if host is None or not self._is_mine(host):
-                raise Forbidden(
-                    "the Host header does not name this gateway: use its IP address or localhost"
-                )
-            if len(self._remembered) < _MAX_REMEMBERED:
-                self._remembered.add(host)
-        if origin is not None and origin.lower() not in (
-            f"http://{host}".lower(),
-            f"https://{host}".lower(),
-        ):
+        is_local = self._remembered.get(host) if host is not None else None
+        if is_local is None:
+            is_local = self._judge(host)
+        if origin is not None and not self._is_own_page(origin.lower(), str(host).lower()):
             raise Forbidden("pages of other origins may not use this gateway")
+        return is_local
 
-    def _is_mine(self, host: str) -> bool:
-        name = _without_port(host)
-        if name is None:
-            return False
+    def _judge(self, host: str | None) -> bool:
+        name = None if host is None else _without_port(host)
+        if host is None or name is None or not self._is_mine(name):
+            raise Forbidden(
+                "the Host header does not name this gateway: use its IP address or localhost, or "
+                "let its owner allow the name: meshnode join --allow-host NAME"
+            )
+        is_local = is_loopback_host(name)
+        if len(self._remembered) < MAX_REMEMBERED_HOSTS:
+            self._remembered[host] = is_local
+        return is_local
+
+    def _is_mine(self, name: str) -> bool:
         literal = _literal(name)
         if literal is None:
-            return name.lower() in ("localhost", self._bound)
+            return name.lower() in ("localhost", self._bound) or name.lower() in self._allowed
         return (
-            self._any_literal or literal == self._bound or ipaddress.ip_address(literal).is_loopback
+            self._any_literal
+            or literal == self._bound
+            or literal in self._allowed
+            or is_loopback_host(literal)
         )
+
+    def _is_own_page(self, origin: str, host: str) -> bool:
+        if origin in (f"http://{host}", f"https://{host}"):
+            return True
+        return origin.startswith("https://") and origin.removeprefix("https://") in self._allowed
+
+
+def is_loopback_host(name: str) -> bool:
+    """Whether a name or literal (without brackets) is loopback, also as IPv4 within IPv6."""
+    if name.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def _without_port(host: str) -> str | None:

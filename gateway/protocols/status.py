@@ -3,9 +3,11 @@
 | status | errors |
 |---|---|
 | 400 | everything else that the caller did wrong |
+| 401 | `Unauthenticated`; with WWW-Authenticate |
 | 403 | `Forbidden` |
-| 404 | `ModelNotFound` |
+| 404 | `ModelNotFound`, `NotFound` |
 | 413 | `TooLarge` |
+| 429 | `Throttled`; with Retry-After |
 | 503 | the mesh cannot now: no replica, queues full, link lost, deadline; with Retry-After unless the deadline passed |
 | 500 | a model or a peer misbehaved |
 
@@ -26,9 +28,12 @@ from meshnode.errors import (
     MeshError,
     ModelNotFound,
     NoReplica,
+    NotFound,
     NotServing,
     Saturated,
+    Throttled,
     TooLarge,
+    Unauthenticated,
     UsageError,
 )
 from meshnode.gateway.protocols.http import JSON_HEADERS, HttpResponse
@@ -41,9 +46,11 @@ RETRY_AFTER_S = "1"
 
 _RETRY_LATER = (NoReplica, Saturated, NotServing, LinkLost)
 _STATUS: tuple[tuple[type[MeshError] | tuple[type[MeshError], ...], int], ...] = (
-    (ModelNotFound, 404),
+    ((ModelNotFound, NotFound), 404),
     (TooLarge, 413),
+    (Unauthenticated, 401),
     (Forbidden, 403),
+    (Throttled, 429),
     (UsageError, 400),
     (_RETRY_LATER, 503),
     ((DeadlineExceeded, Cancelled), 503),
@@ -71,19 +78,30 @@ class HttpRefusal(Exception):
 
 def status_of(error: MeshError) -> int:
     """Return the HTTP status of an error."""
-    return next(status for kinds, status in _STATUS if isinstance(error, kinds))
+    return status_of_kind(type(error))
+
+
+def status_of_kind(kind: type[MeshError]) -> int:
+    """Return the HTTP status that errors of a class have."""
+    return next(status for kinds, status in _STATUS if issubclass(kind, kinds))
 
 
 def error_response(error: MeshError, *, with_code: bool = False) -> HttpResponse:
     """Return the JSON answer for an error: `{"error": sentence}`.
 
+    Its code is in the header `Mesh-Error`, also where a dialect's bodies have no place for it.
+
     Args:
         error: What went wrong.
         with_code: Add `"code"`, the stable word for programs, as `/mesh/v1` does.
     """
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Mesh-Error": error.code}
     if isinstance(error, _RETRY_LATER):
         headers["Retry-After"] = RETRY_AFTER_S
+    elif isinstance(error, Throttled):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="meshnode"'
     if error.mesh_route:
         headers["Mesh-Route"] = error.mesh_route
     sentence = str(error) or f"the request failed ({error.code})"

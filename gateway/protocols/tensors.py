@@ -28,18 +28,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from meshnode.config import MAX_BODY_BYTES
 from meshnode.errors import InferenceFailed, InvalidRequest
+from meshnode.limits import MAX_TENSOR_ELEMENTS, MAX_TENSOR_RANK
 from meshnode.types import Buffer, DataType, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-MAX_RANK = 32
-"""Dimensions of a tensor: what numpy 1 allows, and far more than any model has."""
-
-MAX_ELEMENTS = MAX_BODY_BYTES
-"""Elements of a tensor: each takes at least one byte of a body."""
 
 DATATYPES: dict[str, DataType] = {str(datatype): datatype for datatype in DataType}
 """Datatypes by the names that the protocol gives them."""
@@ -83,20 +77,24 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
             can carry. A dimension of 0 does not excuse the others: runtimes multiply them too.
     """
     count = math.prod(shape)
-    if 0 < count <= MAX_ELEMENTS and len(shape) <= MAX_RANK and min(shape, default=1) > 0:
+    if (
+        0 < count <= MAX_TENSOR_ELEMENTS
+        and len(shape) <= MAX_TENSOR_RANK
+        and min(shape, default=1) > 0
+    ):
         return count
-    if len(shape) > MAX_RANK:
+    if len(shape) > MAX_TENSOR_RANK:
         raise InvalidRequest(
-            f"input {name!r} has {len(shape)} dimensions; at most {MAX_RANK} are allowed"
+            f"input {name!r} has {len(shape)} dimensions; at most {MAX_TENSOR_RANK} are allowed"
         )
     if shape and min(shape) < 0:
         raise InvalidRequest(
             f"input {name!r} has shape {_shown(list(shape))}; every dimension must be 0 or more"
         )
-    if math.prod(dimension or 1 for dimension in shape) > MAX_ELEMENTS:
+    if math.prod(dimension or 1 for dimension in shape) > MAX_TENSOR_ELEMENTS:
         raise InvalidRequest(
             f"input {name!r} has shape {_shown(list(shape))}, which is more than the "
-            f"{MAX_ELEMENTS} elements that a request can carry"
+            f"{MAX_TENSOR_ELEMENTS} elements that a request can carry"
         )
     return count
 

@@ -1,11 +1,13 @@
 """Settings of the two replicated states.
 
-Sizes that both ends of a link must agree on are no settings: they stand beside the messages.
+Sizes that both ends of a link must agree on are no settings: they stand in `meshnode.limits`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from meshnode.limits import MAX_DESIRED_TOTAL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +65,4 @@ class DesiredConfig:
     max_ahead_s: float = 300.0
     tombstone_s: float = 7 * 86_400.0
     history: int = 8
-    max_total_bytes: int = 16 * 1024 * 1024
+    max_total_bytes: int = MAX_DESIRED_TOTAL_BYTES

@@ -8,18 +8,16 @@ from typing import Final
 import msgspec
 
 from meshnode.errors import ModelError, ProtocolError, TooLarge
+from meshnode.limits import (
+    MAX_DEPLOYMENT_REPLICAS,
+    MAX_DEPLOYMENT_VERSIONS,
+    MAX_DESIRED_VALUE_BYTES,
+)
 from meshnode.models.manifest import Manifest, check_manifest, check_model_name
-from meshnode.state.desired_messages import MAX_VALUE_BYTES
 from meshnode.types import NodeId
 
 KEY_PREFIX: Final = "deployment/"
 """Keys of the desired state that hold deployments begin with this."""
-
-MAX_REPLICAS: Final = 1024
-"""Replicas of one deployment; also how many nodes it can be pinned to."""
-
-MAX_VERSIONS: Final = 32
-"""Versions that one deployment serves side by side: far above a rollout's two or three."""
 
 _NODE_ID = re.compile(r"[a-z2-7]{32}")
 
@@ -53,9 +51,9 @@ class Deployment(msgspec.Struct, array_like=True, frozen=True):
         """
         check_deployment(self)
         value = msgspec.msgpack.encode(self)
-        if len(value) > MAX_VALUE_BYTES:
+        if len(value) > MAX_DESIRED_VALUE_BYTES:
             raise TooLarge(
-                f"the deployment {self.name!r} takes {len(value)} bytes, at most {MAX_VALUE_BYTES}: "
+                f"the deployment {self.name!r} takes {len(value)} bytes, at most {MAX_DESIRED_VALUE_BYTES}: "
                 "its versions have too many files"
             )
         return value
@@ -85,9 +83,9 @@ def check_deployment(deployment: Deployment) -> Deployment:
         ModelError: naming the first field that is not.
     """
     name = check_model_name(deployment.name)
-    if not 1 <= len(deployment.manifests) <= MAX_VERSIONS:
+    if not 1 <= len(deployment.manifests) <= MAX_DEPLOYMENT_VERSIONS:
         raise ModelError(
-            f"{name!r} has {len(deployment.manifests)} versions, not 1 to {MAX_VERSIONS}"
+            f"{name!r} has {len(deployment.manifests)} versions, not 1 to {MAX_DEPLOYMENT_VERSIONS}"
         )
     for manifest in deployment.manifests:
         check_manifest(manifest)
@@ -96,9 +94,13 @@ def check_deployment(deployment: Deployment) -> Deployment:
     versions = [manifest.version for manifest in deployment.manifests]
     if len(set(versions)) != len(versions):
         raise ModelError(f"{name!r} names a version twice")
-    if not 1 <= deployment.replicas <= MAX_REPLICAS:
-        raise ModelError(f"{name!r} wants {deployment.replicas} replicas, not 1 to {MAX_REPLICAS}")
-    if len(deployment.on) > MAX_REPLICAS or len(set(deployment.on)) != len(deployment.on):
+    if not 1 <= deployment.replicas <= MAX_DEPLOYMENT_REPLICAS:
+        raise ModelError(
+            f"{name!r} wants {deployment.replicas} replicas, not 1 to {MAX_DEPLOYMENT_REPLICAS}"
+        )
+    if len(deployment.on) > MAX_DEPLOYMENT_REPLICAS or len(set(deployment.on)) != len(
+        deployment.on
+    ):
         raise ModelError(f"{name!r} is pinned to too many nodes, or to one of them twice")
     for node in deployment.on:
         if not _NODE_ID.fullmatch(node):

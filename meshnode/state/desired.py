@@ -43,14 +43,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from meshnode.config import MAX_MODELS
 from meshnode.effects import Effect, Emit, Persist, SendNote, StartTimer
 from meshnode.errors import ProtocolError, TooLarge, UsageError
 from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
+from meshnode.limits import (
+    MAX_DESIRED_KEY_LENGTH,
+    MAX_DESIRED_VALUE_BYTES,
+    MAX_MODELS,
+    MAX_REFUSALS_REMEMBERED,
+)
 from meshnode.state.desired_messages import (
     DESIRED,
-    MAX_KEY_LENGTH,
-    MAX_VALUE_BYTES,
     DesiredDigests,
     DesiredEntries,
     DesiredRoot,
@@ -76,7 +79,6 @@ if TYPE_CHECKING:
 PERSIST_KEY = "desired"
 """The key of the `Persist` effects."""
 
-_MAX_REFUSED = 1024  # (key, author) pairs whose refusal was told; forgetting one repeats an event
 _CONTACT_STEP_MS = 3_600_000  # how far the durable time of last contact may lag: an hour of a week
 
 
@@ -143,6 +145,16 @@ class DesiredState:
         revisions = self._keys.get(key)
         return revisions.newest.value or None if revisions else None
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all entries, those kept for rollback included."""
+        return self._size_bytes
+
+    @property
+    def key_count(self) -> int:
+        """How many keys there are, deleted ones that are still remembered included."""
+        return len(self._keys)
+
     def items(self) -> list[tuple[str, bytes]]:
         """Return all keys that have a value, with it, sorted by key."""
         return [
@@ -175,11 +187,11 @@ class DesiredState:
         """
         if not key or not value:
             raise UsageError("a key of the desired state and its value cannot be empty")
-        if len(key) > MAX_KEY_LENGTH:
-            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_KEY_LENGTH}")
-        if len(value) > MAX_VALUE_BYTES:
+        if len(key) > MAX_DESIRED_KEY_LENGTH:
+            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_DESIRED_KEY_LENGTH}")
+        if len(value) > MAX_DESIRED_VALUE_BYTES:
             raise TooLarge(
-                f"the value of {key!r} has {len(value)} bytes; at most {MAX_VALUE_BYTES}"
+                f"the value of {key!r} has {len(value)} bytes; at most {MAX_DESIRED_VALUE_BYTES}"
             )
         if key not in self._keys and len(self._keys) >= MAX_MODELS:
             raise TooLarge(f"the mesh has {MAX_MODELS} keys already; delete some first")
@@ -304,7 +316,7 @@ class DesiredState:
         told = (entry.key, entry.author)
         if told in self._refused:
             return []
-        while len(self._refused) >= _MAX_REFUSED:
+        while len(self._refused) >= MAX_REFUSALS_REMEMBERED:
             del self._refused[next(iter(self._refused))]
         self._refused[told] = None
         return [Emit("desired.refused", entry.key, f"an entry of {entry.author}: {objection}")]

@@ -16,30 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from meshnode.config import KIB, MAX_META_BYTES
+from meshnode.limits import (
+    MAX_DESIRED_DIGESTS_PER_NOTE,
+    MAX_DESIRED_KEY_LENGTH,
+    MAX_DESIRED_VALUE_BYTES,
+    MAX_META_BYTES,
+)
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.wire.codec import Codec, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MAX_VALUE_BYTES: Final = 48 * KIB
-"""One value: with its signature and key it fits one note."""
-
-MAX_KEY_LENGTH: Final = 256
-"""Characters of a key: a prefix and a public model name (128)."""
-
-MAX_DIGESTS_PER_NOTE: Final = 60
-"""Keys in one note: 1,040 bytes each where every character is one of four bytes."""
-
 _ROOM_BYTES: Final = MAX_META_BYTES - 64
 _ENTRY_OVERHEAD_BYTES: Final = 64  # stamp and MessagePack's headers
 _DOMAIN: Final = b"meshnode desired state, version 1\0"
 _ENCODER = msgspec.msgpack.Encoder()
 
-Key = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_LENGTH)]
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_DESIRED_KEY_LENGTH)]
 Author = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Value = Annotated[bytes, msgspec.Meta(max_length=MAX_VALUE_BYTES)]
+Value = Annotated[bytes, msgspec.Meta(max_length=MAX_DESIRED_VALUE_BYTES)]
 Signature = Annotated[bytes, msgspec.Meta(max_length=256)]
 Hash = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 
@@ -110,8 +106,8 @@ class DesiredRoot(Message, frozen=True, tag=52):
 class DesiredDigests(Message, frozen=True, tag=53):
     """All keys of the sender in (first, last], an empty `last` meaning no end."""
 
-    first: Annotated[str, msgspec.Meta(max_length=MAX_KEY_LENGTH)]
-    last: Annotated[str, msgspec.Meta(max_length=MAX_KEY_LENGTH)]
+    first: Annotated[str, msgspec.Meta(max_length=MAX_DESIRED_KEY_LENGTH)]
+    last: Annotated[str, msgspec.Meta(max_length=MAX_DESIRED_KEY_LENGTH)]
     keys: tuple[KeyDigest, ...]
     current: bool
 
@@ -147,14 +143,14 @@ def entry_notes(entries: Iterable[Entry]) -> Iterator[DesiredEntries]:
 def digest_notes(digests: list[KeyDigest], *, current: bool) -> Iterator[DesiredDigests]:
     """Cut all digests, sorted by key, into messages that together cover every key."""
     first = ""
-    for start in range(0, max(1, len(digests)), MAX_DIGESTS_PER_NOTE):
-        piece = tuple(digests[start : start + MAX_DIGESTS_PER_NOTE])
-        last = "" if start + MAX_DIGESTS_PER_NOTE >= len(digests) else piece[-1].key
+    for start in range(0, max(1, len(digests)), MAX_DESIRED_DIGESTS_PER_NOTE):
+        piece = tuple(digests[start : start + MAX_DESIRED_DIGESTS_PER_NOTE])
+        last = "" if start + MAX_DESIRED_DIGESTS_PER_NOTE >= len(digests) else piece[-1].key
         yield DesiredDigests(first, last, piece, current)
         first = last
 
 
 def want_notes(keys: list[str]) -> Iterator[DesiredWants]:
     """Cut keys into messages that fit a note each."""
-    for start in range(0, len(keys), MAX_DIGESTS_PER_NOTE):
-        yield DesiredWants(tuple(keys[start : start + MAX_DIGESTS_PER_NOTE]))
+    for start in range(0, len(keys), MAX_DESIRED_DIGESTS_PER_NOTE):
+        yield DesiredWants(tuple(keys[start : start + MAX_DESIRED_DIGESTS_PER_NOTE]))

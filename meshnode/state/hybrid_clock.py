@@ -8,21 +8,18 @@ with one field for the physical part, since only sends make stamps).
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-MAX_COUNTER: Final = 2**32 - 1
-"""Stamps within one millisecond. A peer's counter beyond it is no stamp, and ours never gets there."""
-
-_MAX_WALL_MS: Final = 2**53  # what every language represents exactly; the year 287,396
+from meshnode.limits import MAX_STAMP_COUNTER, MAX_STAMP_WALL_MS
 
 
 class Stamp(NamedTuple):
     """A point in hybrid time, ordered by its fields."""
 
-    wall_ms: Annotated[int, msgspec.Meta(ge=0, le=_MAX_WALL_MS)]
-    counter: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
+    wall_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_STAMP_WALL_MS)]
+    counter: Annotated[int, msgspec.Meta(ge=0, le=MAX_STAMP_COUNTER)]
 
 
 class HybridClock:
@@ -41,7 +38,7 @@ class HybridClock:
         """Return a new stamp, greater than all before, at `wall_ms` where that is possible."""
         if wall_ms > self.last.wall_ms:
             self.last = Stamp(wall_ms, 0)
-        elif self.last.counter < MAX_COUNTER:
+        elif self.last.counter < MAX_STAMP_COUNTER:
             self.last = Stamp(self.last.wall_ms, self.last.counter + 1)
         else:
             self.last = Stamp(self.last.wall_ms + 1, 0)

@@ -41,15 +41,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_MEMBERS
 from meshnode.effects import Effect, Emit, SendNote, StartTimer
 from meshnode.errors import ProtocolError, TooLarge, UsageError
 from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
+from meshnode.limits import MAX_MEMBERS, MAX_OWNER_KEY_LENGTH, MAX_OWNER_KEYS, MAX_OWNER_VALUE_BYTES
 from meshnode.state.owner_copy import OwnerCopy
 from meshnode.state.owner_messages import (
-    MAX_KEY_LENGTH,
-    MAX_KEYS,
-    MAX_VALUE_BYTES,
     OWNER,
     Mark,
     OwnerDelta,
@@ -136,17 +133,17 @@ class OwnerStates:
         """
         if not key:
             raise UsageError("a key of the node's state cannot be empty")
-        if len(key) > MAX_KEY_LENGTH:
-            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_KEY_LENGTH}")
-        if len(value) > MAX_VALUE_BYTES:
+        if len(key) > MAX_OWNER_KEY_LENGTH:
+            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_OWNER_KEY_LENGTH}")
+        if len(value) > MAX_OWNER_VALUE_BYTES:
             raise TooLarge(
-                f"the value of {key!r} has {len(value)} bytes; at most {MAX_VALUE_BYTES}"
+                f"the value of {key!r} has {len(value)} bytes; at most {MAX_OWNER_VALUE_BYTES}"
             )
         values = self._own.values
         if values.get(key) == value:
             return []
-        if key not in values and len(values) >= MAX_KEYS:
-            raise TooLarge(f"this node has {MAX_KEYS} keys already")
+        if key not in values and len(values) >= MAX_OWNER_KEYS:
+            raise TooLarge(f"this node has {MAX_OWNER_KEYS} keys already")
         return self._write(key, value, now)
 
     def delete(self, key: str, now: float) -> list[Effect]:

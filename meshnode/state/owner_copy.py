@@ -19,13 +19,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from meshnode.state.owner_messages import (
-    MAX_KEYS,
-    Mark,
-    OwnerDelta,
-    OwnerEntry,
-    entry_pieces,
-)
+from meshnode.limits import MAX_OWNER_KEYS
+from meshnode.state.owner_messages import Mark, OwnerDelta, OwnerEntry, entry_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -139,7 +134,8 @@ class OwnerCopy:
             # Up to `complete` all is known: a key that is not held there was deleted long ago.
             if entry.version <= self.complete or (held is not None and entry.version <= held):
                 continue
-            if held is None and len(self._versions) >= 2 * MAX_KEYS:  # live ones and tombstones
+            # Live ones and tombstones.
+            if held is None and len(self._versions) >= 2 * MAX_OWNER_KEYS:
                 overfull = True
                 continue
             before.setdefault(entry.key, self._values.get(entry.key))
@@ -204,5 +200,5 @@ class OwnerCopy:
 
     def _bound_tombstones(self) -> None:
         """Drop the oldest tombstones of an owner that deletes more than an hour's worth."""
-        while len(self._reap_at) > MAX_KEYS:
+        while len(self._reap_at) > MAX_OWNER_KEYS:
             self._collect(next(iter(self._reap_at)))

@@ -19,35 +19,26 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
 
-from meshnode.config import KIB, MAX_META_BYTES
+from meshnode.limits import (
+    MAX_META_BYTES,
+    MAX_OWNER_DIGESTS_PER_NOTE,
+    MAX_OWNER_KEY_LENGTH,
+    MAX_OWNER_VALUE_BYTES,
+    MAX_OWNER_VERSION,
+)
 from meshnode.wire.codec import Codec, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-MAX_VALUE_BYTES: Final = 16 * KIB
-"""One value: a capability record or a model's metadata; four fit one note."""
-
-MAX_KEYS: Final = 4096
-"""Live keys of one owner: one per model that the mesh can hold (`config.MAX_MODELS`)."""
-
-MAX_KEY_LENGTH: Final = 256
-"""Characters of a key: a prefix, a model's name (128) and a version."""
-
-MAX_VERSION: Final = 2**53
-"""Versions and epochs: what JSON and every language represent exactly; no node counts so far."""
-
-MAX_DIGESTS_PER_NOTE: Final = 700
-"""Marks in one note: 85 bytes each at most."""
 
 _ROOM_BYTES: Final = MAX_META_BYTES - 64
 _DELTA_OVERHEAD_BYTES: Final = 128  # owner's id and five numbers
 _ENTRY_OVERHEAD_BYTES: Final = 24  # version and MessagePack's headers
 
 OwnerId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Version = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
-Key = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_LENGTH)]
-Value = Annotated[bytes, msgspec.Meta(max_length=MAX_VALUE_BYTES)]
+Version = Annotated[int, msgspec.Meta(ge=0, le=MAX_OWNER_VERSION)]
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_OWNER_KEY_LENGTH)]
+Value = Annotated[bytes, msgspec.Meta(max_length=MAX_OWNER_VALUE_BYTES)]
 
 
 class OwnerEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -159,9 +150,9 @@ def digest_notes(marks: Iterable[Mark]) -> Iterator[OwnerDigests]:
     """Cut all marks, sorted by owner, into messages that together cover every owner."""
     listed = list(marks)
     first = ""
-    for start in range(0, max(1, len(listed)), MAX_DIGESTS_PER_NOTE):
-        piece = tuple(listed[start : start + MAX_DIGESTS_PER_NOTE])
-        ends = start + MAX_DIGESTS_PER_NOTE >= len(listed)
+    for start in range(0, max(1, len(listed)), MAX_OWNER_DIGESTS_PER_NOTE):
+        piece = tuple(listed[start : start + MAX_OWNER_DIGESTS_PER_NOTE])
+        ends = start + MAX_OWNER_DIGESTS_PER_NOTE >= len(listed)
         last = "" if ends else piece[-1].owner
         yield OwnerDigests(first, last, piece)
         first = last
@@ -170,8 +161,8 @@ def digest_notes(marks: Iterable[Mark]) -> Iterator[OwnerDigests]:
 def want_notes(marks: Iterable[Mark]) -> Iterator[OwnerWants]:
     """Cut marks into messages that fit a note each."""
     listed = list(marks)
-    for start in range(0, len(listed), MAX_DIGESTS_PER_NOTE):
-        yield OwnerWants(tuple(listed[start : start + MAX_DIGESTS_PER_NOTE]))
+    for start in range(0, len(listed), MAX_OWNER_DIGESTS_PER_NOTE):
+        yield OwnerWants(tuple(listed[start : start + MAX_OWNER_DIGESTS_PER_NOTE]))
 
 
 def delta_notes(deltas: Iterable[OwnerDelta]) -> Iterator[OwnerDeltas]:

@@ -30,6 +30,9 @@ from meshnode.wire.messages import LoadReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from meshnode.gateway.protocols.caller import Caller
+    from meshnode.types import Buffer
+
 ME = NodeId("a" * 32)
 PEERS = {"beta": NodeId("b" * 32), "gamma": NodeId("c" * 32), "delta": NodeId("d" * 32)}
 
@@ -121,7 +124,7 @@ class FakeControl:
     def status(self) -> dict[str, Any]:
         if self.broken:
             raise ZeroDivisionError("a defect")
-        return {"id": ME, "name": "alpha"}
+        return {"id": ME, "name": "alpha", "pid": 7, "data_dir": "/home/ann/mesh"}
 
     def ready(self) -> tuple[bool, str]:
         return self.is_ready, "" if self.is_ready else "no mesh was joined yet"
@@ -163,6 +166,46 @@ class FakeControl:
 
     async def undeploy(self, name: str) -> None:
         self.calls.append(("undeploy", name))
+
+    def keys(self) -> list[dict[str, Any]]:
+        return [{"id": "k" * 16, "name": "phone"}]
+
+    def create_key(
+        self, name: str, scopes: list[str], ttl_s: int | None, caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("create_key", name, scopes, ttl_s, caller))
+        return {"name": name, "key": "mesh_..."}
+
+    def revoke_key(self, key: str, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("revoke_key", key, caller))
+        return {"name": key, "changed": True}
+
+    async def deploy_upload(
+        self, upload: str, name: str | None, replicas: int | None, on: list[str], caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("deploy_upload", upload, name, replicas, on, caller))
+        return {"name": name or "digits", "versions": [1], "replicas": []}
+
+    async def begin_upload(self, files: list[tuple[str, int]], caller: Caller) -> dict[str, Any]:
+        self.calls.append(("begin_upload", files, caller))
+        return {"id": "u1", "piece_bytes": 8}
+
+    def upload(self, upload: str, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("upload", upload, caller))
+        return {"id": upload}
+
+    async def take_piece(
+        self, upload: str, index: int, offset: int, data: Buffer, caller: Caller
+    ) -> int:
+        self.calls.append(("take_piece", upload, index, offset, bytes(data), caller))
+        return offset + len(data)
+
+    async def drop_upload(self, upload: str, caller: Caller) -> None:
+        self.calls.append(("drop_upload", upload, caller))
+
+    def shutdown(self, leave: bool) -> dict[str, Any]:
+        self.calls.append(("shutdown", leave))
+        return {"pid": 7, "leave": leave}
 
     def metrics(self) -> Iterable[Metric]:
         counter = Counter("meshnode_links_lost", "Links lost.", ("peer",))
@@ -261,4 +304,4 @@ def control(manifest: Manifest) -> FakeControl:
 
 @pytest.fixture
 def dispatcher(pipeline: Pipeline, control: FakeControl, metrics: GatewayMetrics) -> Dispatcher:
-    return Dispatcher(pipeline, control, metrics, privileged=False)
+    return Dispatcher(pipeline, control, metrics)

@@ -15,18 +15,20 @@ from meshnode.errors import (
     ModelError,
     ModelNotFound,
     NoReplica,
+    TooLarge,
 )
 from meshnode.gateway import dispatch as dispatch_module
-from meshnode.gateway.dispatch import Dispatcher
+from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.status import HttpRefusal
-from meshnode.types import InferResponse, ResponsePart
+from meshnode.limits import UPLOAD_PIECE_BYTES
+from meshnode.types import InferResponse, ResponsePart, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshnode.gateway.dispatch import Dispatcher
     from meshnode.gateway.metrics import GatewayMetrics
-    from meshnode.gateway.pipeline import Pipeline
     from meshnode.models.manifest import Manifest
 
 GOOD = json.dumps(
@@ -34,15 +36,12 @@ GOOD = json.dumps(
 ).encode()
 
 
-@pytest.fixture
-def owner(pipeline: Pipeline, control: Any, metrics: GatewayMetrics) -> Dispatcher:
-    """The dispatcher of the control socket."""
-    return Dispatcher(pipeline, control, metrics, privileged=True)
-
-
-async def ask(dispatcher: Dispatcher, method: str, path: str, body: bytes = b"") -> HttpResponse:
-    found = dispatcher.match(method, path)
-    reply = found.answer(HttpRequest(method, path, "", {}, body), "id-1")
+async def ask(
+    dispatcher: Dispatcher, method: str, path: str, body: bytes = b"", caller: Caller = OWNER
+) -> HttpResponse:
+    found = dispatcher.match(method, path.partition("?")[0])
+    path, _, query = path.partition("?")
+    reply = found.answer(HttpRequest(method, path, query, {}, body, caller), "id-1")
     if isinstance(reply, HttpResponse):
         return reply
     assert inspect.isawaitable(reply)
@@ -53,6 +52,20 @@ async def body_of(dispatcher: Dispatcher, method: str, path: str, body: bytes = 
     response = await ask(dispatcher, method, path, body)
     assert isinstance(response.body, bytes)
     return json.loads(response.body)
+
+
+@pytest.mark.parametrize(
+    ("caller", "sees_paths"),
+    [(OWNER, True), (Caller(Scope.ADMIN), True), (Caller(Scope.DEPLOY), False), (LOCAL, False)],
+)
+async def test_where_a_node_keeps_its_files_is_told_to_admins_only(
+    dispatcher: Dispatcher, caller: Caller, sees_paths: bool
+) -> None:
+    response = await ask(dispatcher, "GET", "/mesh/v1/status", caller=caller)
+    assert isinstance(response.body, bytes)
+    document = json.loads(response.body)
+    assert document["name"] == "alpha"
+    assert ("data_dir" in document, "pid" in document) == (sees_paths, sees_paths)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +201,21 @@ async def test_inference_at_once_and_later_answers_the_same(
     assert json.loads(answers[0])["outputs"][0]["data"] == [1, 2, 3, 4]
 
 
+async def test_a_callers_trace_is_taken_over_and_a_malformed_one_is_none(
+    dispatcher: Dispatcher, serve: Callable[..., None], local: Any
+) -> None:
+    serve()
+    found = dispatcher.match("POST", "/v2/models/digits/infer")
+    for header in (f"00-{'a' * 32}-{'b' * 16}-01", "malformed", None):
+        headers = {} if header is None else {"traceparent": header}
+        found.answer(HttpRequest("POST", "", "", headers, GOOD, OWNER), "id-1")
+    taken, begun, none = [request.trace for request in local.requests]
+    assert (taken.trace_id, taken.parent_id, taken.flags) == ("a" * 32, "b" * 16, "01")
+    assert begun.trace_id != "a" * 32
+    assert begun.parent_id == ""
+    assert none is None  # nobody else hears of it
+
+
 async def test_a_stream_of_one_part_answers_too_and_a_longer_one_is_an_error(
     dispatcher: Dispatcher, serve: Callable[..., None], peers: Any
 ) -> None:
@@ -230,43 +258,31 @@ async def test_errors_of_inference_reach_the_caller_and_the_counters(
 def test_the_memory_of_matched_paths_is_bounded(
     dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch_module, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(dispatch_module, "MAX_REMEMBERED_PATHS", 3)
     for number in range(10):
         first = dispatcher.match("POST", f"/v2/models/m{number}/infer")
         assert dispatcher.match("POST", f"/v2/models/m{number}/infer") is first
     assert len(dispatcher._remembered) <= 3
-    assert repr(dispatcher) == "<Dispatcher, read and infer only>"
+    assert repr(dispatcher).startswith("<Dispatcher of ")
 
 
 # Changes.
 
-CHANGES = [
-    ("POST", "/mesh/v1/invites"),
-    ("POST", "/mesh/v1/deployments"),
-    ("DELETE", "/mesh/v1/deployments/digits"),
-]
 
-
-@pytest.mark.parametrize(("method", "path"), CHANGES)
-async def test_the_gateway_changes_nothing_and_reads_no_body_for_it(
-    dispatcher: Dispatcher, control: Any, method: str, path: str
+async def test_the_owner_invites_deploys_and_undeploys(
+    dispatcher: Dispatcher, control: Any
 ) -> None:
-    assert not dispatcher.match(method, path).takes_body
-    with pytest.raises(Forbidden, match="meshnode command on its machine"):
-        await ask(dispatcher, method, path, b"{}")
-    assert control.calls == []
-
-
-async def test_the_owner_invites_deploys_and_undeploys(owner: Dispatcher, control: Any) -> None:
-    assert (await body_of(owner, "POST", "/mesh/v1/invites", b'{"ttl_s":60}'))[
+    assert (await body_of(dispatcher, "POST", "/mesh/v1/invites", b'{"ttl_s":60}'))[
         "invite"
     ] == "mesh1abc"
-    await ask(owner, "POST", "/mesh/v1/invites")
+    await ask(dispatcher, "POST", "/mesh/v1/invites")
     deployment = {"path": "/models/digits", "name": "d", "replicas": 2, "on": ["alpha"]}
-    response = await ask(owner, "POST", "/mesh/v1/deployments", json.dumps(deployment).encode())
+    response = await ask(
+        dispatcher, "POST", "/mesh/v1/deployments", json.dumps(deployment).encode()
+    )
     assert response.status == 202
-    await ask(owner, "POST", "/mesh/v1/deployments", b'{"path":"x.onnx","name":null}')
-    assert await body_of(owner, "DELETE", "/mesh/v1/deployments/digits") == {"name": "digits"}
+    await ask(dispatcher, "POST", "/mesh/v1/deployments", b'{"path":"x.onnx","name":null}')
+    assert await body_of(dispatcher, "DELETE", "/mesh/v1/deployments/digits") == {"name": "digits"}
     assert control.calls == [
         ("invite", 60),
         ("invite", 86400),
@@ -274,7 +290,6 @@ async def test_the_owner_invites_deploys_and_undeploys(owner: Dispatcher, contro
         ("deploy", "x.onnx", None, None, []),
         ("undeploy", "digits"),
     ]
-    assert repr(owner) == "<Dispatcher, privileged>"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +302,14 @@ async def test_the_owner_invites_deploys_and_undeploys(owner: Dispatcher, contro
         ("invites", b"[]", "Expected `object`"),
         ("invites", b"{", "truncated"),
         ("invites", b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}", "recursion"),
-        ("deployments", b"", "missing required field `path`"),
+        ("deployments", b"", "either an upload, or a path"),
+        ("deployments", b'{"path":"a","upload":"b"}', "either an upload, or a path"),
+        ("keys", b"{}", "missing required field `name`"),
+        ("keys", b'{"name":"a","scope":"admin"}', "unknown field `scope`"),
+        ("keys", b'{"name":"a","scopes":"admin"}', "Expected `array`"),
+        ("uploads", b'{"files":[]}', "length >= 1"),
+        ("uploads", b'{"files":[{"path":"a","size_bytes":-1}]}', ">= 0"),
+        ("uploads", b'{"files":["a"]}', "Expected `object`"),
         ("deployments", b'{"path":""}', "length >= 1"),
         ("deployments", b'{"path":"a\\u0000b"}', "NUL"),
         ("deployments", b'{"path":"\xff"}', "utf-8"),
@@ -296,17 +318,93 @@ async def test_the_owner_invites_deploys_and_undeploys(owner: Dispatcher, contro
     ],
 )
 async def test_bad_changes_are_explained(
-    owner: Dispatcher, control: Any, path: str, body: bytes, sentence: str
+    dispatcher: Dispatcher, control: Any, path: str, body: bytes, sentence: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await ask(owner, "POST", f"/mesh/v1/{path}", body)
+        await ask(dispatcher, "POST", f"/mesh/v1/{path}", body)
     assert sentence in str(caught.value)
     assert control.calls == []
 
 
-async def test_names_of_deployments_are_names_of_models(owner: Dispatcher, control: Any) -> None:
+async def test_names_of_deployments_are_names_of_models(
+    dispatcher: Dispatcher, control: Any
+) -> None:
     with pytest.raises(ModelError):
-        await ask(owner, "POST", "/mesh/v1/deployments", b'{"path":"a","name":"../b"}')
+        await ask(dispatcher, "POST", "/mesh/v1/deployments", b'{"path":"a","name":"../b"}')
     with pytest.raises(ModelError):
-        await ask(owner, "DELETE", "/mesh/v1/deployments/%2e%2e%2fetc")
+        await ask(dispatcher, "DELETE", "/mesh/v1/deployments/%2e%2e%2fetc")
     assert control.calls == []
+
+
+CI = Caller(Scope.DEPLOY, "k" * 16, "ci")
+
+
+async def test_who_is_not_the_owner_deploys_uploads_and_no_paths(
+    dispatcher: Dispatcher, control: Any
+) -> None:
+    with pytest.raises(Forbidden, match="only the owner of this node may deploy a path"):
+        await ask(dispatcher, "POST", "/mesh/v1/deployments", b'{"path":"/etc"}', CI)
+    files = b'{"files":[{"path":"a/1/model.onnx","size_bytes":3}]}'
+    assert (await ask(dispatcher, "POST", "/mesh/v1/uploads", files, CI)).status == 201
+    sent = await ask(dispatcher, "PUT", "/mesh/v1/uploads/u1/0?offset=2", b"xyz", CI)
+    assert sent.body == b'{"received_bytes":5}'
+    assert (await ask(dispatcher, "GET", "/mesh/v1/uploads/u1", b"", CI)).status == 200
+    wish = b'{"upload":"u1","name":"d","replicas":2}'
+    assert (await ask(dispatcher, "POST", "/mesh/v1/deployments", wish, CI)).status == 202
+    assert (await ask(dispatcher, "DELETE", "/mesh/v1/uploads/u1", b"", CI)).status == 200
+    assert control.calls == [
+        ("begin_upload", [("a/1/model.onnx", 3)], CI),
+        ("take_piece", "u1", 0, 2, b"xyz", CI),
+        ("upload", "u1", CI),
+        ("deploy_upload", "u1", "d", 2, [], CI),
+        ("drop_upload", "u1", CI),
+    ]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?", "?offset", "?offset=", "?offset=-1", "?offset=1x", "?offset=" + "9" * 30,
+              "?at=1", "?offset=1&offset=2", "?offset=١"]
+)  # fmt: skip
+async def test_a_piece_says_where_it_begins(
+    dispatcher: Dispatcher, control: Any, query: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="offset=NUMBER"):
+        await ask(dispatcher, "PUT", f"/mesh/v1/uploads/u1/0{query}", b"x")
+    assert control.calls == []
+
+
+async def test_a_piece_has_a_limit(dispatcher: Dispatcher, control: Any) -> None:
+    piece = bytes(UPLOAD_PIECE_BYTES + 1)
+    with pytest.raises(TooLarge, match=str(UPLOAD_PIECE_BYTES)):
+        await ask(dispatcher, "PUT", "/mesh/v1/uploads/u1/0?offset=0", piece)
+    assert control.calls == []
+
+
+@pytest.mark.parametrize("index", ["x", "-1", "1/2", "١", "1" * 10, ""])
+def test_files_of_an_upload_are_numbered(dispatcher: Dispatcher, index: str) -> None:
+    with pytest.raises(HttpRefusal) as caught:
+        dispatcher.match("PUT", f"/mesh/v1/uploads/u1/{index}")
+    assert caught.value.status == 404
+
+
+async def test_keys_are_made_listed_and_revoked(dispatcher: Dispatcher, control: Any) -> None:
+    admin = Caller(Scope.ADMIN, "a" * 16, "boss")
+    made = await ask(dispatcher, "POST", "/mesh/v1/keys", b'{"name":"phone"}', admin)
+    assert made.status == 201
+    assert (await body_of(dispatcher, "GET", "/mesh/v1/keys"))[0]["name"] == "phone"
+    await ask(dispatcher, "DELETE", "/mesh/v1/keys/phone", b"", admin)
+    assert control.calls == [
+        ("create_key", "phone", ["infer"], None, admin),
+        ("revoke_key", "phone", admin),
+    ]
+
+
+async def test_the_owner_ends_the_daemon(dispatcher: Dispatcher, control: Any) -> None:
+    assert (await ask(dispatcher, "POST", "/mesh/v1/shutdown", b'{"leave":true}')).status == 202
+    assert control.calls == [("shutdown", True)]
+
+
+def test_what_is_not_a_models_path_is_not_remembered(dispatcher: Dispatcher) -> None:
+    for number in range(10):
+        dispatcher.match("PUT", f"/mesh/v1/uploads/u{number}/0")
+    assert not dispatcher._remembered

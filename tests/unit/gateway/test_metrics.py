@@ -28,7 +28,7 @@ def test_prometheus_reads_counters_gauges_and_histograms() -> None:
     counter.add(('a"b\\c\nd',), 2)
     gauge = Gauge("meshnode_y", "A gauge.")
     gauge.set((), 1.5)
-    found = samples(exposition([*metrics, counter, gauge]))
+    found = samples(exposition([*metrics, counter, gauge])[0])
     assert found["meshnode_requests_total", "digits", "ok"] == 3
     assert found["meshnode_requests_total", "digits", "no_replica"] == 1
     assert found["meshnode_request_duration_seconds_count", "digits"] == 3

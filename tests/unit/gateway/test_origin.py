@@ -86,3 +86,31 @@ def test_the_memory_of_valid_hosts_is_bounded() -> None:
     assert len(policy._remembered) == 64
     assert "127.0.0.1" in repr(policy)
     assert "any address" in repr(OriginPolicy("::"))
+
+
+def test_only_loopback_names_are_local() -> None:
+    policy = OriginPolicy("0.0.0.0", ["mesh.example.com"])
+    for _ in range(2):  # remembered, too
+        for host in ("127.0.0.1:8470", "localhost", "[::1]", "[::ffff:127.0.0.1]:1"):
+            assert policy.check(host, None) is True
+        for host in ("192.168.1.5:8470", "mesh.example.com", "[2001:db8::1]", "0.0.0.0"):
+            assert policy.check(host, None) is False
+
+
+def test_allowed_names_are_exact() -> None:
+    policy = OriginPolicy("127.0.0.1", ["Mesh.Example.com", "192.0.2.7"])
+    for host in ("mesh.example.com", "MESH.example.com:443", "192.0.2.7:80"):
+        policy.check(host, None)
+    for host in ("example.com", "a.mesh.example.com", "mesh.example.com.evil.org", "192.0.2.8"):
+        with pytest.raises(Forbidden, match="--allow-host"):
+            policy.check(host, None)
+
+
+def test_a_proxys_page_may_come_by_https_and_without_its_port() -> None:
+    policy = OriginPolicy("127.0.0.1", ["mesh.example.com"])
+    policy.check("mesh.example.com", "https://mesh.example.com")
+    policy.check("mesh.example.com:8470", "https://mesh.example.com")
+    policy.check("127.0.0.1:8470", "https://mesh.example.com")
+    for origin in ("http://mesh.example.com:1", "https://mesh.example.com.evil.org", "https://"):
+        with pytest.raises(Forbidden, match="origins"):
+            policy.check("mesh.example.com", origin)

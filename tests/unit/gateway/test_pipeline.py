@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from meshnode.errors import (
     InferenceFailed,
     InvalidRequest,
     LinkLost,
+    MeshError,
     ModelNotFound,
     NoReplica,
     NotServing,
@@ -23,6 +25,7 @@ from meshnode.gateway import pipeline as pipeline_module
 from meshnode.gateway.pipeline import Answered, Pipeline
 from meshnode.models.manifest import TensorSpec
 from meshnode.routing.table import Goal
+from meshnode.tracing import Trace
 from meshnode.types import DataType, InferRequest, InferResponse, NodeId, ResponsePart, Tensor
 
 if TYPE_CHECKING:
@@ -100,6 +103,19 @@ async def test_an_inline_model_that_raises_is_not_tried_elsewhere(
     assert peers.calls == []
 
 
+@pytest.mark.parametrize("refusal", [NotServing("paused"), Saturated("out of memory")])
+async def test_an_inline_model_of_a_node_that_refuses_for_now_is_run_elsewhere(
+    pipeline: Pipeline, serve: Serve, local: Any, peers: Any, refusal: MeshError
+) -> None:
+    """As while its owner's memory limit is exceeded, or before it is known to be paused."""
+    serve()
+    serve("beta")
+    local.fail = refusal
+    answered = await pipeline.infer(ask())
+    assert "node=beta" in answered.route_header
+    assert [call[0] for call in peers.calls] == [BETA]
+
+
 async def test_the_inline_entry_goes_when_this_node_stops_serving(
     pipeline: Pipeline, serve: Serve, router: Router, local: Any, peers: Any
 ) -> None:
@@ -159,6 +175,29 @@ async def test_without_a_version_the_newest_ready_one_answers(
     assert (await pipeline.infer(ask())).response.version == 2
     assert (await pipeline.infer(ask(version=1))).response.version == 1
     assert [call[1].version for call in peers.calls] == [2]
+
+
+@pytest.mark.parametrize("trace", [Trace("a" * 32, "b" * 16, "c" * 16, "01"), None])
+async def test_all_tries_of_a_request_belong_to_one_span(
+    pipeline: Pipeline,
+    serve: Serve,
+    peers: Any,
+    caplog: pytest.LogCaptureFixture,
+    trace: Trace | None,
+) -> None:
+    caplog.set_level(logging.DEBUG, "meshnode")
+    serve("beta")
+    serve("gamma")
+    peers.script = {BETA: LinkLost("gone"), GAMMA: LinkLost("gone")}
+    with pytest.raises(NoReplica):
+        await pipeline.infer(ask(request_id="r1", trace=trace))
+    (sent,) = {call[1].trace for call in peers.calls}
+    assert trace in (None, sent)
+    assert len(caplog.records) == len(peers.calls) + 1
+    for record in caplog.records:
+        fields = vars(record)
+        assert (fields["request_id"], fields["trace_id"]) == ("r1", sent.trace_id)
+        assert (fields["span_id"], fields["parent_id"]) == (sent.span_id, sent.parent_id)
 
 
 async def test_an_older_version_takes_over_when_the_newest_loses_its_last_replica(
@@ -366,7 +405,7 @@ async def test_too_many_requests_at_once_are_refused(
     pipeline: Pipeline, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve("beta")
-    monkeypatch.setattr(pipeline_module, "MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr(pipeline_module, "MAX_REQUESTS_IN_FLIGHT", 0)
     with pytest.raises(Saturated, match="too many requests"):
         await pipeline.infer(ask())
 

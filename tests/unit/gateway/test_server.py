@@ -22,11 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meshnode.errors import ConfigError, NoReplica
 from meshnode.gateway import server as server_module
+from meshnode.gateway.access import ChannelAccess, GatewayAccess
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.server import HttpServer
 from meshnode.routing.table import Goal
-from meshnode.types import Address, InferResponse, ResponsePart, Tensor
+from meshnode.types import Address, InferResponse, ResponsePart, Scope, Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +95,8 @@ class Client:
 async def server(
     dispatcher: Dispatcher, metrics: GatewayMetrics
 ) -> AsyncIterator[tuple[HttpServer, Address]]:
-    gateway = HttpServer(dispatcher, metrics, OriginPolicy("127.0.0.1"), grace_s=0.1)
+    access = GatewayAccess(OriginPolicy("127.0.0.1"), lambda _: None)
+    gateway = HttpServer(dispatcher, metrics, access, grace_s=0.1)
     address = await gateway.listen_tcp(Address("127.0.0.1", 0))
     yield gateway, address
     await gateway.stop()
@@ -205,7 +207,8 @@ async def test_metrics_are_what_prometheus_reads(client: Client, serve: Serve) -
         ("GET", "/v2/models/digits/versions/x", 400, {}),
         ("DELETE", "/v2", 405, {"allow": "GET, HEAD"}),
         ("GET", INFER, 405, {"allow": "POST"}),
-        ("POST", "/mesh/v1/invites", 403, {}),
+        ("POST", "/mesh/v1/invites", 401, {"www-authenticate": 'Bearer realm="meshnode"'}),
+        ("POST", "/mesh/v1/shutdown", 403, {}),
         ("GET", "/mesh/v1/models/unknown", 404, {}),
         ("GET", "http://evil.example/v2", 404, {}),
     ],
@@ -306,7 +309,7 @@ async def test_a_line_end_in_a_header_never_reaches_the_wire(
     from meshnode.gateway.protocols.http import HttpResponse
 
     evil = HttpResponse(200, {"Mesh-Route": "a\r\nSet-Cookie: b"}, b"{}")
-    dispatcher._fixed["/evil"] = {"GET": Match(lambda _http, _id: evil)}
+    dispatcher._fixed["/evil"] = {"GET": Match(lambda _http, _id: evil, Scope.INFER)}
     reply = await client.ask("GET", "/evil")
     assert reply.status == 500
     assert "set-cookie" not in reply.headers
@@ -461,7 +464,7 @@ async def test_headers_are_bounded_one_by_one_and_together(connect: Any) -> None
 async def test_connections_beyond_the_limit_are_closed(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(server_module, "MAX_HTTP_CONNECTIONS", 1)
     first = await connect()
     assert (await first.ask("GET", "/healthz")).status == 200
     second = await connect()
@@ -630,6 +633,17 @@ async def test_a_taken_port_is_explained(dispatcher: Dispatcher, metrics: Gatewa
         await gateway.stop()
 
 
+async def test_a_name_is_listened_at_under_all_its_addresses(
+    dispatcher: Dispatcher, metrics: GatewayMetrics
+) -> None:
+    gateway = HttpServer(dispatcher, metrics, None)
+    address = await gateway.listen_tcp(Address("localhost", 0))
+    client = Client(*await asyncio.open_connection("127.0.0.1", address.port))
+    assert (await client.ask("GET", "/healthz")).status == 200
+    await client.close()
+    await gateway.stop()
+
+
 async def over_unix(path: Path) -> Client:
     return Client(*await asyncio.open_unix_connection(path))
 
@@ -638,7 +652,7 @@ async def test_the_control_socket_is_its_owners_and_takes_changes(
     pipeline: Pipeline, control: Any, metrics: GatewayMetrics, tmp_path: Path
 ) -> None:
     path = tmp_path / "control.sock"
-    owner = HttpServer(Dispatcher(pipeline, control, metrics, privileged=True), metrics, None)
+    owner = HttpServer(Dispatcher(pipeline, control, metrics), metrics, None)
     await owner.listen_unix(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     client = await over_unix(path)
@@ -648,7 +662,7 @@ async def test_the_control_socket_is_its_owners_and_takes_changes(
     reply = await client.ask("POST", "/mesh/v1/invites", b"{}"[:1])
     assert (reply.status, reply.json["code"]) == (400, "invalid_request")
     await client.close()
-    second = HttpServer(Dispatcher(pipeline, control, metrics, privileged=True), metrics, None)
+    second = HttpServer(Dispatcher(pipeline, control, metrics), metrics, None)
     with pytest.raises(ConfigError, match="another daemon is running"):
         await second.listen_unix(path)
     await second.stop()
@@ -661,7 +675,7 @@ async def test_a_socket_left_by_a_crash_is_replaced_and_other_files_are_not(
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    server = HttpServer(Dispatcher(pipeline, control, metrics, privileged=True), metrics, None)
+    server = HttpServer(Dispatcher(pipeline, control, metrics), metrics, None)
     await server.listen_unix(path)
     client = await over_unix(path)
     assert (await client.ask("GET", "/healthz")).status == 200
@@ -770,11 +784,15 @@ async def test_a_small_binary_answer_to_a_client_that_leaves(client: Client, ser
 async def test_an_entrance_with_a_token_refuses_everything_without_it(
     dispatcher: Dispatcher, metrics: GatewayMetrics
 ) -> None:
-    guarded = HttpServer(dispatcher, metrics, None, authorizes=lambda value: value == "Bearer t")
+    access = ChannelAccess(OriginPolicy("127.0.0.1"), lambda value: value == "Bearer t")
+    guarded = HttpServer(dispatcher, metrics, access)
     address = await guarded.listen_tcp(Address("127.0.0.1", 0))
     client = Client(*await asyncio.open_connection(*address))
     assert (await client.ask("GET", "/healthz")).status == 403
     assert (await client.ask("GET", "/healthz", Authorization="Bearer t")).status == 200
+    with_token: dict[str, str | None] = {"Authorization": "Bearer t"}
+    assert (await client.ask("POST", "/mesh/v1/invites", b"{}", **with_token)).status == 200
+    assert (await client.ask("GET", "/healthz", Host="evil.example", **with_token)).status == 403
     assert "HttpServer" in repr(guarded)
     await client.close()
     await guarded.stop()

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from meshnode.errors import InvalidRequest, ModelError
+from meshnode.limits import MAX_MODEL_FILES
 from meshnode.models.manifest import (
-    MAX_FILES,
     FileEntry,
     Manifest,
     TensorSpec,
@@ -90,7 +90,7 @@ FILE = MANIFEST.files[0]
         (but(model="../m"), "cannot be a model's name"),
         (but(version=0), "version 0"),
         (but(version=2**63), "not a positive integer"),
-        (but(files=(FILE,) * (MAX_FILES + 1)), "files; at most"),
+        (but(files=(FILE,) * (MAX_MODEL_FILES + 1)), "files; at most"),
         (but(files=(FileEntry("../x", 1, b"\0" * 32),)), "not a plain relative path"),
         (but(files=(FileEntry("x", -1, b"\0" * 32),)), "no valid size"),
         (but(files=(FileEntry("x", 1, b"\0" * 31),)), "no valid size or SHA-256"),

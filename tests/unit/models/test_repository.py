@@ -220,7 +220,7 @@ def test_limits_hold(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -
     write_model("a")
     repo = write_model("b")
     (repo / "b" / "1" / "extra").write_bytes(b"123")
-    monkeypatch.setattr(repository, "MAX_FILES", 1)
+    monkeypatch.setattr(repository, "MAX_MODEL_FILES", 1)
     assert "version 1 has more than 1 files" in one(repo / "b").error
     monkeypatch.setattr(repository, "MAX_MODEL_FILE_BYTES", 2)
     assert "'extra' is larger than 2 bytes" in " ".join(one(repo / "b").warnings)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from meshnode.config import MAX_BODY_BYTES
 from meshnode.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -19,6 +18,7 @@ from meshnode.errors import (
     NotServing,
     Saturated,
 )
+from meshnode.limits import MAX_BODY_BYTES
 from meshnode.models.manifest import Manifest, TensorSpec
 from meshnode.models.publish import describe
 from meshnode.models.repository import scan

@@ -10,15 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_META_BYTES, MAX_MODELS
 from meshnode.effects import Effect, Emit, Persist, SendNote, StartTimer
 from meshnode.errors import ConfigError, TooLarge, UsageError
 from meshnode.events import Leave, LinkDown, LinkUp, NoteReceived, Start, TimerFired
+from meshnode.limits import (
+    MAX_DESIRED_DIGESTS_PER_NOTE,
+    MAX_META_BYTES,
+    MAX_MODELS,
+    MAX_STAMP_COUNTER,
+)
 from meshnode.state.config import DesiredConfig
 from meshnode.state.desired import DesiredState, DesiredSyncDue
 from meshnode.state.desired_messages import (
     DESIRED,
-    MAX_DIGESTS_PER_NOTE,
     DesiredDigests,
     DesiredEntries,
     DesiredRoot,
@@ -30,7 +34,7 @@ from meshnode.state.desired_messages import (
     want_notes,
 )
 from meshnode.state.desired_store import pack, unpack
-from meshnode.state.hybrid_clock import MAX_COUNTER, HybridClock, Stamp
+from meshnode.state.hybrid_clock import HybridClock, Stamp
 from meshnode.state.revisions import Revisions
 from meshnode.types import Address, NodeId
 
@@ -255,7 +259,7 @@ def test_stamps_never_go_back_and_follow_the_wall_clock() -> None:
     clock.see(Stamp(4000, 9))
     assert clock.tick(3000) == (5000, 8)
     assert clock.tick(6000) == (6000, 0)
-    clock.see(Stamp(6000, MAX_COUNTER))
+    clock.see(Stamp(6000, MAX_STAMP_COUNTER))
     assert clock.tick(6000) == (6001, 0)
     assert repr(clock) == "<HybridClock at 6001 ms + 0>"
 
@@ -435,7 +439,7 @@ def test_only_a_node_in_contact_drops_old_tombstones() -> None:
 def test_everything_large_is_split_to_fit_notes() -> None:
     digests = [
         KeyDigest(f"{i:03}" + "\U0001f600" * 253, bytes(8))
-        for i in range(2 * MAX_DIGESTS_PER_NOTE + 1)
+        for i in range(2 * MAX_DESIRED_DIGESTS_PER_NOTE + 1)
     ]
     notes: list[Message] = list(digest_notes(digests, current=True))
     assert len(notes) == 3

@@ -8,16 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_MEMBERS, MAX_META_BYTES
 from meshnode.effects import Effect, Emit, SendNote, StartTimer
 from meshnode.errors import TooLarge, UsageError
 from meshnode.events import Leave, LinkDown, LinkUp, NoteReceived, Start, TimerFired
+from meshnode.limits import MAX_MEMBERS, MAX_META_BYTES, MAX_OWNER_DIGESTS_PER_NOTE, MAX_OWNER_KEYS
 from meshnode.state.config import OwnerConfig
 from meshnode.state.owner import OwnerFlushDue, OwnerReapDue, OwnerStates, OwnerSyncDue
 from meshnode.state.owner_copy import OwnerCopy
 from meshnode.state.owner_messages import (
-    MAX_DIGESTS_PER_NOTE,
-    MAX_KEYS,
     OWNER,
     Mark,
     OwnerDelta,
@@ -107,7 +105,7 @@ def test_an_oversize_entry_is_refused_and_changes_nothing(
 
 def test_keys_per_owner_are_limited_but_old_ones_can_change() -> None:
     core = states()
-    for i in range(MAX_KEYS):
+    for i in range(MAX_OWNER_KEYS):
         core.set(f"k{i}", b"1", 0.0)
     with pytest.raises(TooLarge, match="4096 keys"):
         core.set("one more", b"1", 0.0)
@@ -195,13 +193,13 @@ def test_a_copy_too_old_for_the_tombstones_is_sent_a_snapshot() -> None:
 
 def test_more_deletions_than_can_be_remembered_still_reach_everybody() -> None:
     owner, other = states(A, 1, B), states(B)
-    for i in range(MAX_KEYS):
+    for i in range(MAX_OWNER_KEYS):
         owner.set(f"k{i}", b"1", 0.0)
     owner.handle(TimerFired(OwnerFlushDue(1)), 0.0)
     for _, message in sent(owner.handle(note(B, OwnerWants((Mark("a", 0, 0),))), 0.0)):
         other.handle(note(A, message), 0.0)
-    assert len(other.entries(A)) == MAX_KEYS
-    for i in range(MAX_KEYS):
+    assert len(other.entries(A)) == MAX_OWNER_KEYS
+    for i in range(MAX_OWNER_KEYS):
         owner.delete(f"k{i}", 1.0)
     owner.set("again", b"1", 1.0)
     owner.delete("again", 1.0)  # one tombstone too many: the oldest goes
@@ -212,12 +210,12 @@ def test_more_deletions_than_can_be_remembered_still_reach_everybody() -> None:
 
 def test_an_owner_with_too_many_keys_is_refused_beyond_the_limit() -> None:
     core = states()
-    entries = [OwnerEntry(f"k{i}", i + 1, b"") for i in range(2 * MAX_KEYS + 1)]
+    entries = [OwnerEntry(f"k{i}", i + 1, b"") for i in range(2 * MAX_OWNER_KEYS + 1)]
     effects: list[Effect] = []
     for start in range(0, len(entries), 1000):
         piece = entries[start : start + 1000]
         effects = core.handle(note(B, delta("b", 1, start, start + len(piece), *piece)), 0.0)
-    assert len(core.entries(B)) == 2 * MAX_KEYS
+    assert len(core.entries(B)) == 2 * MAX_OWNER_KEYS
     assert "too many keys" in emitted(effects, "state.refused")[0].detail
 
 
@@ -354,7 +352,9 @@ def test_wants_for_the_unknown_and_the_known_are_not_answered() -> None:
 
 
 def test_large_digests_and_wants_are_split_and_cover_everybody() -> None:
-    marks = [Mark("é" * 27 + f"{i:010}", 2**50, 2**50) for i in range(2 * MAX_DIGESTS_PER_NOTE + 1)]
+    marks = [
+        Mark("é" * 27 + f"{i:010}", 2**50, 2**50) for i in range(2 * MAX_OWNER_DIGESTS_PER_NOTE + 1)
+    ]
     notes = list(digest_notes(marks))
     assert len(notes) == 3
     assert all(len(OWNER.encode(message)) <= MAX_META_BYTES for message in notes)

@@ -1,0 +1,313 @@
+"""Who may call a gateway: decided before anything else of a request is looked at.
+
+    Host, Origin ── foreign ──> 403
+        │ ours
+    a key came with it ── valid ──> the key's caller, with its scope
+        │        └── wrong, expired, revoked ──> 401; 429 where that source did so too often
+        │ none
+    peer and Host are loopback, and nothing was forwarded ──> LOCAL: infers and reads
+        │ otherwise
+       401
+
+Then `require` compares what the caller may with what the route needs.
+
+A proxy on this machine makes everybody's requests come from loopback. That it is one shows in the
+headers that proxies add, or in a Host that is not loopback; such a request needs a key like any other
+from elsewhere. A proxy that does neither (nginx, unless it is told to) makes strangers look local.
+
+Where no key is needed, what does not even look like one is ignored: some clients always send one.
+
+A key is found by the id that is part of its text and compared by SHA-256 in constant time; a wrong
+id costs the same comparison. A valid key always passes: guesses from the same address (a proxy's, a
+household's) must not lock it out, and no rate of guessing finds 256 bits. Nothing is remembered of
+a key but what its entry says at this moment, so revocation and expiry count from the next request.
+
+The table of sources with wrong keys is bounded. A source's count refills with time and its row goes
+when it is full again; where no row is free, sources share one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
+
+from meshnode.errors import Forbidden, Throttled, Unauthenticated
+from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
+from meshnode.gateway.protocols.origin import is_loopback_host
+from meshnode.limits import (
+    KEY_FAILURE_REFILL_S,
+    MAX_KEY_FAILURES,
+    MAX_KEY_LENGTH,
+    MAX_REMEMBERED_HOSTS,
+    MAX_THROTTLED_SOURCES,
+)
+from meshnode.state.api_keys import hash_of, id_in
+from meshnode.trust.records import rfc3339
+from meshnode.types import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshnode.gateway.protocols.origin import OriginPolicy
+    from meshnode.state.api_keys import ApiKey
+
+_NO_DIGEST: Final = bytes(32)  # no SHA-256 of anything that is known
+_SHARED: Final = ""  # the source of all that have no row of their own
+_BY_NAME: Final = frozenset(
+    {b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip"}
+    | {b"cf-connecting-ip", b"fastly-client-ip"}
+)
+
+
+class Approach(NamedTuple):
+    """What shows who sent a request.
+
+    Attributes:
+        peer: The address at the other end of the connection; empty if there is none.
+        host: The Host header.
+        origin: The Origin header.
+        authorization: The Authorization header.
+        api_key: The X-API-Key header.
+        header_names: The names of all headers as they were sent, a line each.
+    """
+
+    peer: str
+    host: str | None = None
+    origin: str | None = None
+    authorization: str | None = None
+    api_key: str | None = None
+    header_names: bytes = b""
+
+
+class Access(Protocol):
+    """Decides at one entrance."""
+
+    def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:
+        """Say who asks.
+
+        Args:
+            approach: What shows it.
+            now: Monotonic seconds.
+            wall_s: Seconds since the Unix epoch.
+
+        Raises:
+            Forbidden: for a foreign Host or Origin.
+            Unauthenticated: without a valid key, where one is needed or one was shown.
+            Throttled: for a wrong key too many.
+        """
+        ...
+
+
+class GatewayAccess:
+    """The rule for a gateway on TCP; see the top of this module."""
+
+    def __init__(self, policy: OriginPolicy, find: Callable[[str], ApiKey | None]) -> None:
+        """Decide by these.
+
+        Args:
+            policy: The Host and Origin check.
+            find: Returns the key of an id, whatever its state, or None.
+        """
+        self._policy = policy
+        self._find = find
+        self._failures = _Failures()
+        self._callers: dict[str, tuple[ApiKey, Caller]] = {}
+        self._peers: dict[str, bool] = {}
+        self._direct: dict[bytes, bool] = {}
+
+    def __repr__(self) -> str:
+        return f"<GatewayAccess {self._policy!r} {self._failures!r}>"
+
+    def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:
+        """Say who asks; see `Access`."""
+        peer, host, origin, authorization, api_key, names = approach
+        is_local_host = self._policy.check(host, origin)
+        shown = authorization is not None or api_key is not None
+        text = _bearer(authorization) if authorization is not None else None
+        if text is None:
+            text = api_key
+        key_id = id_in(text) if text is not None and len(text) <= MAX_KEY_LENGTH else None
+        if key_id is None or text is None:
+            if is_local_host and self._is_loopback(peer) and self._is_direct(names):
+                return LOCAL
+            if not shown:
+                raise Unauthenticated(_NO_KEY)
+            self._refuse(peer, _NO_FORM if text is None else _NO_SUCH_KEY, now)
+        key = self._find(key_id)
+        expected = _NO_DIGEST if key is None else key.sha256
+        if not hmac.compare_digest(hash_of(text), expected) or key is None:
+            self._refuse(peer, _NO_SUCH_KEY, now)
+        flaw = _flaw(key, wall_s)
+        if flaw:
+            self._refuse(peer, flaw, now)
+        return self._caller(key)
+
+    def _caller(self, key: ApiKey) -> Caller:
+        """Return who holds a valid key; made once, since it costs more than all the rest."""
+        known = self._callers.get(key.id)
+        if known is not None and known[0] is key:
+            return known[1]
+        scope = key.scope
+        if scope is None:
+            raise Forbidden(
+                f"the API key {key.name!r} has no scope that this version of meshnode knows; "
+                "create another one"
+            )
+        caller = Caller(scope, key.id, key.name)
+        if len(self._callers) >= MAX_REMEMBERED_HOSTS:
+            self._callers.clear()
+        self._callers[key.id] = (key, caller)
+        return caller
+
+    def _is_loopback(self, peer: str) -> bool:
+        known = self._peers.get(peer)
+        if known is None:
+            known = is_loopback_host(peer)
+            if len(self._peers) >= MAX_REMEMBERED_HOSTS:
+                self._peers.clear()
+            self._peers[peer] = known
+        return known
+
+    def _is_direct(self, names: bytes) -> bool:
+        known = self._direct.get(names)
+        if known is None:
+            known = not is_forwarded(names)
+            if len(self._direct) >= MAX_REMEMBERED_HOSTS:
+                self._direct.clear()
+            self._direct[names] = known
+        return known
+
+    def _refuse(self, peer: str, flaw: str, now: float) -> NoReturn:
+        wait_s = self._failures.count(_source(peer), now)
+        if wait_s > 0:
+            raise Throttled(
+                "too many wrong API keys came from this address; "
+                f"try again in {wait_s} s, with a valid one",
+                wait_s,
+            )
+        raise Unauthenticated(f"{flaw}. {_HOW_TO_GET_ONE}")
+
+
+class ChannelAccess:
+    """The rule for a control channel on loopback TCP: whoever has its token is the owner."""
+
+    def __init__(self, policy: OriginPolicy, authorizes: Callable[[str | None], bool]) -> None:
+        """Decide by the Host and Origin check, and by what the Authorization header is."""
+        self._policy = policy
+        self._authorizes = authorizes
+
+    def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:  # noqa: ARG002 - as `Access`
+        """Say who asks; see `Access`."""
+        self._policy.check(approach.host, approach.origin)
+        if not self._authorizes(approach.authorization):
+            raise Forbidden("the control channel needs the token of this node's data folder")
+        return OWNER
+
+
+_HOW_TO_GET_ONE: Final = (
+    "Create one on a node of the mesh with `meshnode keys create NAME --scope infer`, and send it as "
+    "`Authorization: Bearer KEY`"
+)
+_NO_FORM: Final = "the Authorization header is not of the form `Bearer KEY`"
+_NO_SUCH_KEY: Final = "that is not an API key of this mesh; a key looks like mesh_…_…"
+_NO_KEY: Final = f"this gateway needs an API key for calls from other machines. {_HOW_TO_GET_ONE}"
+
+
+def require(caller: Caller, needed: Scope) -> None:
+    """Pass if a caller may do what needs this scope.
+
+    Raises:
+        Unauthenticated: if a key would help, and none was shown.
+        Forbidden: if the key's scope does not suffice, or no key's does.
+    """
+    if caller.scope is needed or caller.scope.allows(needed):
+        return
+    if needed is Scope.OWNER:
+        raise Forbidden(
+            "only the owner of this node may do that: use the meshnode command on its machine"
+        )
+    how = f"meshnode keys create NAME --scope {needed}"
+    if caller.key_id:
+        raise Forbidden(
+            f"this needs an API key with the scope {needed}, and {caller.name!r} has {caller.scope}; "
+            f"create one on a node of the mesh with `{how}`"
+        )
+    raise Unauthenticated(
+        f"this needs an API key with the scope {needed}: create one on a node of the mesh with "
+        f"`{how}`, and send it as `Authorization: Bearer KEY`; or use the meshnode command on this "
+        "machine"
+    )
+
+
+def is_forwarded(header_names: bytes) -> bool:
+    """Whether a request has headers by which a proxy says that it sends for somebody else.
+
+    Args:
+        header_names: Their names, a line each.
+    """
+    return any(
+        b"forwarded" in name or name in _BY_NAME for name in header_names.lower().split(b"\n")
+    )
+
+
+def _bearer(header: str) -> str | None:
+    """Return what follows `Bearer`, or None if the header is of another form (RFC 6750, RFC 9110)."""
+    if len(header) > len("Bearer ") + MAX_KEY_LENGTH:
+        return ""
+    scheme, space, text = header.partition(" ")
+    return text.strip(" ") if space and scheme.lower() == "bearer" else None
+
+
+def _flaw(key: ApiKey, wall_s: float) -> str:
+    match key.state(wall_s):
+        case "revoked":
+            return f"the API key {key.name!r} was revoked at {rfc3339(key.revoked_at_s or 0)}"
+        case "expired":
+            return (
+                f"the API key {key.name!r} expired at {rfc3339(key.expires_at_s or 0)} "
+                f"(this gateway's clock says {rfc3339(int(wall_s))})"
+            )
+    return ""
+
+
+def _source(peer: str) -> str:
+    """Return what a peer is counted as: an IPv4 address, or the /64 that one IPv6 host has."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped else address.packed[:8].hex()
+
+
+class _Failures:
+    """How many wrong keys each source may still show: token buckets in a bounded table.
+
+    A bucket is the time at which it will be full again; the oldest row is the first to be so, or
+    nearly, since a row moves to the end whenever it is used.
+    """
+
+    def __init__(self) -> None:
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<{len(self._full_at)} sources of wrong keys>"
+
+    def count(self, source: str, now: float) -> int:
+        """Count a wrong key; return 0, or after how many seconds the next one is looked at."""
+        while self._full_at and next(iter(self._full_at.values())) <= now:
+            self._full_at.popitem(last=False)
+        if source not in self._full_at and len(self._full_at) >= MAX_THROTTLED_SOURCES:
+            source = _SHARED
+        full_at = max(self._full_at.get(source, now), now)
+        latest = now + (MAX_KEY_FAILURES - 1) * KEY_FAILURE_REFILL_S
+        if full_at > latest:
+            return math.ceil(full_at - latest)
+        self._full_at[source] = full_at + KEY_FAILURE_REFILL_S
+        self._full_at.move_to_end(source)
+        return 0

@@ -1,0 +1,32 @@
+"""Who asks: found out before a request is looked at, and handed to what answers it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from meshnode.types import Scope
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whoever sent a request.
+
+    Attributes:
+        scope: What they may do.
+        key_id: The API key that they showed; empty where none was needed.
+        name: Of that key.
+    """
+
+    scope: Scope
+    key_id: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Say it for a log."""
+        return f"key {self.name} ({self.key_id})" if self.key_id else str(self.scope)
+
+
+OWNER = Caller(Scope.OWNER)
+"""Who can open the control channel: the owner of the node."""
+
+LOCAL = Caller(Scope.INFER)
+"""A program on this machine without a key."""

@@ -1,0 +1,104 @@
+"""The HTTP servers of one node: the gateway for its users, and the channel for its owner."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshnode.client.control import ControlAddress
+from meshnode.gateway.access import ChannelAccess, GatewayAccess
+from meshnode.gateway.dispatch import Dispatcher
+from meshnode.gateway.protocols.origin import OriginPolicy
+from meshnode.gateway.server import HttpServer
+from meshnode.hardware.addresses import reachable_hosts
+from meshnode.limits import HTTP_CLOSE_GRACE_S
+from meshnode.options import is_loopback
+from meshnode.types import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meshnode.daemon.control import Control
+    from meshnode.gateway.access import Access
+    from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.pipeline import Pipeline
+    from meshnode.gateway.tls import GatewayTls
+
+
+class Entrances:
+    """Opens them and closes them."""
+
+    def __init__(self, pipeline: Pipeline, control: Control, metrics: GatewayMetrics) -> None:
+        """Answer from these."""
+        self._control = control
+        self._metrics = metrics
+        self._dispatcher = Dispatcher(pipeline, control, metrics)
+        self._gateways: list[HttpServer] = []
+        self._servers: list[HttpServer] = []
+
+    def __repr__(self) -> str:
+        return f"<Entrances: {len(self._servers)} open>"
+
+    async def open_gateway(
+        self, address: Address, allow_hosts: Sequence[str], tls: GatewayTls | None
+    ) -> Address:
+        """Offer HTTP, or HTTPS; return where, with the port that was bound.
+
+        Raises:
+            ConfigError: if the address is in use or not ours.
+        """
+        policy = OriginPolicy(address.host, allow_hosts)
+        server = self._server(GatewayAccess(policy, self._control.api_key))
+        bound = await server.listen_tcp(address, tls.context if tls is not None else None)
+        self._gateways.append(server)
+        return bound
+
+    async def open_control(self, plan: ControlAddress) -> ControlAddress:
+        """Open the owner's channel as planned; return it with the port that was bound.
+
+        Raises:
+            ConfigError: if it cannot be opened.
+        """
+        if plan.unix is not None:
+            await self._server(None).listen_unix(Path(plan.unix))
+            return plan
+        assert plan.tcp is not None
+        server = self._server(ChannelAccess(OriginPolicy(plan.tcp.host), plan.authorizes))
+        return ControlAddress(tcp=await server.listen_tcp(plan.tcp), token=plan.token)
+
+    async def stop_accepting(self) -> None:
+        """Take no new connections of users; what is asked on standing ones is still answered."""
+        for server in self._gateways:
+            await server.stop_accepting()
+
+    def close_idle(self) -> None:
+        """Close the connections of users who ask nothing."""
+        for server in self._gateways:
+            server.close_idle()
+
+    async def close(self) -> None:
+        """Close everything."""
+        for server in self._servers:
+            await server.stop()
+
+    def _server(self, access: Access | None) -> HttpServer:
+        server = HttpServer(self._dispatcher, self._metrics, access, grace_s=HTTP_CLOSE_GRACE_S)
+        self._servers.append(server)
+        return server
+
+
+def reached_at(bound: Address, told: Sequence[Address]) -> Address:
+    """Return where others reach a gateway: a wildcard is no address that anybody can dial.
+
+    Args:
+        bound: Where it listens.
+        told: Where others are told to reach this node, the best first.
+    """
+    try:
+        if not ipaddress.ip_address(bound.host).is_unspecified:
+            return bound
+    except ValueError:
+        return bound
+    found = [address.host for address in told if not is_loopback(address.host)]
+    return Address((found or reachable_hosts(bound.host))[0], bound.port)
