@@ -1,7 +1,89 @@
 """meshnode: a peer-to-peer edge inference mesh.
 
-`meshnode join` on each device makes them one mesh; every node answers HTTP for all of it.
+`meshnode join` on each device makes them one mesh; every node answers HTTP for all of it. Programs
+talk to it with the client::
+
+    from meshnode import MeshClient
+
+    with MeshClient("http://127.0.0.1:8470") as mesh:
+        result = mesh.infer("digits", {"image": array})
+
+Importing this package imports nothing else: the client comes with the first use of its name.
 The layers of this package, and what each may import, are in docs/ARCHITECTURE.md.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshnode.client.async_mesh import AsyncMeshClient
+    from meshnode.client.infer import InferResult, Route
+    from meshnode.client.mesh import MeshClient
+    from meshnode.client.results import (
+        DeployProgress,
+        Ineligible,
+        InviteInfo,
+        KeyInfo,
+        ModelInfo,
+        ModelMetadata,
+        NewKey,
+        NodeInfo,
+        NodeStatus,
+        ReplicaInfo,
+        TensorInfo,
+    )
+    from meshnode.client.tensors import InputTensor
+    from meshnode.errors import MeshError, PeerError, UsageError
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncMeshClient",
+    "DeployProgress",
+    "Ineligible",
+    "InferResult",
+    "InputTensor",
+    "InviteInfo",
+    "KeyInfo",
+    "MeshClient",
+    "MeshError",
+    "ModelInfo",
+    "ModelMetadata",
+    "NewKey",
+    "NodeInfo",
+    "NodeStatus",
+    "PeerError",
+    "ReplicaInfo",
+    "Route",
+    "TensorInfo",
+    "UsageError",
+    "__version__",
+]
+
+if not TYPE_CHECKING:  # for a type checker every name is here already, and no other exists
+    _RESULTS = "meshnode.client.results"
+    _HOMES = {
+        "AsyncMeshClient": "meshnode.client.async_mesh",
+        "InferResult": "meshnode.client.infer",
+        "InputTensor": "meshnode.client.tensors",
+        "MeshClient": "meshnode.client.mesh",
+        "MeshError": "meshnode.errors",
+        "PeerError": "meshnode.errors",
+        "Route": "meshnode.client.infer",
+        "UsageError": "meshnode.errors",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on its first use."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = getattr(importlib.import_module(_HOMES.get(name, _RESULTS)), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Return the public names, with those that are not imported yet."""
+        return sorted(set(globals()) | set(__all__))

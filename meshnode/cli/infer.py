@@ -1,42 +1,41 @@
-"""`meshnode infer`: send one request through the local daemon and read the answer."""
+"""`meshnode infer`: send one request and read the answer."""
 
 import json as json_codec
-import sys
+import shlex
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from meshnode.cli.arguments import AsJson, DataDir, client_of
-from meshnode.cli.deploy import unknown_model
-from meshnode.cli.output import plain, print_json, print_table
-from meshnode.client.api import Answer, ControlClient, model_path
-from meshnode.client.inference import (
-    Document,
-    build_request,
-    describe_specs,
-    example_body,
-    output_lines,
+from meshnode.cli.arguments import (
+    AsJson,
+    CaFile,
+    DataDir,
+    Gateway,
+    KeyFile,
+    client_of,
+    unknown_model,
 )
-from meshnode.config import MAX_BODY_BYTES
-from meshnode.errors import ConfigError, InvalidRequest, ModelNotFound, TooLarge
+from meshnode.cli.inputs import Given, prepare, read_arguments, takes_image
+from meshnode.cli.output import plain, print_json, print_table
+from meshnode.client.calls import Reply, ask, model_path
+from meshnode.client.infer import infer_call, read_result
+from meshnode.client.inference import example_body, metadata_of, output_lines
+from meshnode.client.mesh import MeshClient
+from meshnode.errors import ConfigError, ModelNotFound
 from meshnode.options import parse_duration
-from meshnode.types import Buffer, DataType
-
-if TYPE_CHECKING:
-    from meshnode.models.manifest import TensorSpec
-
-_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # PNG, JPEG
-_MARGIN_S = 2.0  # the daemon's own answer to a deadline comes before ours
 
 
 def infer(
     name: Annotated[str, typer.Argument(help="Public name of the model.")],
-    file: Annotated[
-        str | None,
+    inputs: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="JSON (a request, or a map from input to data), PNG or JPEG; - for stdin. "
-            "Without it, the model's inputs are shown.",
+            metavar="[INPUT]...",
+            help="A file (JSON, .npy, .npz, PNG or JPEG; - for stdin), or NAME=VALUE for each input; "
+            "NAME=@FILE reads the value from a file. Without any, the model's inputs are shown.",
         ),
     ] = None,
     version: Annotated[
@@ -44,98 +43,88 @@ def infer(
         typer.Option(min=1, help="A version.", show_default="the newest that is ready"),
     ] = None,
     timeout: Annotated[str, typer.Option(help="How long to wait.", metavar="DURATION")] = "30s",
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the outputs to this .npz or .json file."),
+    ] = None,
     json: AsJson = False,
+    gateway: Gateway = None,
+    key_file: KeyFile = None,
+    ca_file: CaFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a model on one input; any node of the mesh may serve it."""
     timeout_s = parse_duration("--timeout", timeout)
-    content = None if file is None else _read(file)
-    client = client_of(data_dir)
-    try:
-        metadata = client.get(model_path(name, version))
-        if content is None:
-            _describe(metadata, as_json=json)
-            return
-        answer = _send(client, name, content, metadata, version, timeout_s)
-    except ModelNotFound as error:
-        raise unknown_model(client, name, error) from None
-    if json:
-        print_json(answer.document)
+    form = _form_of(output)
+    given = read_arguments(inputs or ())
+    with client_of(data_dir, gateway, key_file, ca_file) as client:
+        try:
+            metadata = client.get(model_path(name, version))
+            if not given:
+                _describe(metadata, as_json=json)
+                return
+            reply = _send(client, name, version, given, metadata, timeout_s, form=form)
+        except ModelNotFound as error:
+            raise unknown_model(client, name, error) from None
+    if output is not None:
+        _write(Path(output).expanduser(), reply, form)
+    elif json:
+        print_json(reply.document())
     else:
-        _print_answer(answer)
+        _print_answer(reply)
 
 
-def _read(file: str) -> bytes:
-    try:
-        if file == "-":
-            content = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
-        else:
-            with Path(file).expanduser().open("rb") as stream:
-                content = stream.read(MAX_BODY_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{file!r} cannot be read: {error.strerror}") from None
-    if len(content) > MAX_BODY_BYTES:
-        raise TooLarge(f"{file!r} is larger than a request's limit of {MAX_BODY_BYTES} bytes")
-    return content
+_Form = Literal["json", "npz"]
+
+
+def _form_of(output: str | None) -> _Form:
+    """Return what an output file shall hold."""
+    if output is None or output.endswith(".json"):
+        return "json"
+    if output.endswith(".npz"):
+        return "npz"
+    raise ConfigError(f"--output {output!r} must end in .npz or .json")
 
 
 def _send(
-    client: ControlClient,
+    client: MeshClient,
     name: str,
-    content: bytes,
-    metadata: Document,
     version: int | None,
+    given: Sequence[Given],
+    metadata: Any,
     timeout_s: float,
-) -> Answer:
-    binary: tuple[Buffer, ...] = ()
-    if content.startswith(_IMAGE_STARTS):
-        request, binary = image_request(content, metadata)
-    else:
-        try:
-            document = json_codec.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"the input is neither JSON ({error}) nor a PNG or JPEG image"
-            ) from None
-        request = build_request(document, metadata)
-    parameters = {"timeout": round(timeout_s * 1e6), **(request.get("parameters") or {})}
-    return client.infer(
-        name,
-        {**request, "parameters": parameters},
-        binary,
-        version=version,
-        timeout_s=timeout_s + _MARGIN_S,
-    )
+    *,
+    form: _Form,
+) -> Reply:
+    request = prepare(given, metadata, metadata_of(metadata))
+    document = request.document
+    if form == "npz":
+        parameters = {**(document.get("parameters") or {}), "binary_data_output": True}
+        document = {**document, "parameters": parameters}
+    call = infer_call(name, document, request.buffers, version=version)
+    return client.run(ask(call), timeout_s=timeout_s)
 
 
-def image_request(content: bytes, metadata: Document) -> tuple[Document, tuple[Buffer, ...]]:
-    """Make a request with binary data from an encoded image, for a model with one input.
+def _write(place: Path, reply: Reply, form: _Form) -> None:
+    try:
+        if form == "json":
+            place.write_text(json_codec.dumps(reply.document()) + "\n", encoding="utf-8")
+        else:
+            _write_arrays(place, reply)
+    except OSError as error:
+        raise ConfigError(f"{str(place)!r} cannot be written: {error.strerror}") from None
 
-    Args:
-        content: A PNG or JPEG file.
-        metadata: The model's metadata.
 
-    Returns:
-        The JSON part and the binary parts that follow it.
+def _write_arrays(place: Path, reply: Reply) -> None:
+    """Write an `.npz` file: as `numpy.savez` does, but for outputs of any name."""
+    import numpy as np
 
-    Raises:
-        InvalidRequest: if the model has several inputs, or one that an image does not fit.
-    """
-    from meshnode.models.images import image_to_tensor
-
-    if len(metadata["inputs"]) != 1:
-        raise InvalidRequest(
-            "an image fits a model with one input; this one's inputs are "
-            f"{describe_specs(metadata)}: send JSON"
-        )
-    tensor = image_to_tensor(content, _tensor_spec(metadata["inputs"][0]))
-    described = {
-        "name": tensor.name,
-        "datatype": str(tensor.datatype),
-        "shape": list(tensor.shape),
-        "parameters": {"binary_data_size": tensor.size_bytes},
-    }
-    return {"inputs": [described]}, (tensor.data,)
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, array in read_result(reply).items():
+            # Objects would have to be pickled, and then be unpickled by whoever reads the file.
+            plain_array = array.astype("S") if array.dtype == object else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, plain_array, allow_pickle=False)
 
 
 def _describe(metadata: Any, *, as_json: bool) -> None:
@@ -153,31 +142,16 @@ def _describe(metadata: Any, *, as_json: bool) -> None:
     name = plain(metadata["name"])
     typer.echo(f"\nSend data for each input{' (fill in the dots)' if cut else ''}:\n")
     typer.echo(f"  echo {_quoted(json_codec.dumps(example))} | meshnode infer {name} -")
-    if _takes_image(metadata):
+    if takes_image(metadata_of(metadata)):
         typer.echo(f"\nor a picture:\n\n  meshnode infer {name} FILE.png")
 
 
-def _takes_image(metadata: Document) -> bool:
-    from meshnode.models.images import is_image
-
-    specs = metadata.get("inputs", ())
-    return len(specs) == 1 and is_image(_tensor_spec(specs[0]))
-
-
-def _tensor_spec(spec: Document) -> "TensorSpec":
-    from meshnode.models.manifest import TensorSpec
-
-    return TensorSpec(spec["name"], DataType(spec["datatype"]), tuple(spec["shape"]))
-
-
 def _quoted(text: str) -> str:
-    import shlex
-
     return shlex.quote(plain(text))
 
 
-def _print_answer(answer: Answer) -> None:
-    response = answer.document
+def _print_answer(reply: Reply) -> None:
+    response = reply.document()
     typer.echo(
         f"{plain(response['model_name'])} version {plain(response.get('model_version', '?'))}"
     )
@@ -190,5 +164,5 @@ def _print_answer(answer: Answer) -> None:
             typer.echo(f"  {name}:")
             for line in lines:
                 typer.echo(f"    {line}")
-    if answer.route:
-        typer.echo(f"  route: {plain(answer.route)}")
+    if route := reply.headers.get("mesh-route"):
+        typer.echo(f"  route: {plain(route)}")

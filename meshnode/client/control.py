@@ -26,12 +26,12 @@ import json
 import os
 import secrets
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshnode.errors import ConfigError
+from meshnode.limits import MAX_CONTROL_FILE_BYTES, MAX_SOCKET_PATH_BYTES
 from meshnode.types import Address
 
 if TYPE_CHECKING:
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 
 SOCKET_NAME: Final = "control.sock"
 FILE_NAME: Final = "control"
-MAX_SOCKET_PATH_BYTES: Final = 103
-"""Encoded length of a Unix socket's path: 104 bytes on macOS and the BSDs, less the final NUL."""
-
-_MAX_FILE_BYTES: Final = 4096  # one path or one address with its token
 _TOKEN_BYTES: Final = 32  # 256 bits: guessing is hopeless at any rate
 
 
@@ -100,6 +96,8 @@ def plan_control(
     direct = Path(data_dir) / SOCKET_NAME
     if _fits(direct):
         return ControlAddress(unix=str(direct))
+    import tempfile
+
     variables = os.environ if environ is None else environ
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
     shared = "/tmp"  # noqa: S108 - the folder made in it is checked to be ours alone
@@ -181,7 +179,7 @@ def control_address(data_dir: str | Path) -> ControlAddress:
     file = Path(data_dir) / FILE_NAME
     try:
         with file.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
+            content = stream.read(MAX_CONTROL_FILE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return ControlAddress(unix=str(Path(data_dir) / SOCKET_NAME))
     except OSError as error:

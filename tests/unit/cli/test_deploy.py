@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode import DeployProgress
+from meshnode.cli.deploy import _Display
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -119,8 +122,27 @@ def test_a_timeout_says_what_is_missing(daemon: FakeDaemon, meshnode: Run, model
     result = meshnode("deploy", str(model), "--replicas", "3", "--timeout", "0.03s")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        "error: digits is not ready after 0.03s (1 of 3 replicas ready; beta: loading; no node can "
+        "error: digits is not ready after 0.03 s (1 of 3 replicas ready; beta: loading; no node can "
         "take 1 more (none is left)); it goes on in the background, see: meshnode models"
+    )
+
+
+def test_it_does_not_wait_for_nodes_that_are_not_there(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    names = ("alpha", "beta", "gamma")
+    loading = [daemon.replica(name, "loading") for name in names]
+    ready = [daemon.replica(name, "ready") for name in names]
+    daemon.accepted = daemon.entry("digits", *loading) | {"wanted": 5, "missing": 2}
+    daemon.progress = [
+        daemon.accepted,
+        daemon.entry("digits", *ready) | {"wanted": 5, "missing": 2},
+    ]
+    result = meshnode("deploy", str(model), "--replicas", "5")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: digits: 3 of 5 replicas are ready; 2 wait for nodes that can take them; the "
+        "deployment stays (lower it with --replicas 3)"
     )
 
 
@@ -138,7 +160,7 @@ def test_nodes_that_cannot_take_a_replica_are_named_with_their_reason(
     ("args", "message"),
     [
         (["--on", "bta"], "no node is called 'bta'; did you mean 'beta'?"),
-        (["--on", "zzz"], "no node is called 'zzz'\n"),
+        (["--on", "zzz"], "no node is called 'zzz'; see: meshnode nodes\n"),
         (["--on", "gamma"], "node 'gamma' is dead; name one that is alive"),
         (["--on", "beta", "--replicas", "2"], "2 replicas do not fit on the 1 nodes of --on"),
         (["--timeout", "soon"], "--timeout: 'soon' is not a duration"),
@@ -204,7 +226,7 @@ def test_ctrl_c_while_waiting_exits_with_130_and_no_traceback(
         raise KeyboardInterrupt
 
     daemon.progress = [daemon.accepted]
-    monkeypatch.setattr("meshnode.cli.deploy.time.sleep", interrupted)
+    monkeypatch.setattr("meshnode.client.mesh.time.sleep", interrupted)
     result = meshnode("deploy", str(model))
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -261,3 +283,39 @@ def test_replicas_with_other_files_under_the_same_version_do_not_count(
     daemon.progress = [daemon.accepted, done]
     result = meshnode("deploy", str(model), "--json")
     assert json.loads(result.stdout) == done
+
+
+def uploading(sent_bytes: int) -> DeployProgress:
+    return DeployProgress(
+        stage="uploading",
+        sent_bytes=sent_bytes,
+        total_bytes=1000,
+        text=f"{sent_bytes} of 1000 bytes uploaded",
+    )
+
+
+def test_an_upload_is_a_few_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with _Display() as display:
+        for sent_bytes in range(0, 1001, 10):
+            display.show(uploading(sent_bytes))
+    assert capsys.readouterr().err.splitlines() == [
+        "0 of 1000 bytes uploaded",
+        "1000 of 1000 bytes uploaded",
+    ]
+
+
+def test_on_a_terminal_an_upload_is_a_bar_and_then_a_spinner(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with _Display() as display:
+        display.show(uploading(0))
+        display.show(uploading(500))
+        display.show(DeployProgress(stage="waiting", name="m", text="m: 0 of 1 replicas ready"))
+        display.show(DeployProgress(stage="ready", name="m", text="m: 1 of 1 replicas ready"))
+    shown = capsys.readouterr().err
+    assert "500/1000 bytes" in shown or "0.5/1.0 kB" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back

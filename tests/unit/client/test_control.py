@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from meshnode.client.control import (
-    MAX_SOCKET_PATH_BYTES,
     ControlAddress,
     control_address,
     plan_control,
@@ -16,6 +15,7 @@ from meshnode.client.control import (
     write_control,
 )
 from meshnode.errors import ConfigError
+from meshnode.limits import MAX_SOCKET_PATH_BYTES
 from meshnode.types import Address
 
 

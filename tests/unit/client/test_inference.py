@@ -2,13 +2,8 @@ from typing import Any
 
 import pytest
 
-from meshnode.client.inference import (
-    build_request,
-    describe_specs,
-    example_body,
-    output_lines,
-    route_fields,
-)
+from meshnode.client.inference import build_request, example_body, metadata_of, output_lines
+from meshnode.client.shapes import describe_specs
 from meshnode.errors import InvalidRequest
 
 
@@ -96,10 +91,9 @@ def test_an_unknown_input_is_refused_with_the_inputs() -> None:
 
 
 def test_specs_are_described_in_one_line() -> None:
-    assert describe_specs(metadata(("a", "BOOL", [2]), ("b", "BYTES", []))) == (
-        "'a' (BOOL [2]), 'b' (BYTES [])"
-    )
-    assert describe_specs({}) == ""
+    two = metadata_of(metadata(("a", "BOOL", [2]), ("b", "BYTES", [])))
+    assert describe_specs(two.inputs) == "'a' (BOOL [2]), 'b' (BYTES [])"
+    assert describe_specs(()) == ""
 
 
 def test_the_example_is_a_body_that_build_request_takes() -> None:
@@ -160,16 +154,3 @@ def test_an_output_without_its_data_is_shown_by_its_shape(
     shape: list[int], data: list[Any]
 ) -> None:
     assert lines("FP32", shape, data) == [f"shape {shape}"]
-
-
-def test_a_route_header_is_read_into_its_fields() -> None:
-    header = 'node=be%20ta; region=eu-west; version=1; attempts=2; tried="alpha:link_lost"'
-    assert route_fields(header) == {
-        "node": "be ta",
-        "region": "eu-west",
-        "version": "1",
-        "attempts": "2",
-        "tried": "alpha:link_lost",
-    }
-    assert route_fields("") == {}
-    assert route_fields("nonsense;;") == {}

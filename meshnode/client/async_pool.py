@@ -1,0 +1,265 @@
+"""The connections of an asynchronous client: aiohttp's, with the same meaning of every failure."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from meshnode.client.calls import Message, Reply
+from meshnode.client.driving import tls_context
+from meshnode.client.plan import Fault, Try
+from meshnode.client.tries import (
+    LIVENESS_PATH,
+    TryFailed,
+    foreign_daemon,
+    no_daemon,
+    too_large,
+    untrusted,
+    why_unreachable,
+)
+from meshnode.limits import CLIENT_IDLE_S, MAX_CLIENT_ANSWER_BYTES, MAX_CLIENT_CONNECTIONS
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Sequence
+    from types import SimpleNamespace
+
+    from meshnode.client.calls import Call
+    from meshnode.client.endpoints import Endpoint, Target
+    from meshnode.errors import MeshError
+    from meshnode.types import Buffer
+
+_JOINED_BYTES: Final = 64 * 1024  # below it one copy is cheaper than a second packet
+_WRITTEN_AT_ONCE_BYTES: Final = 256 * 1024
+_NO_DAEMON: Final = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
+
+
+class _Progress:
+    """How far one exchange is: whether the request is on its way, and when something last moved."""
+
+    def __init__(self, now: float) -> None:
+        self.sent = False
+        self.moved_at = now
+
+
+class AsyncPool:
+    """The connections to all gateways of a client, in one event loop."""
+
+    def __init__(self, target: Target) -> None:
+        """Make an empty pool; call within the running loop."""
+        self._endpoints = target.endpoints
+        self._loop = asyncio.get_running_loop()
+        self._headers = {"Accept-Encoding": "identity"}
+        if target.api_key:
+            self._headers["Authorization"] = f"Bearer {target.api_key}"
+        self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | bool = True
+        if not target.is_local:
+            if any(endpoint.tls for endpoint in target.endpoints):
+                self._tls = tls_context(target)
+            self._session = _session(
+                aiohttp.TCPConnector(
+                    limit=0,
+                    limit_per_host=MAX_CLIENT_CONNECTIONS,
+                    keepalive_timeout=CLIENT_IDLE_S,
+                    ssl=self._tls,
+                )
+            )
+
+    def __repr__(self) -> str:
+        return f"<AsyncPool of {len(self._endpoints)} gateways>"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def attempt(self, call: Call, step: Try) -> Reply:
+        """Ask a gateway once; raises as `Pool.attempt` does."""
+        message = call.message(step.timeout_s)
+        progress = _Progress(self._loop.time())
+        work = asyncio.ensure_future(
+            self._exchange(step, call.method, call.path, message, progress)
+        )
+        try:
+            await self._watch(work, step, progress)
+            return await work
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
+    async def _watch(self, work: asyncio.Future[Reply], step: Try, progress: _Progress) -> None:
+        """Return when the exchange has ended; raise when the time is over, or the gateway silent."""
+        deadline = self._loop.time() + step.timeout_s
+        silence_s = step.silence_s
+        while not work.done():
+            now = self._loop.time()
+            if now >= deadline:
+                raise _out_of_time(step, progress)
+            check = deadline
+            if silence_s is not None:
+                check = progress.moved_at + silence_s if progress.sent else now + silence_s
+                if check <= now:
+                    if not await self._is_alive(step, min(step.probe_s, deadline - now)):
+                        raise TryFailed(
+                            Fault.SILENT, "accepts connections but gives no sign of life"
+                        )
+                    silence_s *= 2  # it lives; the model takes its time
+                    progress.moved_at = self._loop.time()
+                    continue
+            await asyncio.wait({work}, timeout=min(check, deadline) - now)
+
+    async def _is_alive(self, step: Try, timeout_s: float) -> bool:
+        """Whether the gateway answers anything at all on another connection."""
+        probe = Try(step.gateway, timeout_s, timeout_s, None, timeout_s)
+        url = URL(self._endpoints[step.gateway].url + LIVENESS_PATH, encoded=True)
+        connector = aiohttp.TCPConnector(force_close=True, ssl=self._tls)
+        async with _session(connector) as session:
+            try:
+                async with (
+                    asyncio.timeout(timeout_s),
+                    session.get(url, timeout=_timeout(probe), allow_redirects=False),
+                ):
+                    return True
+            except (TimeoutError, aiohttp.ClientError, OSError):
+                return False
+
+    async def _exchange(
+        self, step: Try, method: str, path: str, message: Message, progress: _Progress
+    ) -> Reply:
+        endpoint = self._endpoints[step.gateway]
+        headers = {**self._headers, **message.headers}
+        try:
+            async with (
+                self._reach(endpoint, headers) as (session, base),
+                session.request(
+                    method,
+                    URL(base + path, encoded=True),
+                    data=_body(message.parts, headers),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=_timeout(step),
+                    trace_request_ctx=progress,
+                ) as response,
+            ):
+                progress.moved_at = self._loop.time()
+                body = await self._read(response, progress)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _meaning(endpoint, error, progress) from None
+        names = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status, names, body, step.gateway, str(endpoint))
+
+    @asynccontextmanager
+    async def _reach(
+        self, endpoint: Endpoint, headers: dict[str, str]
+    ) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+        """Yield a session that reaches an endpoint, and what its URLs begin with."""
+        if self._session is not None:
+            yield self._session, endpoint.url
+            return
+        # A control channel: nothing is held between calls, and the daemon may be another by now.
+        address = endpoint.control_address()
+        if address.token:
+            headers["Authorization"] = f"Bearer {address.token}"
+        connector: aiohttp.BaseConnector
+        if address.unix is not None:
+            connector = aiohttp.UnixConnector(address.unix, force_close=True)
+        else:
+            connector = aiohttp.TCPConnector(force_close=True)
+        async with _session(connector) as session:
+            yield session, f"http://{address.tcp or 'localhost'}"
+
+    async def _read(self, response: aiohttp.ClientResponse, progress: _Progress) -> Buffer:
+        if (response.content_length or 0) > MAX_CLIENT_ANSWER_BYTES:
+            raise too_large()
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            progress.moved_at = self._loop.time()
+            if len(body) > MAX_CLIENT_ANSWER_BYTES:
+                raise too_large()
+        return body
+
+
+def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_note_sent)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
+        trace_configs=[trace],
+    )
+
+
+async def _note_sent(
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceRequestHeadersSentParams,
+) -> None:
+    progress = context.trace_request_ctx
+    if progress is not None:
+        progress.sent = True
+        progress.moved_at = asyncio.get_running_loop().time()
+
+
+def _timeout(step: Try) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=None, sock_connect=step.connect_s, ceil_threshold=step.timeout_s + 1
+    )
+
+
+def _body(parts: Sequence[Buffer], headers: dict[str, str]) -> bytes | AsyncIterator[Buffer] | None:
+    """Return the body, and set its length where aiohttp could not know it."""
+    if not parts:
+        return None
+    size_bytes = sum(memoryview(part).nbytes for part in parts)
+    if len(parts) == 1 and isinstance(parts[0], bytes):
+        return parts[0]
+    if size_bytes <= _JOINED_BYTES:
+        return b"".join(parts)
+    headers["Content-Length"] = str(size_bytes)
+    return _pieces(parts)
+
+
+async def _pieces(parts: Sequence[Buffer]) -> AsyncIterator[Buffer]:
+    for part in parts:
+        view = memoryview(part).cast("B")
+        for start in range(0, len(view), _WRITTEN_AT_ONCE_BYTES):
+            yield view[start : start + _WRITTEN_AT_ONCE_BYTES]
+
+
+def _out_of_time(step: Try, progress: _Progress) -> TryFailed:
+    if not progress.sent:
+        return TryFailed(Fault.UNREACHABLE, f"no connection within {step.timeout_s:.3g} s")
+    return TryFailed(Fault.SILENT, f"no complete answer within {step.timeout_s:.3g} s")
+
+
+def _meaning(endpoint: Endpoint, error: Exception, progress: _Progress) -> TryFailed | MeshError:
+    """Translate what aiohttp raised."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return untrusted(endpoint, str(error.certificate_error))
+    if isinstance(error, aiohttp.ClientSSLError):
+        return TryFailed(Fault.UNREACHABLE, f"TLS failed ({error})")
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if endpoint.control is not None and isinstance(cause, _NO_DAEMON):
+        return no_daemon(endpoint)
+    if endpoint.control is not None and isinstance(cause, PermissionError):
+        return foreign_daemon(endpoint)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return TryFailed(Fault.UNREACHABLE, f"{error.host!r} cannot be resolved")
+    if not progress.sent:
+        reason = why_unreachable(cause) if isinstance(cause, OSError) else str(error)
+        return TryFailed(Fault.UNREACHABLE, reason)
+    why = str(error) or type(error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):
+        why = "what came is no HTTP"
+    elif isinstance(error, aiohttp.ClientPayloadError):
+        why = "the answer is not complete"
+    return TryFailed(Fault.BROKEN, f"broke off before it had answered ({why})")

@@ -1,0 +1,327 @@
+"""A deployment from a path to its replicas, as a flow of calls."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.client.calls import (
+    Blocking,
+    Call,
+    Flow,
+    Pause,
+    ask,
+    get_document,
+    json_message,
+    mesh_model_path,
+)
+from meshnode.client.results import DeployProgress, ModelInfo, read_as
+from meshnode.client.uploading import UPLOADS_PATH, find_files, upload
+from meshnode.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MeshError,
+    ModelNotFound,
+    PeerError,
+    ProtocolError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from meshnode.client.calls import Reply
+    from meshnode.client.uploading import Upload
+
+DEPLOYMENTS_PATH: Final = "/mesh/v1/deployments"
+
+POLL_INTERVAL_S: Final = 0.2
+"""Between looks at a deployment: below what a person notices, and cheap for the daemon."""
+
+_MIN_PUBLISH_S: Final = 120.0
+"""For taking a deployment: the node hashes all files before it answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What shall be deployed.
+
+    Attributes:
+        path: A model's folder or a bare `.onnx` file on this machine.
+        name: Public name, or None for the folder's or file's.
+        replicas: How many nodes shall serve it; None for 1, or the number of `on`.
+        on: Nodes that shall, by name or id.
+    """
+
+    path: str
+    name: str | None = None
+    replicas: int | None = None
+    on: Sequence[str] = ()
+
+    @property
+    def wanted(self) -> int:
+        """How many replicas are asked for."""
+        return self.replicas or len(self.on) or 1
+
+    def document(self) -> dict[str, Any]:
+        """Return what is said of it in a request, besides where it is."""
+        return {"name": self.name, "replicas": self.wanted, "on": list(self.on)}
+
+
+def ignore(_: DeployProgress) -> None:
+    """Watch no progress."""
+
+
+def deploy(
+    wish: Wish,
+    *,
+    local: bool,
+    gateways: int,
+    progress: Callable[[DeployProgress], object],
+    clock: Callable[[], float],
+    wait_s: float | None,
+) -> Flow[dict[str, Any]]:
+    """Deploy a model; `MeshClient.deploy` says the rest.
+
+    Args:
+        wish: What.
+        local: Whether the daemon is on this machine and reads the path itself.
+        gateways: How many gateways the client has.
+        progress: Told of every change.
+        clock: Monotonic seconds.
+        wait_s: How long to wait for the replicas once the gateway has the files; None not to wait.
+
+    Returns:
+        The model's entry, as JSON.
+    """
+    began = clock()
+    if local:
+        place = Path(wish.path).expanduser().absolute()
+        if not place.exists():
+            raise ConfigError(f"{wish.path!r} does not exist; name a model folder or an .onnx file")
+        entry = yield from _post({"path": str(place), **wish.document()}, wait_s)
+    else:
+        begun = yield from _upload(wish, gateways, progress)
+        began = clock()
+        try:
+            request = {"upload": begun.id, **wish.document()}
+            entry = yield from _post(request, wait_s, only=begun.gateway)
+        except MeshError:
+            yield from _drop(begun)
+            raise
+    if wait_s is None:
+        return entry
+    return (yield from _wait_for(entry, wish.wanted, progress, clock, began, wait_s))
+
+
+def _post(
+    document: Mapping[str, Any], wait_s: float | None, only: int | None = None
+) -> Flow[dict[str, Any]]:
+    call = Call(
+        "POST",
+        DEPLOYMENTS_PATH,
+        json_message(document),
+        repeatable=False,
+        only=only,
+        timeout_s=max(wait_s or 0.0, _MIN_PUBLISH_S),
+    )
+    return _entry((yield from ask(call)))
+
+
+def _entry(reply: Reply) -> dict[str, Any]:
+    entry = reply.document()
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ProtocolError(f"the answer of {reply.url} is no model's entry")
+    return entry
+
+
+def _upload(
+    wish: Wish, gateways: int, progress: Callable[[DeployProgress], object]
+) -> Flow[Upload]:
+    files = yield Blocking(lambda: find_files(wish.path, wish.name))
+    total_bytes = sum(each.size_bytes for each in files)
+
+    def sent(count: int) -> None:
+        progress(
+            DeployProgress(
+                stage="uploading",
+                name=wish.name or "",
+                sent_bytes=count,
+                total_bytes=total_bytes,
+                wanted=wish.wanted,
+                text=f"{count} of {total_bytes} bytes uploaded",
+            )
+        )
+
+    return (yield from upload(files, sent, gateways))
+
+
+def _drop(begun: Upload) -> Flow[None]:
+    """Forget an upload that is of no use; it would also expire by itself."""
+    path = f"{UPLOADS_PATH}/{begun.id}"
+    with contextlib.suppress(MeshError):
+        yield from ask(Call("DELETE", path, only=begun.gateway, max_tries=1, timeout_s=2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a deployment is.
+
+    Attributes:
+        ready: Replicas that serve the deployed version.
+        wanted: How many shall.
+        others: `node: state` of each replica that does not serve it yet, and how many replicas
+            no node can take.
+        failed: Why the first failed replica failed, or None.
+        unplaced: How many replicas no node can take, over all versions.
+    """
+
+    ready: int
+    wanted: int
+    others: tuple[str, ...]
+    failed: str | None
+    unplaced: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are as many as there shall be."""
+        return self.ready >= self.wanted
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether some are ready, and all others wait for nodes that are not there."""
+        return 0 < self.ready < self.wanted <= self.ready + self.unplaced
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return "; ".join([f"{self.ready} of {self.wanted} replicas ready", *self.others])
+
+
+def standing(model: ModelInfo, versions: Collection[int], wanted: int) -> Standing:
+    """Read a model's entry; replicas of other versions, or with other files, do not count."""
+    replicas = [each for each in model.replicas if each.version in versions and each.current]
+    failed = [each for each in replicas if each.state == "failed"]
+    others = [f"{each.node}: {each.state}" for each in replicas if each.state != "ready"]
+    if model.missing:
+        why = (
+            ", ".join(f"{each.node}: {each.reason}" for each in model.ineligible) or "none is left"
+        )
+        others.append(f"no node can take {model.missing} more ({why})")
+    reasons = [f"{each.node}: {each.reason or 'no reason given'}" for each in failed]
+    return Standing(
+        ready=sum(1 for each in replicas if each.state == "ready"),
+        wanted=wanted,
+        others=tuple(others),
+        failed=reasons[0] if reasons else None,
+        unplaced=model.missing * max(1, len(versions)),
+    )
+
+
+def _wait_for(
+    entry: Mapping[str, Any],
+    wanted: int,
+    progress: Callable[[DeployProgress], object],
+    clock: Callable[[], float],
+    began: float,
+    wait_s: float,
+) -> Flow[dict[str, Any]]:
+    """Look at a deployment until each deployed version has its replicas.
+
+    Raises:
+        PeerError: if a replica fails, or the deployment is withdrawn or replaced, or all that could be
+            placed is ready and no node can take the rest.
+        DeadlineExceeded: with what is missing, when the time is over.
+    """
+    model = read_as(ModelInfo, entry)
+    name, versions, revision = model.name, model.deployed or model.versions, model.revision
+    shown = ""
+    while True:
+        now = standing(model, versions, (model.wanted or wanted) * len(versions))
+        if str(now) != shown:
+            shown = str(now)
+            progress(_waiting(name, now))
+        if now.failed is not None:
+            raise PeerError(f"{name} failed on {now.failed}")
+        if now.is_ready:
+            return dict(entry)
+        if now.is_stuck:
+            raise _stuck(model, now)
+        if clock() >= began + wait_s:
+            raise DeadlineExceeded(
+                f"{name} is not ready after {wait_s:g} s ({now}); it goes on in the background, "
+                "see: meshnode models"
+            )
+        yield Pause(POLL_INTERVAL_S)
+        entry = yield from _look(name, revision)
+        model = read_as(ModelInfo, entry)
+
+
+def _stuck(model: ModelInfo, now: Standing) -> PeerError:
+    """Return the error for a deployment that waits for more nodes than there are."""
+    counts = f"{now.ready} of {now.wanted} replicas are ready"
+    why = "; ".join(f"{each.node}: {each.reason}" for each in model.ineligible)
+    waiting = f"{now.unplaced} wait{'s' if now.unplaced == 1 else ''} for nodes that can take them"
+    fewer = (model.wanted or now.wanted) - model.missing
+    return PeerError(
+        f"{model.name}: {counts}; {waiting}{f' ({why})' if why else ''}; the deployment stays "
+        f"(lower it with --replicas {fewer})"
+    )
+
+
+def _waiting(name: str, now: Standing) -> DeployProgress:
+    return DeployProgress(
+        stage="ready" if now.is_ready else "waiting",
+        name=name,
+        ready=now.ready,
+        wanted=now.wanted,
+        text=f"{name}: {now}",
+    )
+
+
+def _look(name: str, revision: str) -> Flow[dict[str, Any]]:
+    """Return the model's entry; the daemon that took the deployment has it at once.
+
+    Raises:
+        PeerError: if it was withdrawn or replaced meanwhile.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ModelNotFound):
+        found = yield from get_document(mesh_model_path(name))
+    if not found.get("revision"):
+        raise PeerError(f"{name} was undeployed before it was ready")
+    if found["revision"] != revision:
+        raise PeerError(f"{name} was deployed again before it was ready; the later one counts")
+    return found
+
+
+def wait_ready(
+    name: str,
+    replicas: int | None,
+    version: int | None,
+    progress: Callable[[DeployProgress], object],
+    clock: Callable[[], float],
+    wait_s: float,
+) -> Flow[ModelInfo]:
+    """Wait until a model is ready; `MeshClient.wait_ready` says the rest."""
+    until = clock() + wait_s
+    shown = "it is not known yet"
+    while True:
+        model: ModelInfo | None = None
+        with contextlib.suppress(ModelNotFound):
+            model = read_as(ModelInfo, (yield from get_document(mesh_model_path(name))))
+        if model is not None:
+            versions = (model.deployed or model.versions) if version is None else (version,)
+            now = standing(model, versions, replicas or (model.wanted or 1) * len(versions))
+            if str(now) != shown:
+                shown = str(now)
+                progress(_waiting(name, now))
+            if now.is_ready:
+                return model
+            if now.failed is not None:
+                raise PeerError(f"{name} failed on {now.failed}")
+        if clock() >= until:
+            raise DeadlineExceeded(
+                f"{name} is not ready after {wait_s:g} s ({shown}); see: meshnode models"
+            )
+        yield Pause(POLL_INTERVAL_S)

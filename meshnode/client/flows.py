@@ -1,0 +1,88 @@
+"""What both clients can do besides inference and deployment: each as a flow of calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from meshnode.client.calls import (
+    Call,
+    Flow,
+    ask,
+    delete_document,
+    deployment_path,
+    get_document,
+    mesh_model_path,
+    post_document,
+)
+from meshnode.client.results import (
+    InviteInfo,
+    KeyInfo,
+    ModelInfo,
+    NewKey,
+    NodeInfo,
+    NodeStatus,
+    read_as,
+)
+from meshnode.errors import NoReplica
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEYS_PATH = "/mesh/v1/keys"
+
+
+def models() -> Flow[list[ModelInfo]]:
+    """List the mesh's models."""
+    return read_as(list[ModelInfo], (yield from get_document("/mesh/v1/models")))
+
+
+def model(name: str) -> Flow[ModelInfo]:
+    """Describe one model."""
+    return read_as(ModelInfo, (yield from get_document(mesh_model_path(name))))
+
+
+def nodes() -> Flow[list[NodeInfo]]:
+    """List the mesh's nodes."""
+    return read_as(list[NodeInfo], (yield from get_document("/mesh/v1/nodes")))
+
+
+def status() -> Flow[NodeStatus]:
+    """Describe the node that answers."""
+    return read_as(NodeStatus, (yield from get_document("/mesh/v1/status")))
+
+
+def ready() -> Flow[bool]:
+    """Say whether some gateway is ready."""
+    try:
+        yield from ask(Call("GET", "/readyz", max_tries=1))
+    except NoReplica:  # 503: it answers, and is not
+        return False
+    return True
+
+
+def undeploy(name: str) -> Flow[None]:
+    """Withdraw a deployment."""
+    yield from delete_document(deployment_path(name))
+
+
+def create_key(name: str, scopes: Sequence[str], ttl_s: int | None) -> Flow[NewKey]:
+    """Make an API key."""
+    request = {"name": name, "scopes": list(scopes), "ttl_s": ttl_s}
+    return read_as(NewKey, (yield from post_document(KEYS_PATH, request)))
+
+
+def keys() -> Flow[list[KeyInfo]]:
+    """List the API keys."""
+    return read_as(list[KeyInfo], (yield from get_document(KEYS_PATH)))
+
+
+def revoke_key(name_or_id: str) -> Flow[KeyInfo]:
+    """Revoke an API key; a second time changes nothing."""
+    call = Call("DELETE", f"{KEYS_PATH}/{quote(name_or_id, safe='')}")
+    return read_as(KeyInfo, (yield from ask(call)).document())
+
+
+def invite(ttl_s: int) -> Flow[InviteInfo]:
+    """Make an invite."""
+    return read_as(InviteInfo, (yield from post_document("/mesh/v1/invites", {"ttl_s": ttl_s})))

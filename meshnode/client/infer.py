@@ -1,0 +1,344 @@
+"""One inference as a flow of calls, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from meshnode.client.calls import Call, Flow, Message, Reply, ask, get_document, model_path
+from meshnode.client.results import ModelMetadata, TensorInfo, read_as
+from meshnode.client.tensors import (
+    HEADER_LENGTH,
+    Encoded,
+    decode_answer,
+    encode_inputs,
+    needs_metadata,
+)
+from meshnode.errors import InvalidRequest, ModelNotFound
+from meshnode.limits import MAX_CACHED_MODELS, MAX_REQUEST_ID_LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from meshnode.types import Buffer, Scalar
+
+_MARGIN: Final = 0.1  # of the time that remains, at most:
+_LONGEST_MARGIN_S: Final = 0.5
+"""The gateway is told to be ready so much before the client stops waiting, so that its own answer to
+a passed deadline, which says more, comes in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way that a request took, as the gateway tells it in `Mesh-Route`.
+
+    Attributes:
+        node: Name of the node that ran the model; empty if the gateway does not say.
+        region: Where it is.
+        version: Version of the model that it ran, or 0.
+        reason: Why that node was chosen.
+        expected_ms: What the gateway expected it to take, in milliseconds.
+        candidates: Replicas that could have run it.
+        attempts: Replicas that were asked.
+        tried: Name of the node and code of the error, of each attempt that failed.
+        text: The header as it came.
+    """
+
+    node: str = ""
+    region: str = ""
+    version: int = 0
+    reason: str = ""
+    expected_ms: float = 0.0
+    candidates: int = 0
+    attempts: int = 1
+    tried: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+    def __str__(self) -> str:
+        """Return the header."""
+        return self.text
+
+
+def parse_route(text: str) -> Route:
+    """Read a `Mesh-Route` header; what is missing or malformed has its default."""
+    fields = dict(_pairs(text))
+    tried = (pair.partition(":") for pair in fields.get("tried", "").split(",") if pair)
+    return Route(
+        node=unquote(fields.get("node", "")),
+        region=unquote(fields.get("region", "")),
+        version=int(_number(fields.get("version"))),
+        reason=unquote(fields.get("reason", "")),
+        expected_ms=_number(fields.get("expected_ms")),
+        candidates=int(_number(fields.get("candidates"))),
+        attempts=int(_number(fields.get("attempts"))) or 1,
+        tried=tuple((unquote(node), unquote(code)) for node, _, code in tried),
+        text=text,
+    )
+
+
+def _pairs(header: str) -> Iterator[tuple[str, str]]:
+    for part in header.split(";"):
+        key, equals, value = part.strip().partition("=")
+        if equals:
+            yield key, value.strip('"')
+
+
+def _number(text: str | None) -> float:
+    try:
+        number = float(text or 0)
+    except ValueError:
+        return 0.0
+    return number if 0 <= number < 2**53 else 0.0
+
+
+class InferResult(Mapping[str, "NDArray[Any]"]):
+    """The outputs of a model by name, and how they came about.
+
+    It is a mapping: `result["probabilities"]` is a NumPy array, whose memory belongs to this result
+    alone. BYTES outputs are arrays of `bytes` objects (`text` decodes them), BF16 ones of float32.
+
+    Attributes:
+        model: The model that ran.
+        version: Its version; 0 if the gateway does not say.
+        parameters: What the model answered besides its outputs.
+        route: The way that the request took.
+        request_id: The request's id, which is in the logs of every node involved.
+        gateway: URL of the gateway that answered.
+    """
+
+    __slots__ = ("_arrays", "gateway", "model", "parameters", "request_id", "route", "version")
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        model: str,
+        version: int = 0,
+        parameters: Mapping[str, Scalar] | None = None,
+        route: Route | None = None,
+        request_id: str = "",
+        gateway: str = "",
+    ) -> None:
+        """Hold these."""
+        self._arrays = dict(arrays)
+        self.model = model
+        self.version = version
+        self.parameters: Mapping[str, Scalar] = parameters or {}
+        self.route = route or Route()
+        self.request_id = request_id
+        self.gateway = gateway
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(
+            f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
+        )
+        where = f" by {self.route.node}" if self.route.node else ""
+        return f"<InferResult of {self.model} {self.version}{where}: {outputs}>"
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return one output.
+
+        Raises:
+            KeyError: naming the outputs that there are.
+        """
+        try:
+            return self._arrays[name]
+        except KeyError:
+            known = ", ".join(map(repr, self._arrays)) or "none"
+            raise KeyError(f"no output {name!r}; there are {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the outputs' names in the model's order."""
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        """Return the number of outputs."""
+        return len(self._arrays)
+
+    def text(self, name: str) -> NDArray[Any]:
+        """Return a BYTES output as an array of `str` objects.
+
+        Raises:
+            KeyError: as `result[name]` does.
+            TypeError: if the output is numeric.
+            UnicodeDecodeError: if it is no UTF-8.
+        """
+        array = self[name]
+        if array.dtype != object:
+            raise TypeError(f"output {name!r} holds {array.dtype}, no text")
+        decoded = array.copy()
+        flat = decoded.reshape(-1)
+        flat[:] = [element.decode() for element in array.reshape(-1)]
+        return decoded
+
+
+class MetadataCache:
+    """The inputs of models, as a client has seen them."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._known: dict[tuple[str, int | None], tuple[TensorInfo, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<MetadataCache of {len(self._known)} models>"
+
+    def get(self, model: str, version: int | None) -> tuple[TensorInfo, ...] | None:
+        """Return a model's inputs, or None if they are not known."""
+        return self._known.get((model, version))
+
+    def put(self, model: str, version: int | None, inputs: tuple[TensorInfo, ...]) -> None:
+        """Remember a model's inputs; the oldest makes room."""
+        while len(self._known) >= MAX_CACHED_MODELS:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[model, version] = inputs
+
+    def forget(self, model: str, version: int | None) -> None:
+        """Ask again next time."""
+        self._known.pop((model, version), None)
+
+
+def infer(
+    cache: MetadataCache,
+    model: str,
+    inputs: object,
+    *,
+    version: int | None,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Scalar] | None,
+    request_id: str | None,
+) -> Flow[InferResult]:
+    """Run a model once; `MeshClient.infer` says the rest."""
+    specs = None
+    if needs_metadata(inputs):
+        specs = cache.get(model, version)
+        if specs is None:
+            specs = (yield from get_metadata(model, version)).inputs
+            cache.put(model, version, specs)
+    encoded = encode_inputs(inputs, model, specs)
+    call = infer_call(
+        model,
+        infer_document(encoded, outputs, parameters, binary=True),
+        encoded.buffers,
+        version=version,
+        request_id=request_id,
+    )
+    try:
+        reply = yield from ask(call)
+    except (InvalidRequest, ModelNotFound):
+        cache.forget(model, version)  # it may have been deployed anew, with other inputs
+        raise
+    return read_result(reply)
+
+
+def get_metadata(model: str, version: int | None) -> Flow[ModelMetadata]:
+    """Ask what a model takes and gives."""
+    return read_as(ModelMetadata, (yield from get_document(model_path(model, version))))
+
+
+def infer_document(
+    encoded: Encoded,
+    outputs: Sequence[str] = (),
+    parameters: Mapping[str, Scalar] | None = None,
+    *,
+    binary: bool = False,
+) -> dict[str, Any]:
+    """Return the JSON part of a request.
+
+    Args:
+        encoded: The inputs.
+        outputs: Names of the outputs wanted; empty for all.
+        parameters: For the model.
+        binary: Whether the outputs shall come as bytes.
+    """
+    document: dict[str, Any] = {"inputs": encoded.described}
+    if outputs:
+        names = (outputs,) if isinstance(outputs, str) else outputs
+        document["outputs"] = [{"name": name} for name in names]
+    more = dict(parameters or {})
+    if binary:
+        more["binary_data_output"] = True
+    if more:
+        document["parameters"] = more
+    return document
+
+
+def infer_call(
+    model: str,
+    document: Mapping[str, Any],
+    buffers: tuple[Buffer, ...] = (),
+    *,
+    version: int | None = None,
+    request_id: str | None = None,
+) -> Call:
+    """Return the call for a request of the Open Inference Protocol.
+
+    What cannot be JSON raises `InvalidRequest` when the message is made, before anything is sent.
+
+    Args:
+        model: Public name of the model.
+        document: The JSON part. The time that remains is added to its parameters as `timeout`,
+            unless it has one.
+        buffers: The contents of the inputs that carry `binary_data_size`, in their order.
+        version: A version, or None for the newest that is ready.
+        request_id: Sent as `X-Request-Id`, if not None.
+
+    Raises:
+        InvalidRequest: if the id cannot be a header.
+    """
+    own = {} if request_id is None else {"X-Request-Id": _checked_id(request_id)}
+    given = document.get("parameters") or {}
+
+    def message(remaining_s: float) -> Message:
+        told_s = remaining_s - min(remaining_s * _MARGIN, _LONGEST_MARGIN_S)
+        parameters = {"timeout": max(round(told_s * 1e6), 1), **given}
+        head = _json({**document, "parameters": parameters})
+        if not buffers:
+            return Message({"Content-Type": "application/json", **own}, (head,))
+        headers = {
+            "Content-Type": "application/octet-stream",
+            HEADER_LENGTH: str(len(head)),
+            **own,
+        }
+        return Message(headers, (head, *buffers))
+
+    return Call("POST", f"{model_path(model, version)}/infer", message)
+
+
+def _json(document: object) -> bytes:
+    import json
+
+    try:
+        return json.dumps(document).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+
+
+def _checked_id(text: str) -> str:
+    if (
+        not text
+        or len(text) > MAX_REQUEST_ID_LENGTH
+        or not all(c.isascii() and c.isprintable() for c in text)
+    ):
+        raise InvalidRequest(
+            f"request_id {text[:40]!r} must be 1 to {MAX_REQUEST_ID_LENGTH} printable ASCII characters"
+        )
+    return text
+
+
+def read_result(reply: Reply) -> InferResult:
+    """Return an answer's outputs as arrays; raises as `decode_answer` does."""
+    answer = decode_answer(reply)
+    version = answer.model_version
+    return InferResult(
+        answer.arrays,
+        model=answer.model_name,
+        version=int(version) if version.isascii() and version.isdigit() else 0,
+        parameters=answer.parameters,
+        route=parse_route(reply.headers.get("mesh-route", "")),
+        request_id=reply.headers.get("x-request-id", ""),
+        gateway=reply.url,
+    )

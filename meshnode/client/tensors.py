@@ -1,0 +1,394 @@
+"""Tensors between NumPy and the Open Inference Protocol's REST form, binary wherever it can be.
+
+Arrays travel as bytes behind the JSON (the protocol's binary extension): their memory is sent as it
+is, unless it has strides or the other byte order, and results are views of the answer. Python's own
+lists and numbers travel as JSON, where the gateway checks each element against the model's type.
+
+| NumPy | Open Inference Protocol |
+|---|---|
+| bool, int8 to int64, uint8 to uint64, float16 to float64, in either byte order | BOOL, INT8 to UINT64, FP16 to FP64 |
+| `S`, `U`, and object arrays of str and bytes | BYTES, str as UTF-8 |
+| ml_dtypes' bfloat16; any float where BF16 is asked for | BF16 |
+
+Results have the same types, but BYTES are arrays of `bytes` objects, and BF16, which NumPy does not
+know, comes as float32 (every BF16 is one).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+
+from meshnode.client.shapes import describe_specs, fit_shape, flatten, nested_shape
+from meshnode.errors import InvalidRequest, ProtocolError
+from meshnode.gateway.protocols.tensors import split_elements
+from meshnode.types import Buffer, DataType, Scalar, Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from meshnode.client.calls import Reply
+    from meshnode.client.results import TensorInfo
+
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+"""Header with the length of the JSON at the front of a body."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """An input whose element type is said explicitly.
+
+    Attributes:
+        data: An array, or nested lists, or a single value.
+        datatype: `FP16`, `INT64`, `BYTES`, ...: a word of the Open Inference Protocol. Arrays are
+            converted where nothing but precision can be lost.
+    """
+
+    data: ArrayLike
+    datatype: str
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """Inputs, ready to be sent.
+
+    Attributes:
+        described: Each input's JSON object.
+        buffers: The bytes of those that have `binary_data_size`, in the same order.
+    """
+
+    described: list[dict[str, Any]]
+    buffers: tuple[Buffer, ...] = ()
+
+
+def needs_metadata(inputs: object) -> bool:
+    """Whether the model's metadata is needed to encode these inputs."""
+    if not isinstance(inputs, Mapping):
+        return True
+    return any(
+        not isinstance(value, InputTensor) and not _holds_arrays(value) for value in inputs.values()
+    )
+
+
+def encode_inputs(inputs: object, model: str, specs: Sequence[TensorInfo] | None) -> Encoded:
+    """Encode inputs.
+
+    Args:
+        inputs: A map from name to array, nested lists, value or `InputTensor`; or one of these for a
+            model with one input.
+        model: The model's name, for messages.
+        specs: Its inputs, where `needs_metadata`.
+
+    Raises:
+        InvalidRequest: if something cannot be a tensor, or an input's name is unknown.
+    """
+    if not isinstance(inputs, Mapping):
+        assert specs is not None
+        if len(specs) != 1:
+            raise InvalidRequest(
+                f"model {model!r} has {len(specs)} inputs, so each needs its name: "
+                f"{describe_specs(specs)}"
+            )
+        inputs = {specs[0].name: inputs}
+    if not inputs:
+        raise InvalidRequest(f"no input is given for model {model!r}")
+    by_name = None if specs is None else {spec.name: spec for spec in specs}
+    described: list[dict[str, Any]] = []
+    buffers: list[Buffer] = []
+    for name, value in inputs.items():
+        if by_name is not None and name not in by_name:
+            raise InvalidRequest(
+                f"model {model!r} has no input {name!r}; its inputs are "
+                f"{describe_specs(specs or ())}"
+            )
+        item, buffer = _encode(name, value, by_name[name] if by_name is not None else None)
+        described.append(item)
+        if buffer is not None:
+            buffers.append(buffer)
+    return Encoded(described, tuple(buffers))
+
+
+def encode_tensors(tensors: Sequence[Tensor]) -> Encoded:
+    """Encode tensors that are bytes already."""
+    described = [_binary(t.name, t.datatype, t.shape, t.size_bytes) for t in tensors]
+    return Encoded(described, tuple(tensor.data for tensor in tensors))
+
+
+def _is_array(value: object) -> bool:
+    """Whether NumPy reads it without looking at elements: arrays, NumPy's scalars, other libraries'."""
+    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def _holds_arrays(value: object) -> bool:
+    """Whether it is an array, or a list whose first element, or that one's first, ... is one."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return _is_array(value)
+
+
+def _encode(
+    name: str, value: object, spec: TensorInfo | None
+) -> tuple[dict[str, Any], Buffer | None]:
+    datatype: DataType | None = None
+    if isinstance(value, InputTensor):
+        datatype, value, spec = _datatype(name, value.datatype), value.data, None
+    if _holds_arrays(value):
+        return _encode_array(name, value, datatype)
+    if datatype is None:
+        assert spec is not None
+        datatype = _datatype(name, spec.datatype)
+    shape = nested_shape(name, value, None if spec is None else list(spec.shape))
+    if spec is not None:
+        shape = fit_shape(shape, spec.shape)
+    flat = list(flatten(value))
+    if any(isinstance(item, bytes | bytearray) for item in flat):
+        return _encode_strings(name, datatype, shape, flat)
+    described = {"name": name, "datatype": str(datatype), "shape": shape, "data": flat}
+    try:
+        json.dumps(flat)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"input {name!r}: {error}; give numbers, booleans, strings, lists or arrays of them"
+        ) from None
+    return described, None
+
+
+def _encode_strings(
+    name: str, datatype: DataType, shape: Sequence[int], flat: list[Any]
+) -> tuple[dict[str, Any], Buffer]:
+    if datatype is not DataType.BYTES:
+        raise InvalidRequest(f"input {name!r} holds bytes, but the model takes {datatype}")
+    data = _packed(name, flat)
+    return _binary(name, datatype, shape, len(data)), data
+
+
+def _packed(name: str, values: list[Any]) -> bytes:
+    from meshnode.models.tensors import pack_strings
+
+    for index, value in enumerate(values):
+        if not isinstance(value, str | bytes):
+            raise InvalidRequest(
+                f"input {name!r}, element {index}: {type(value).__name__} cannot be sent; an array "
+                "of objects must hold str or bytes"
+            )
+    try:
+        return pack_strings(values)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"input {name!r} holds text that is not valid: {error}") from None
+
+
+def _datatype(name: str, text: str) -> DataType:
+    try:
+        return DataType(text)
+    except ValueError:
+        known = ", ".join(DataType)
+        raise InvalidRequest(
+            f"input {name!r}: {text!r} is no datatype of the Open Inference Protocol; known ones are "
+            f"{known}"
+        ) from None
+
+
+def _encode_array(
+    name: str, value: object, datatype: DataType | None
+) -> tuple[dict[str, Any], Buffer]:
+    import numpy as np
+
+    from meshnode.models.tensors import numpy_buffer
+
+    try:
+        array: NDArray[Any] = np.asarray(value)
+    except ValueError as error:
+        raise InvalidRequest(f"input {name!r} cannot be an array: {error}") from None
+    if array.dtype.kind in "SUO":
+        if datatype not in (None, DataType.BYTES):
+            raise InvalidRequest(f"input {name!r} holds text or objects, which is not {datatype}")
+        data: Buffer = _packed(name, array.ravel().tolist())
+        return _binary(name, DataType.BYTES, array.shape, len(data)), data
+    shape = array.shape  # what follows may flatten it
+    array, found = _as_sent(name, array, datatype)
+    data = numpy_buffer(array, found)
+    return _binary(name, found, shape, array.nbytes), data
+
+
+def _as_sent(
+    name: str, array: NDArray[Any], datatype: DataType | None
+) -> tuple[NDArray[Any], DataType]:
+    """Return the array in the little-endian type that is sent, and that type's name."""
+    import numpy as np
+
+    from meshnode.models.tensors import DTYPES
+
+    if array.dtype.name == "bfloat16":  # of ml_dtypes, which NumPy and torch users have
+        if datatype in (None, DataType.BF16):
+            return array.view(np.uint16), DataType.BF16
+        array = array.astype(np.float32)
+    if datatype is DataType.BF16:
+        return _to_bf16(name, array), DataType.BF16
+    if datatype is not None:
+        target = DTYPES[datatype]
+        if not np.can_cast(array.dtype, target, "same_kind"):
+            raise InvalidRequest(
+                f"input {name!r} is an array of {array.dtype}, which cannot become {datatype} without "
+                "a change of kind; convert it with astype() if that is meant"
+            )
+        with np.errstate(over="ignore"):
+            return array.astype(target, copy=False), datatype
+    little = array.dtype.newbyteorder("<")
+    for known, dtype in DTYPES.items():
+        if little == dtype:
+            return array.astype(dtype, copy=False), known
+    raise InvalidRequest(
+        f"input {name!r} is an array of {array.dtype}, which the Open Inference Protocol cannot carry; "
+        "it carries bool, integers and floats of up to 64 bits, str and bytes"
+    )
+
+
+def _to_bf16(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Round to the upper half of an FP32, to nearest, ties to even; a NaN stays one."""
+    import numpy as np
+
+    if array.dtype.kind not in "fiu":
+        raise InvalidRequest(f"input {name!r} is an array of {array.dtype}, which is not BF16")
+    with np.errstate(over="ignore"):  # to an infinity, as every narrowing does
+        words = np.ascontiguousarray(array, "<f4").reshape(-1).view("<u4")
+    rounded = (words + np.uint32(0x7FFF) + ((words >> 16) & 1)) >> 16
+    is_nan = (words & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(is_nan, (words >> 16) | 0x40, rounded).astype("<u2")
+
+
+def _binary(name: str, datatype: DataType, shape: Sequence[int], size_bytes: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "datatype": str(datatype),
+        "shape": list(shape),
+        "parameters": {"binary_data_size": size_bytes},
+    }
+
+
+# Answers
+
+
+class _Output(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    parameters: dict[str, Scalar] | None = None
+    data: list[Any] | None = None
+
+
+class Answer(msgspec.Struct):
+    """The JSON part of an answer, with its outputs as arrays in `arrays`."""
+
+    model_name: str
+    outputs: list[_Output]
+    model_version: str = ""
+    id: str = ""
+    parameters: dict[str, Scalar] | None = None
+    arrays: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+_ANSWER = msgspec.json.Decoder(Answer)
+
+
+def decode_answer(reply: Reply) -> Answer:
+    """Decode an answer to `infer`, its arrays over the memory of the reply.
+
+    Raises:
+        ProtocolError: if it is none.
+    """
+    body = memoryview(reply.body)
+    length = _head_length(reply, len(body))
+    answer = _parsed(bytes(body[:length]), reply.url)
+    answer.arrays = {}
+    position = length
+    for output in answer.outputs:
+        try:
+            datatype = DataType(output.datatype)
+        except ValueError:
+            raise _bad(reply.url, f"unknown datatype {output.datatype[:40]!r}") from None
+        size = (output.parameters or {}).get("binary_data_size")
+        if size is None:
+            answer.arrays[output.name] = _from_json(output, datatype, reply.url)
+            continue
+        if type(size) is not int or not 0 <= size <= len(body) - position:
+            raise _bad(reply.url, f"output {output.name!r} is not there completely")
+        data = body[position : position + size]
+        position += size
+        answer.arrays[output.name] = _from_bytes(output, datatype, data, reply.url)
+    if position != len(body):
+        raise _bad(reply.url, f"{len(body) - position} bytes too many")
+    return answer
+
+
+def _parsed(text: bytes, url: str) -> Answer:
+    try:
+        return _ANSWER.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:  # with NaN and infinities, which only Python's reader takes
+            return msgspec.convert(json.loads(text), Answer)
+        except (ValueError, RecursionError, msgspec.ValidationError):
+            raise _bad(url, str(error)) from None
+
+
+def _head_length(reply: Reply, size: int) -> int:
+    text = reply.headers.get(HEADER_LENGTH.lower())
+    if text is None:
+        return size
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > size:
+        raise _bad(reply.url, f"its {HEADER_LENGTH} is {text[:40]!r}")
+    return int(text)
+
+
+def _bad(url: str, what: str) -> ProtocolError:
+    return ProtocolError(f"the answer of {url} is no inference response: {what}")
+
+
+def _from_bytes(output: _Output, datatype: DataType, data: memoryview, url: str) -> NDArray[Any]:
+    from meshnode.models.tensors import to_numpy
+
+    if datatype is DataType.BYTES:
+        try:
+            elements = [bytes(element) for element in split_elements(data)]
+        except ValueError as error:
+            raise _bad(url, f"output {output.name!r}: {error}") from None
+        return _objects(output, elements, url)
+    try:
+        if datatype is DataType.BF16:
+            halves = to_numpy(Tensor(output.name, DataType.UINT16, output.shape, data))
+            words = halves.reshape(-1).astype("<u4") << 16
+            return words.view("<f4").reshape(output.shape)
+        return to_numpy(Tensor(output.name, datatype, output.shape, data))
+    except InvalidRequest as error:
+        raise _bad(url, str(error)) from None
+
+
+def _from_json(output: _Output, datatype: DataType, url: str) -> NDArray[Any]:
+    import numpy as np
+
+    from meshnode.models.tensors import DTYPES
+
+    flat = list(flatten(output.data or []))
+    if datatype is DataType.BYTES:
+        texts = [item.encode() if isinstance(item, str) else item for item in flat]
+        return _objects(output, texts, url)
+    dtype = np.dtype("<f4") if datatype is DataType.BF16 else DTYPES[datatype]
+    try:
+        return np.array(flat, dtype).reshape(output.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _bad(url, f"output {output.name!r}: {error}") from None
+
+
+def _objects(output: _Output, elements: list[Any], url: str) -> NDArray[Any]:
+    import numpy as np
+
+    if len(elements) != math.prod(output.shape):
+        raise _bad(url, f"output {output.name!r} has {len(elements)} elements")
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(output.shape)
