@@ -7,10 +7,12 @@ asked. One event loop owns each, so an increment is one dictionary operation.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from meshnode.metric_catalogue import MetricSpec
 
 LATENCY_BUCKETS_S: tuple[float, ...] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -27,6 +29,11 @@ class Counter:
         self.help_text = help_text
         self.labels = tuple(labels)
         self.values: dict[tuple[str, ...], float] = {}
+
+    @classmethod
+    def of(cls, spec: MetricSpec) -> Self:
+        """Make one as the catalogue declares it."""
+        return cls(spec.family, spec.help_text, tuple(spec.labels))
 
     def add(self, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
         """Add to the count of these label values."""
@@ -46,6 +53,11 @@ class Gauge:
         self.help_text = help_text
         self.labels = tuple(labels)
         self.values: dict[tuple[str, ...], float] = {}
+
+    @classmethod
+    def of(cls, spec: MetricSpec) -> Self:
+        """Make one as the catalogue declares it."""
+        return cls(spec.family, spec.help_text, tuple(spec.labels))
 
     def set(self, labels: tuple[str, ...], value: float) -> None:
         """Set the value of these label values."""
@@ -74,6 +86,11 @@ class Histogram:
         self.counts: dict[tuple[str, ...], list[int]] = {}
         self.sums: dict[tuple[str, ...], float] = {}
 
+    @classmethod
+    def of(cls, spec: MetricSpec) -> Self:
+        """Make one as the catalogue declares it."""
+        return cls(spec.family, spec.help_text, tuple(spec.labels))
+
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
         """Count one observation."""
         counts = self.counts.get(labels)
@@ -85,3 +102,10 @@ class Histogram:
 
 
 Metric = Counter | Gauge | Histogram
+
+
+def single(spec: MetricSpec, value: float) -> Counter | Gauge:
+    """Return a metric without labels that has this value."""
+    metric = Counter.of(spec) if spec.kind == "counter" else Gauge.of(spec)
+    metric.values[()] = float(value)
+    return metric

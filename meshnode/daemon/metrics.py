@@ -2,63 +2,223 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import platform
+import re
+from typing import TYPE_CHECKING, Final
 
-from meshnode.metrics import Counter, Gauge, Metric
-from meshnode.types import NodeState
+import psutil
+
+from meshnode import __version__
+from meshnode import metric_catalogue as catalogue
+from meshnode.daemon.logs import logged_lines
+from meshnode.errors import MeshError
+from meshnode.limits import MAX_METRIC_PEERS
+from meshnode.membership import messages as membership
+from meshnode.metrics import Counter, Gauge, Metric, single
+from meshnode.routing.breaker import BreakerState
+from meshnode.state import desired_messages, owner_messages
+from meshnode.types import NodeState, ReplicaState
+from meshnode.wire.codec import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import ModuleType
 
     from meshnode.daemon.driver import Driver
+    from meshnode.daemon.serving import PeerServer
+    from meshnode.daemon.uploads import Uploads
+    from meshnode.daemon.watch import Watch
+    from meshnode.gateway.pipeline import Pipeline
+    from meshnode.metric_catalogue import MetricSpec
+    from meshnode.models.server import ModelServer
     from meshnode.net.links import LinkHub
     from meshnode.node import Node
 
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_CAPITAL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_OTHER: Final = "other"
+
+
+def _kinds(*modules: ModuleType) -> Mapping[int, str]:
+    """Return the names of messages by their type numbers: `OwnerDeltas` is `owner_deltas`."""
+    found: dict[int, str] = {}
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Message) and value is not Message:
+                tag = value.__struct_config__.tag
+                assert isinstance(tag, int)
+                found[tag] = _CAPITAL.sub("_", value.__name__).lower()
+    return found
+
+
+_NOTE_KINDS: Final = _kinds(membership, owner_messages, desired_messages)
+
 
 class DaemonMetrics:
-    """Counters and gauges of membership, links and datagrams."""
+    """Counters and gauges of everything but the gateway's HTTP edge."""
 
-    def __init__(self, node: Node, driver: Driver, hub: LinkHub) -> None:
+    def __init__(
+        self,
+        *,
+        node: Node,
+        driver: Driver,
+        hub: LinkHub,
+        pipeline: Pipeline,
+        peer_server: PeerServer,
+        models: ModelServer,
+        uploads: Uploads,
+        watch: Watch,
+        is_ready: Callable[[], bool],
+    ) -> None:
         """Read off these."""
         self._node = node
         self._driver = driver
         self._hub = hub
+        self._pipeline = pipeline
+        self._peer_server = peer_server
+        self._models = models
+        self._uploads = uploads
+        self._watch = watch
+        self._is_ready = is_ready
+        self._process = psutil.Process()
 
     def __repr__(self) -> str:
         return f"<DaemonMetrics of {self._node!r}>"
 
     def collect(self) -> Iterable[Metric]:
         """Return all of them with their present values."""
-        members = Gauge("meshnode_members", "Members that this node knows, by state.", ("state",))
-        for state in NodeState:
-            members.set((str(state),), 0.0)
-        for member in self._node.membership.members.values():
-            members.set((str(member.state),), members.get((str(member.state),)) + 1)
-        links = Gauge("meshnode_links", "Peers that a link stands to.")
-        links.set((), float(len(tuple(self._hub.peers()))))
-        replicas = Gauge("meshnode_replicas", "Model versions on this node, by state.", ("state",))
+        yield from self._requests()
+        yield from self._served_models()
+        yield from self._mesh()
+        yield from self._traffic()
+        yield from self._own_state()
+        yield from self._machine()
+        yield from _process(self._process)
+
+    def _requests(self) -> Iterator[Metric]:
+        router = self._node.router
+        yield single(catalogue.REQUESTS_IN_FLIGHT, self._pipeline.in_flight)
+        yield single(catalogue.RETRIES, router.budget.granted)
+        yield single(catalogue.RETRIES_REFUSED, router.budget.refused)
+        states = router.breakers.states()
+        yield _gauge(catalogue.BREAKERS, {str(state): states[state] for state in BreakerState})
+        yield _counter(catalogue.PEER_REQUESTS, self._peer_server.log.outcomes)
+
+    def _served_models(self) -> Iterator[Metric]:
+        states = dict.fromkeys(map(str, ReplicaState), 0)
         for replica in self._node.own.values():
-            labels = (str(replica.state),)
-            replicas.set(labels, replicas.get(labels) + 1)
-        yield members
-        yield links
-        yield replicas
-        yield _counter(
-            "meshnode_datagrams_dropped",
-            "Datagrams that were refused or could not be sent, by reason.",
-            "reason",
-            self._driver.dropped,
-        )
-        yield _counter(
-            "meshnode_events", "What happened to members and state.", "kind", self._driver.events
-        )
-        refused = Counter("meshnode_links_refused", "Incoming links that failed their hello.")
-        refused.add((), float(self._hub.refused))
-        yield refused
+            states[str(self._node.shown_state(replica))] += 1
+        yield _gauge(catalogue.REPLICAS, states)
+        slots = Gauge.of(catalogue.MODEL_SLOTS)
+        requests = Gauge.of(catalogue.MODEL_REQUESTS)
+        service = Gauge.of(catalogue.MODEL_SERVICE_TIME)
+        load = Gauge.of(catalogue.MODEL_LOAD_TIME)
+        for (model, version), load_s in self._models.load_times().items():
+            try:
+                report = self._models.load_report(model, version)
+            except MeshError:
+                continue  # it is being unloaded
+            labels = (model, str(version))
+            slots.set(labels, report.slots)
+            requests.set(labels, report.in_system)
+            service.set(labels, report.service_ms / 1e3)
+            load.set(labels, load_s)
+        yield from (slots, requests, service, load)
+
+    def _mesh(self) -> Iterator[Metric]:
+        members = self._node.membership.members
+        states = dict.fromkeys(map(str, NodeState), 0)
+        for member in members.values():
+            states[str(member.state)] += 1
+        yield _gauge(catalogue.MEMBERS, states)
+        yield _counter(catalogue.EVENTS, self._driver.events)
+        peers = tuple(self._hub.peers())
+        yield single(catalogue.LINKS, len(peers))
+        yield single(catalogue.LINKS_REFUSED, self._hub.refused)
+        rtts = Gauge.of(catalogue.LINK_RTT)
+        for peer in sorted(peers)[:MAX_METRIC_PEERS]:
+            rtt_s = self._hub.rtt_s(peer)
+            if rtt_s is not None:
+                name = members[peer].record.name if peer in members else ""
+                rtts.set((name, peer), rtt_s)
+        yield rtts
+
+    def _traffic(self) -> Iterator[Metric]:
+        driver = self._driver
+        datagrams = driver.datagrams
+        yield single(catalogue.DATAGRAMS_SENT, datagrams.sent)
+        yield single(catalogue.DATAGRAMS_SENT_BYTES, datagrams.sent_bytes)
+        yield single(catalogue.DATAGRAMS_RECEIVED, datagrams.received)
+        yield single(catalogue.DATAGRAMS_RECEIVED_BYTES, datagrams.received_bytes)
+        yield _counter(catalogue.DATAGRAMS_DROPPED, driver.dropped)
+        yield _notes(catalogue.NOTES_SENT, driver.notes_sent)
+        yield _notes(catalogue.NOTES_RECEIVED, driver.notes_received)
+
+    def _own_state(self) -> Iterator[Metric]:
+        yield single(catalogue.DESIRED_ENTRIES, self._node.desired.key_count)
+        yield single(catalogue.DESIRED_BYTES, self._node.desired.size_bytes)
+        build = Gauge.of(catalogue.BUILD)
+        build.set((__version__, platform.python_version(), platform.system().lower()), 1.0)
+        yield build
+        yield single(catalogue.READY, self._is_ready())
+        lines = logged_lines()
+        yield _counter(catalogue.LOG_LINES, {level: lines.get(level, 0) for level in _LEVELS})
+        yield single(catalogue.LOG_LINES_LOST, lines.get("lost", 0))
+        yield single(catalogue.UPLOADS, self._uploads.count)
+        yield single(catalogue.UPLOADS_STAGED_BYTES, self._uploads.staged_bytes)
+
+    def _machine(self) -> Iterator[Metric]:
+        yield single(catalogue.MEMORY_AVAILABLE, psutil.virtual_memory().available)
+        yield single(catalogue.PAUSED, bool(self._node.paused))
+        fares = self._watch.fares
+        temperature = Gauge.of(catalogue.TEMPERATURE)
+        if fares.temperature_c is not None:
+            temperature.set((), fares.temperature_c)
+        battery = Gauge.of(catalogue.BATTERY)
+        if fares.battery_percent is not None:
+            battery.set((), fares.battery_percent / 100)
+        utilisation = Gauge.of(catalogue.ACCELERATOR_UTILISATION)
+        memory = Gauge.of(catalogue.ACCELERATOR_MEMORY)
+        for each in fares.accelerators:
+            utilisation.set((str(each.index),), each.utilisation)
+            memory.set((str(each.index),), each.memory_free_bytes)
+        yield from (temperature, battery, utilisation, memory)
 
 
-def _counter(name: str, help_text: str, label: str, values: Mapping[str, int]) -> Counter:
-    counter = Counter(name, help_text, (label,))
-    for value, count in values.items():
-        counter.add((value,), float(count))
+def _process(process: psutil.Process) -> Iterator[Metric]:
+    with process.oneshot():
+        times = process.cpu_times()
+        memory = process.memory_info()
+        yield single(catalogue.PROCESS_CPU, times.user + times.system)
+        yield single(catalogue.PROCESS_RESIDENT, memory.rss)
+        yield single(catalogue.PROCESS_VIRTUAL, memory.vms)
+        yield single(catalogue.PROCESS_START, process.create_time())
+        if hasattr(process, "num_fds"):  # Windows has handles instead
+            yield single(catalogue.PROCESS_OPEN_FDS, process.num_fds())
+            yield single(catalogue.PROCESS_MAX_FDS, _max_open_files())
+
+
+def _max_open_files() -> float:
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
+
+
+def _gauge(spec: MetricSpec, values: Mapping[str, float]) -> Gauge:
+    gauge = Gauge.of(spec)
+    gauge.values.update({(label,): float(value) for label, value in values.items()})
+    return gauge
+
+
+def _counter(spec: MetricSpec, values: Mapping[str, int]) -> Counter:
+    counter = Counter.of(spec)
+    counter.values.update({(label,): float(value) for label, value in values.items()})
+    return counter
+
+
+def _notes(spec: MetricSpec, by_number: Mapping[int, int]) -> Counter:
+    counter = Counter.of(spec)
+    for number, count in by_number.items():
+        counter.add((_NOTE_KINDS.get(number, _OTHER),), float(count))
     return counter

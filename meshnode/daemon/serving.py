@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+import random
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from meshnode.config import BLOB_CHUNK_BYTES
+from meshnode.daemon.serving_log import ServingLog
 from meshnode.errors import (
+    Cancelled,
     DeadlineExceeded,
     InferenceFailed,
     InvalidRequest,
@@ -19,7 +21,16 @@ from meshnode.errors import (
     ProtocolError,
     Saturated,
 )
+from meshnode.limits import (
+    BLOB_CHUNK_BYTES,
+    MAX_BLOBS_SENT,
+    MAX_PEER_TIMEOUT_S,
+    MAX_REQUEST_ID_LENGTH,
+    MAX_SENT_MESSAGE_LENGTH,
+)
+from meshnode.net.clock import RealClock
 from meshnode.net.peers import tensor_headers, tensors_of
+from meshnode.tracing import TraceIds
 from meshnode.types import InferRequest, InferResponse, ResponsePart
 from meshnode.wire.messages import (
     STREAMS,
@@ -32,20 +43,15 @@ from meshnode.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
+    from meshnode.clock import Clock
     from meshnode.net.connection import Connection
 
 log = logging.getLogger(__name__)
 
-MAX_BLOBS_SENT = 32
-"""Files that are sent at once, each with up to three chunks in memory; more peers wait their turn."""
-
-MAX_TIMEOUT_S = 24 * 3600.0
-"""The longest time that a peer may ask for; a longer one, or one that is no number, is an attack."""
-
+_HUNG_UP = Cancelled("the asking node went away")
 _SHA256_BYTES = 32
-_MAX_MESSAGE_LENGTH = 2000  # characters of an error's text that travel
 
 
 class Executor(Protocol):
@@ -71,13 +77,44 @@ class Blobs(Protocol):
         """Read a part of a blob."""
 
 
+class _Asked(NamedTuple):
+    """An inference that a peer asked for: `parent` is its span, `started` when it arrived."""
+
+    connection: Connection
+    stream: int
+    request: InferRequest
+    parent: str
+    started: float
+
+
 class PeerServer:
     """Serves the streams that peers open."""
 
-    def __init__(self, executor: Executor, blobs: Blobs) -> None:
-        """Answer from this node's own models and files."""
+    def __init__(
+        self,
+        executor: Executor,
+        blobs: Blobs,
+        *,
+        clock: Clock | None = None,
+        traces: TraceIds | None = None,
+        name_of: Callable[[Connection], str] = str,
+    ) -> None:
+        """Answer from this node's own models and files.
+
+        Args:
+            executor: The models.
+            blobs: The files.
+            clock: Times requests; the real one by default.
+            traces: Makes this node's spans.
+            name_of: The name of the node at the other end, for the log.
+        """
+        clock = clock or RealClock()
+        self.log = ServingLog(clock, traces or TraceIds(random.SystemRandom()))
+        """How peers' requests ended."""
         self._executor = executor
         self._blobs = blobs
+        self._now = clock.now
+        self._name_of = name_of
         self._tasks: dict[tuple[Connection, int], asyncio.Task[None]] = {}
         self._blobs_sent = 0
 
@@ -119,37 +156,73 @@ class PeerServer:
                 task.cancel()
 
     def _infer(self, connection: Connection, stream: int, ask: Infer, data: memoryview) -> None:
+        started = self._now()
         request = InferRequest(
             ask.model,
             tensors_of(ask.inputs, data),
             ask.version or None,
             ask.outputs,
-            ask.request_id,
+            ask.request_id[:MAX_REQUEST_ID_LENGTH],
             ask.parameters,
             _timeout_s(ask),
         )
+        asked = _Asked(connection, stream, request, ask.trace, started)
         try:
             part = self._executor.try_infer_inline(request)
-        except MeshError as error:
-            _fail(connection, stream, error, self._load(request))
-            return
-        if part is None:
-            self._start(connection, stream, self._run(connection, stream, request))
-        else:
-            self._reply(connection, stream, request, part, end=True)
-
-    async def _run(self, connection: Connection, stream: int, request: InferRequest) -> None:
-        try:
-            response = await self._executor.infer(request)
-            if response.single is not None:
-                self._reply(connection, stream, request, response.single, end=True)
+            if part is None:
+                self._start(connection, stream, self._run(asked))
                 return
-            async for part in response:
-                self._reply(connection, stream, request, part, end=False)
-                await connection.drained(stream)
-            self._reply(connection, stream, request, ResponsePart(()), end=True)
+            self._reply(connection, stream, request, part, end=True)
         except MeshError as error:
-            _fail(connection, stream, error, self._load(request))
+            self._refused(asked, error)
+        except Exception as defect:  # noqa: BLE001 - a runtime's mistake must not cost the link
+            self._broke(asked, defect)
+        else:
+            if self.log.is_detailed:
+                self._ended(asked, None)
+            else:  # what runs inline is never slow
+                self.log.outcomes["ok"] += 1
+
+    async def _run(self, asked: _Asked) -> None:
+        try:
+            await self._answer(asked.connection, asked.stream, asked.request)
+        except MeshError as error:
+            self._refused(asked, error)
+        except asyncio.CancelledError:
+            self._ended(asked, _HUNG_UP)
+            raise
+        except Exception as defect:  # noqa: BLE001 - likewise
+            self._broke(asked, defect)
+        else:
+            self._ended(asked, None)
+
+    async def _answer(self, connection: Connection, stream: int, request: InferRequest) -> None:
+        response = await self._executor.infer(request)
+        if response.single is not None:
+            self._reply(connection, stream, request, response.single, end=True)
+            return
+        async for part in response:
+            self._reply(connection, stream, request, part, end=False)
+            await connection.drained(stream)
+        self._reply(connection, stream, request, ResponsePart(()), end=True)
+
+    def _refused(self, asked: _Asked, error: MeshError) -> None:
+        _fail(asked.connection, asked.stream, error, self._load(asked.request))
+        self._ended(asked, error)
+
+    def _broke(self, asked: _Asked, defect: Exception) -> None:
+        error = InferenceFailed("this node failed while it answered")
+        _fail(asked.connection, asked.stream, error, None)
+        self._ended(asked, error, defect)
+
+    def _ended(
+        self, asked: _Asked, error: MeshError | None, defect: Exception | None = None
+    ) -> None:
+        took_s = self._now() - asked.started
+        self.log.outcomes["ok" if error is None else error.code] += 1
+        if self.log.wants(error, took_s):
+            peer = self._name_of(asked.connection)
+            self.log.ended(asked.request, asked.parent, peer, error, took_s, defect)
 
     def _reply(
         self,
@@ -220,7 +293,7 @@ class PeerServer:
 
 def _timeout_s(ask: Infer) -> float:
     timeout_s = ask.timeout_ms / 1e3
-    if not math.isfinite(timeout_s) or timeout_s > MAX_TIMEOUT_S:
+    if not math.isfinite(timeout_s) or timeout_s > MAX_PEER_TIMEOUT_S:
         raise InvalidRequest("a request's time limit is out of range")
     if timeout_s <= 0:
         raise DeadlineExceeded("the request's deadline has passed")
@@ -228,7 +301,7 @@ def _timeout_s(ask: Infer) -> float:
 
 
 def _fail(connection: Connection, stream: int, error: MeshError, load: LoadReport | None) -> None:
-    meta = STREAMS.encode(Failure(error.code, str(error)[:_MAX_MESSAGE_LENGTH], load))
+    meta = STREAMS.encode(Failure(error.code, str(error)[:MAX_SENT_MESSAGE_LENGTH], load))
     try:
         connection.reply(stream, meta, end=True)
     except (Saturated, ValueError):  # it reads nothing, or its answer had ended

@@ -1,0 +1,362 @@
+"""Every metric of a node, declared once: name, type, labels, meaning.
+
+What counts makes its counter from the declaration (`Counter.of(REQUESTS)`), docs/metrics.md is
+generated from this module, and a test compares both with the scrape of a real daemon. A new metric is
+declared here, under its section's heading, and made where its truth is; only what has a true source is
+shown, and every label has a bounded set of values.
+
+Names follow Prometheus' conventions: base units last (`_seconds`, `_bytes`), `_total` on what only
+grows, `process_*` as its client libraries have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNITS: Final = ("seconds", "bytes", "celsius", "ratio", "info")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric.
+
+    Attributes:
+        name: As Prometheus shows it, `_total` included.
+        kind: Its type.
+        help_text: What it tells, in one sentence.
+        labels: Each label's name and, for people, its values.
+        example: A query or an alert in PromQL, or empty.
+        absent: Where or when there are no values, or empty.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help_text: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    example: str = ""
+    absent: str = ""
+
+    @property
+    def family(self) -> str:
+        """The name without a counter's `_total`, as OpenMetrics names the family."""
+        return self.name.removesuffix("_total") if self.kind == "counter" else self.name
+
+    @property
+    def unit(self) -> str:
+        """The unit that the name ends in, or empty for a count."""
+        last = self.family.rpartition("_")[2]
+        return last if last in _UNITS and last != "info" else ""
+
+
+_MODEL = "a model that the mesh knows; `other` for the rest"
+_OUTCOME = "`ok`, `cancelled`, `internal`, or the code of an [error](errors.md)"
+_OWN_MODEL = "a model that this node serves"
+_VERSION = "its version"
+_ACCELERATOR = "its place in the list that `meshnode node show` prints, from 0"
+_MESSAGES = "the kinds of messages between cores, such as `gossip`, `digest`, `owner_deltas`"
+
+# Requests
+
+REQUESTS: Final = MetricSpec(
+    "meshnode_requests_total",
+    "counter",
+    "Inference requests that this gateway answered, by model and outcome.",
+    {"model": _MODEL, "outcome": _OUTCOME},
+    'sum(rate(meshnode_requests_total{outcome!~"ok|cancelled|invalid_request"}[5m])) '
+    "/ sum(rate(meshnode_requests_total[5m])) > 0.01",
+)
+REQUEST_DURATION: Final = MetricSpec(
+    "meshnode_request_duration_seconds",
+    "histogram",
+    "Time from a decoded inference request to its answer, by model; failed ones are not in it.",
+    {"model": _MODEL},
+    "histogram_quantile(0.99, sum by (le, model) "
+    "(rate(meshnode_request_duration_seconds_bucket[5m])))",
+)
+REQUESTS_IN_FLIGHT: Final = MetricSpec(
+    "meshnode_requests_in_flight",
+    "gauge",
+    "Inference requests that this gateway is working on; models that run inline never show here, "
+    "since nothing else runs meanwhile.",
+)
+ATTEMPTS: Final = MetricSpec(
+    "meshnode_attempts_total",
+    "counter",
+    "Tries of inference requests on replicas, by where they went and outcome.",
+    {"target": "`local`, `peer`", "outcome": _OUTCOME},
+    'sum(rate(meshnode_attempts_total{outcome!="ok"}[5m])) by (outcome)',
+)
+RETRIES: Final = MetricSpec(
+    "meshnode_retries_total",
+    "counter",
+    "Further tries that the retry budget granted.",
+)
+RETRIES_REFUSED: Final = MetricSpec(
+    "meshnode_retries_refused_total",
+    "counter",
+    "Further tries that the retry budget refused, so that their requests failed.",
+    example="increase(meshnode_retries_refused_total[10m]) > 0",
+)
+BREAKERS: Final = MetricSpec(
+    "meshnode_breakers",
+    "gauge",
+    "Circuit breakers of this gateway, one per replica, by state.",
+    {"state": "`closed`, `open`, `half-open`"},
+    'meshnode_breakers{state="open"} > 0',
+)
+PEER_REQUESTS: Final = MetricSpec(
+    "meshnode_peer_requests_total",
+    "counter",
+    "Inference requests of other nodes' gateways that this node worked on, by outcome.",
+    {"outcome": _OUTCOME},
+)
+
+# HTTP
+
+HTTP_RESPONSES: Final = MetricSpec(
+    "meshnode_http_responses_total",
+    "counter",
+    "HTTP responses of the gateway and the control channel, by status.",
+    {"status": "HTTP status codes"},
+    'sum(rate(meshnode_http_responses_total{status=~"5.."}[5m])) by (status)',
+)
+HTTP_ERRORS: Final = MetricSpec(
+    "meshnode_http_errors_total",
+    "counter",
+    "Requests of all kinds that were refused or failed, by code; a wrong or missing key is "
+    "`unauthenticated`, too many of them `throttled`, a foreign Host or a missing scope `forbidden`.",
+    {"code": "the code of an [error](errors.md)"},
+    'sum(rate(meshnode_http_errors_total{code=~"unauthenticated|throttled"}[5m])) > 1',
+)
+HTTP_CONNECTIONS: Final = MetricSpec(
+    "meshnode_http_connections",
+    "gauge",
+    "HTTP connections that stand, the control channel's included.",
+)
+HTTP_REQUEST_BODY_BYTES: Final = MetricSpec(
+    "meshnode_http_request_body_bytes_total",
+    "counter",
+    "Bytes of HTTP request bodies that were read completely.",
+)
+HTTP_RESPONSE_BODY_BYTES: Final = MetricSpec(
+    "meshnode_http_response_body_bytes_total",
+    "counter",
+    "Bytes of the bodies of HTTP responses.",
+)
+UPLOADS: Final = MetricSpec(
+    "meshnode_uploads", "gauge", "Uploads of models that have begun and not ended."
+)
+UPLOADS_STAGED_BYTES: Final = MetricSpec(
+    "meshnode_uploads_staged_bytes", "gauge", "Bytes of these that have arrived."
+)
+
+# Models
+
+REPLICAS: Final = MetricSpec(
+    "meshnode_replicas",
+    "gauge",
+    "Model versions on this node, by state.",
+    {"state": "`fetching`, `loading`, `ready`, `paused`, `failed`, `unloading`"},
+    'meshnode_replicas{state="failed"} > 0',
+)
+MODEL_SLOTS: Final = MetricSpec(
+    "meshnode_model_slots",
+    "gauge",
+    "Requests that a model version runs at once on this node.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+)
+MODEL_REQUESTS: Final = MetricSpec(
+    "meshnode_model_requests",
+    "gauge",
+    "Requests that a model version is running or has waiting on this node.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+    "meshnode_model_requests / meshnode_model_slots > 4",
+)
+MODEL_SERVICE_TIME: Final = MetricSpec(
+    "meshnode_model_service_time_seconds",
+    "gauge",
+    "Moving average of one request's run time on this node.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+)
+MODEL_LOAD_TIME: Final = MetricSpec(
+    "meshnode_model_load_time_seconds",
+    "gauge",
+    "How long opening and warming up a model version took, its transfer not included.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+)
+
+# Mesh
+
+MEMBERS: Final = MetricSpec(
+    "meshnode_members",
+    "gauge",
+    "Members that this node knows, itself included, by state.",
+    {"state": "`alive`, `suspect`, `dead`, `left`"},
+    'meshnode_members{state="alive"} < 3',
+)
+EVENTS: Final = MetricSpec(
+    "meshnode_events_total",
+    "counter",
+    "What happened to members and state, as the log tells it.",
+    {"kind": "the first word of the log's line, such as `member.dead`, `desired.changed`"},
+    'increase(meshnode_events_total{kind="member.dead"}[15m]) > 3',
+)
+LINKS: Final = MetricSpec("meshnode_links", "gauge", "Peers that a link stands to.")
+LINKS_REFUSED: Final = MetricSpec(
+    "meshnode_links_refused_total", "counter", "Incoming links that failed their hello."
+)
+LINK_RTT: Final = MetricSpec(
+    "meshnode_link_rtt_seconds",
+    "gauge",
+    "Smoothed round trip of the link to a peer.",
+    {"peer": "its name", "peer_id": "its NodeId; at most 256 peers"},
+    "meshnode_link_rtt_seconds > 0.5",
+    "until a link's first ping is answered",
+)
+DATAGRAMS_SENT: Final = MetricSpec(
+    "meshnode_datagrams_sent_total", "counter", "Datagrams handed to the network."
+)
+DATAGRAMS_SENT_BYTES: Final = MetricSpec(
+    "meshnode_datagrams_sent_bytes_total", "counter", "Bytes of these, UDP's headers not included."
+)
+DATAGRAMS_RECEIVED: Final = MetricSpec(
+    "meshnode_datagrams_received_total", "counter", "Datagrams of members that were accepted."
+)
+DATAGRAMS_RECEIVED_BYTES: Final = MetricSpec(
+    "meshnode_datagrams_received_bytes_total",
+    "counter",
+    "Bytes of these, UDP's headers not included.",
+)
+DATAGRAMS_DROPPED: Final = MetricSpec(
+    "meshnode_datagrams_dropped_total",
+    "counter",
+    "Datagrams and notes that were refused or could not be sent, by reason.",
+    {"reason": "why, such as `forged`, `replayed`, `no_address`"},
+)
+NOTES_SENT: Final = MetricSpec(
+    "meshnode_notes_sent_total",
+    "counter",
+    "One-way messages to peers over links: gossip, synchronisation, state.",
+    {"kind": _MESSAGES},
+)
+NOTES_RECEIVED: Final = MetricSpec(
+    "meshnode_notes_received_total",
+    "counter",
+    "One-way messages of peers over links.",
+    {"kind": f"{_MESSAGES}; `other` for unknown ones"},
+    "sum(rate(meshnode_notes_received_total[5m])) by (kind)",
+)
+DESIRED_ENTRIES: Final = MetricSpec(
+    "meshnode_desired_entries",
+    "gauge",
+    "Entries of the desired state: deployments, keys, and what proves their authors.",
+)
+DESIRED_BYTES: Final = MetricSpec(
+    "meshnode_desired_bytes",
+    "gauge",
+    "Size of the desired state with its history.",
+)
+
+# Node
+
+BUILD: Final = MetricSpec(
+    "meshnode_build_info",
+    "gauge",
+    "1; its labels say what runs.",
+    {"version": "of meshnode", "python": "of Python", "os": "`linux`, `darwin`, `windows`"},
+    "count by (version) (meshnode_build_info)",
+)
+READY: Final = MetricSpec(
+    "meshnode_ready",
+    "gauge",
+    "1 while `/readyz` answers 200, else 0.",
+    example="meshnode_ready == 0",
+)
+MEMORY_AVAILABLE: Final = MetricSpec(
+    "meshnode_memory_available_bytes",
+    "gauge",
+    "Memory of the machine that programs could still take without swapping.",
+)
+PAUSED: Final = MetricSpec(
+    "meshnode_paused",
+    "gauge",
+    "1 while this node serves no models because of its owner's limits, else 0.",
+    example="meshnode_paused == 1",
+)
+TEMPERATURE: Final = MetricSpec(
+    "meshnode_temperature_celsius",
+    "gauge",
+    "Temperature of the processor.",
+    example="meshnode_temperature_celsius > 85",
+    absent="where the machine does not tell it",
+)
+BATTERY: Final = MetricSpec(
+    "meshnode_battery_ratio",
+    "gauge",
+    "Charge of the battery, 0 to 1.",
+    absent="where there is none",
+)
+ACCELERATOR_UTILISATION: Final = MetricSpec(
+    "meshnode_accelerator_utilisation_ratio",
+    "gauge",
+    "How busy an accelerator is, 0 to 1.",
+    {"accelerator": _ACCELERATOR},
+    absent="for accelerators that do not tell",
+)
+ACCELERATOR_MEMORY: Final = MetricSpec(
+    "meshnode_accelerator_memory_free_bytes",
+    "gauge",
+    "Free memory of an accelerator.",
+    {"accelerator": _ACCELERATOR},
+    absent="for accelerators that do not tell",
+)
+LOG_LINES: Final = MetricSpec(
+    "meshnode_log_lines_total",
+    "counter",
+    "Lines that the daemon logged, by level.",
+    {"level": "`debug`, `info`, `warning`, `error`, `critical`"},
+    'increase(meshnode_log_lines_total{level="error"}[10m]) > 0',
+)
+LOG_LINES_LOST: Final = MetricSpec(
+    "meshnode_log_lines_lost_total",
+    "counter",
+    "Lines that could not be written to the log file, as on a full disk.",
+    example="increase(meshnode_log_lines_lost_total[10m]) > 0",
+)
+
+# Process
+
+PROCESS_CPU: Final = MetricSpec(
+    "process_cpu_seconds_total", "counter", "CPU time of the daemon, user and system."
+)
+PROCESS_RESIDENT: Final = MetricSpec(
+    "process_resident_memory_bytes", "gauge", "Memory of the daemon that is in RAM."
+)
+PROCESS_VIRTUAL: Final = MetricSpec(
+    "process_virtual_memory_bytes", "gauge", "Address space of the daemon."
+)
+PROCESS_START: Final = MetricSpec(
+    "process_start_time_seconds",
+    "gauge",
+    "When the daemon was started, in seconds since 1970.",
+    example="time() - process_start_time_seconds < 300",
+)
+PROCESS_OPEN_FDS: Final = MetricSpec(
+    "process_open_fds",
+    "gauge",
+    "File descriptors that the daemon has open.",
+    example="process_open_fds / process_max_fds > 0.8",
+    absent="on Windows",
+)
+PROCESS_MAX_FDS: Final = MetricSpec(
+    "process_max_fds", "gauge", "File descriptors that it may open.", absent="on Windows"
+)
+
+
+def all_metrics() -> tuple[MetricSpec, ...]:
+    """Return every metric, in the order of this module."""
+    return tuple(value for value in globals().values() if isinstance(value, MetricSpec))
