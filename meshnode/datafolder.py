@@ -4,11 +4,14 @@ Layout of a data folder (mode 0700)::
 
     identity.key    32-byte Ed25519 seed, mode 0600
     mesh            which mesh this is, our admission chain, the root seed on the founder, mode 0600
+    mesh.forgotten  the same of a mesh that is being forgotten; see `DataFolder.forget`
     options         what its owner chose for this node, as JSON
     epoch           the last boot epoch that was used, as decimal text
+    hardware.json   what was measured of this machine
     state/<key>     what cores asked to persist
     blobs/, models/ model files (meshnode.models.store)
-    lock            held by the running daemon
+    uploads/        model files that are on their way in
+    lock            held by the running daemon, with its process id inside
     control, control.sock   where the running daemon listens for its owner
 
 Every write is atomic: a temporary file, fsync, rename, fsync of the folder.
@@ -21,21 +24,27 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import sys
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, ProtocolError
+from meshnode.folderlock import LOCK_NAME, FolderLock
+from meshnode.limits import MAX_STATE_FILE_BYTES
+from meshnode.membership import read_members
 from meshnode.options import Chosen
 from meshnode.trust.identity import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _EPOCH = re.compile(rb"[0-9]{1,18}")
-_MAX_STATE_BYTES = 64 * 1024 * 1024  # far more than MAX_MEMBERS records; a larger file is not ours
+_FORGOTTEN: Final = "mesh.forgotten"
+_OF_THE_MESH: Final = ("state", "blobs", "models", "uploads")
+"""Folders that belong to a membership; all else belongs to the device and outlives it."""
 
 
 class MeshFile(msgspec.Struct, array_like=True, frozen=True):
@@ -66,23 +75,23 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         """Create the folder where it is missing, and lock it."""
         self.path = path
-        with _explained(f"cannot use the data folder {path}"):
+        with _explained(f"cannot use the data folder {path}", path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (path / "state").mkdir(exist_ok=True, mode=0o700)
-            self._lock: IO[bytes] | None = (path / "lock").open("ab")
         try:
-            _lock_file(self._lock)
+            self._lock: FolderLock | None = FolderLock(path)
         except OSError as error:
-            self._lock.close()
-            if error.errno in _HELD_BY_ANOTHER:
+            if error.errno in _NO_LOCKS:
                 raise ConfigError(
-                    f"another meshnode daemon is running on {path}; stop it, or name another "
-                    "folder with --data-dir"
+                    f"the data folder {path} cannot be locked: {error.strerror or error}; name one on "
+                    "a local disk with --data-dir"
                 ) from None
-            raise ConfigError(
-                f"the data folder {path} cannot be locked: {error.strerror or error}; name one on "
-                "a local disk with --data-dir"
-            ) from None
+            raise _config_error(f"cannot use the data folder {path}", path, error) from None
+        try:
+            self._finish_forgetting()
+        except ConfigError:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<DataFolder {self.path}>"
@@ -90,7 +99,7 @@ class DataFolder:
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def identity(self) -> Identity:
@@ -109,16 +118,7 @@ class DataFolder:
 
     def mesh(self) -> MeshFile | None:
         """Load the mesh this folder belongs to, or None if it belongs to none yet."""
-        path = self.path / "mesh"
-        data = _read(path)
-        if data is None:
-            return None
-        try:
-            return msgspec.msgpack.decode(data, type=MeshFile)
-        except msgspec.MsgspecError as error:
-            raise ConfigError(
-                f"{path} is damaged ({error}); remove it and join again with a new invite"
-            ) from error
+        return read_mesh(self.path)
 
     def save_mesh(self, mesh: MeshFile) -> None:
         """Remember the mesh, before anything else happens in it."""
@@ -127,6 +127,36 @@ class DataFolder:
     def save_options(self, chosen: Chosen) -> None:
         """Remember what the owner chose, for the next start; see `kept_options`."""
         self._write(self.path / "options", chosen.to_json())
+
+    def forget(self) -> None:
+        """Leave the mesh for good: its admission, its state and its models go.
+
+        The device keeps its identity, boot epoch, options, configuration, measurements and logs. One
+        rename decides: before it the folder belongs to the mesh with all that it had, after it to
+        none. What is not removed then, because the process died, the next opening removes.
+
+        Raises:
+            ConfigError: if something could not be removed.
+        """
+        with _explained(f"cannot forget the mesh of {self.path}", self.path):
+            (self.path / "mesh").replace(self.path / _FORGOTTEN)
+            sync_folder(self.path)
+        self._finish_forgetting()
+
+    def _finish_forgetting(self) -> None:
+        forgotten = self.path / _FORGOTTEN
+        if not forgotten.exists():
+            return
+        with _explained(
+            f"cannot remove what is left of a forgotten mesh in {self.path}", self.path
+        ):
+            for name in _OF_THE_MESH:
+                folder = self.path / name
+                if folder.exists():
+                    shutil.rmtree(folder)
+            (self.path / "state").mkdir(exist_ok=True, mode=0o700)
+            forgotten.unlink()
+            sync_folder(self.path)
 
     def next_epoch(self, wall_s: float) -> int:
         """Return a boot epoch greater than all before, durable before it is used.
@@ -163,9 +193,17 @@ class DataFolder:
         """Persist a core's state durably."""
         self._write(self.path / "state" / key, value)
 
+    def hardware(self) -> bytes | None:
+        """Return what was measured of this machine (`meshnode.hardware.speed`), or None."""
+        return _read(self.path / "hardware.json")
+
+    def save_hardware(self, data: bytes) -> None:
+        """Keep what was measured of this machine."""
+        self._write(self.path / "hardware.json", data)
+
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".new")
-        with _explained(f"cannot write {path}"):
+        with _explained(f"cannot write {path}", self.path):
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(descriptor, "wb") as file:
@@ -178,6 +216,42 @@ class DataFolder:
                     temporary.unlink()  # gives a full disk its room back
                 raise
             sync_folder(path.parent)
+
+
+def read_mesh(data_dir: Path) -> MeshFile | None:
+    """Return the mesh that a data folder belongs to, or None; the folder need not be locked.
+
+    Raises:
+        ConfigError: if the file is damaged or not readable.
+    """
+    path = data_dir / "mesh"
+    data = _read(path)
+    if data is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(data, type=MeshFile)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); remove it and join again with a new invite"
+        ) from error
+
+
+def is_alone(data_dir: Path) -> bool:
+    """Whether a node is all that its mesh ever had; the folder need not be locked.
+
+    One that was admitted by others is not; a founder is, until it has written down another member.
+
+    Raises:
+        ConfigError: if a file is damaged or not readable.
+    """
+    mesh = read_mesh(data_dir)
+    if mesh is None or not mesh.root_seed:
+        return False
+    data = _read(data_dir / "state" / "members")
+    try:
+        return data is None or not read_members(data)
+    except ProtocolError:  # somebody was written down there
+        return False
 
 
 def kept_options(data_dir: Path) -> Chosen:
@@ -199,17 +273,17 @@ def kept_options(data_dir: Path) -> Chosen:
 
 
 def _read(path: Path) -> bytes | None:
-    with _explained(f"cannot read {path}"):
+    with _explained(f"cannot read {path}", path):
         try:
-            if path.stat().st_size > _MAX_STATE_BYTES:
+            if path.stat().st_size > MAX_STATE_FILE_BYTES:
                 raise ConfigError(f"{path} is not a file of meshnode's: it is too large")
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
 
-_HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-"""What flock and msvcrt.locking say about a lock that somebody holds."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What network file systems say that know no locks."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -224,22 +298,54 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn an OSError into a ConfigError that says what was tried."""
+def _explained(doing: str, place: Path) -> Iterator[None]:
+    """Turn an OSError into a ConfigError that says what was tried, and what to do."""
     try:
         yield
     except OSError as error:
-        hint = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise ConfigError(f"{doing}: {error.strerror or error}{hint}") from error
+        raise _config_error(doing, place, error) from error
 
 
-def _lock_file(file: IO[bytes]) -> None:
-    """Take the platform's advisory lock, which the kernel releases when the process dies."""
-    if sys.platform == "win32":
-        import msvcrt
+def _config_error(doing: str, place: Path, error: OSError) -> ConfigError:
+    sentence = f"{doing}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ConfigError(f"{sentence}; free some space")
+    if error.errno == errno.EROFS:
+        return ConfigError(
+            f"{sentence}; name a folder that can be written with --data-dir, or mount this one so"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ConfigError(f"{sentence}; {_whose(place)}")
+    return ConfigError(sentence)
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _whose(place: Path) -> str:
+    """Say to whom a place that is closed to this user belongs, and what to do about it."""
+    for existing in (place, *place.parents):
+        try:
+            owner = existing.owner()
+        except (OSError, KeyError, NotImplementedError):  # not there, or of nobody; or Windows
+            continue
+        # What is above a data folder may be the system's, and what is in a home somebody's own:
+        # nothing to take over.
+        is_ours = existing == place or _was_data_folder(existing)
+        may_take = is_ours and not _is_in_home(existing, owner)
+        make_it_yours = "make it yours with chown, or " if may_take else ""
+        return f"{existing} belongs to user {owner}: {make_it_yours}name another folder with --data-dir"
+    return "name another folder with --data-dir"
+
+
+def _was_data_folder(place: Path) -> bool:
+    """Whether a node has run on this folder; False where that cannot be seen."""
+    try:
+        return (place / LOCK_NAME).exists()
+    except OSError:
+        return False
+
+
+def _is_in_home(place: Path, user: str) -> bool:
+    """Whether a place is a user's home folder or lies in it."""
+    try:
+        return place.absolute().is_relative_to(Path(f"~{user}").expanduser())
+    except RuntimeError:  # it has none
+        return False

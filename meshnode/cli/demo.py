@@ -19,12 +19,13 @@ import typer
 from meshnode.cli.arguments import AsJson
 from meshnode.cli.demo_load import DURING_S, LoadReport, RequestStream, report
 from meshnode.cli.demo_mesh import DemoMesh, DemoNode, Interrupts, wait_until
-from meshnode.cli.infer import image_request
+from meshnode.cli.inputs import image_array
 from meshnode.cli.output import plain, print_json, print_table
-from meshnode.client.api import model_path
-from meshnode.client.inference import Document, route_fields
+from meshnode.client.calls import model_path
+from meshnode.client.infer import infer_call, infer_document, parse_route
+from meshnode.client.inference import Document, metadata_of
+from meshnode.client.tensors import encode_inputs
 from meshnode.errors import PeerError
-from meshnode.types import Buffer
 
 _MODEL: Final = "digits"
 _NODES: Final = (("alpha", "eu-west"), ("beta", "us-east"), ("gamma", "ap-south"))
@@ -159,21 +160,16 @@ def _roles(mesh: DemoMesh) -> tuple[DemoNode, list[DemoNode]]:
 
 def _samples(folder: Path, metadata: Document) -> list[_Sample]:
     expected = json_codec.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    spec = metadata_of(metadata).inputs[0]
     samples = []
     for image, digit in sorted(expected.items()):
-        request, binary = image_request((folder / image).read_bytes(), metadata)
-        body, headers = _encode(request, binary)
-        samples.append(_Sample(Path(image).name, int(digit), body, headers))
+        picture = image_array((folder / image).read_bytes(), spec)
+        encoded = encode_inputs({spec.name: picture}, _MODEL, None)
+        call = infer_call(_MODEL, infer_document(encoded), encoded.buffers)
+        message = call.message(_HTTP_TIMEOUT_S)
+        body = b"".join(message.parts)
+        samples.append(_Sample(Path(image).name, int(digit), body, dict(message.headers)))
     return samples
-
-
-def _encode(request: Document, binary: tuple[Buffer, ...]) -> tuple[bytes, dict[str, str]]:
-    head = json_codec.dumps(request).encode()
-    headers = {
-        "Content-Type": "application/octet-stream",
-        "Inference-Header-Content-Length": str(len(head)),
-    }
-    return b"".join((head, *binary)), headers
 
 
 def _predict(gateway: DemoNode, sample: _Sample) -> Prediction:
@@ -189,13 +185,13 @@ def _predict(gateway: DemoNode, sample: _Sample) -> Prediction:
         connection.close()
     if response.status != 200:
         raise PeerError(f"{gateway.name} answered {response.status}: {content.decode()[:500]}")
-    route = route_fields(response.headers.get("Mesh-Route", ""))
+    route = parse_route(response.headers.get("Mesh-Route", ""))
     return Prediction(
         sample.image,
         _class_of(json_codec.loads(content)),
         sample.expected,
-        route.get("node", "?"),
-        route.get("region", "?"),
+        route.node or "?",
+        route.region or "?",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from meshnode.client.inference import route_fields
+from meshnode.client.infer import parse_route
 from meshnode.types import Address
 
 DURING_S: Final = 1.0
@@ -136,8 +136,7 @@ class RequestStream:
             return f"{type(error).__name__}: {error}", False
         if response.status != 200:
             return f"HTTP {response.status}: {content[:200].decode(errors='replace')}", False
-        attempts = route_fields(response.headers.get("Mesh-Route", "")).get("attempts", "1")
-        return None, attempts != "1"
+        return None, parse_route(response.headers.get("Mesh-Route", "")).attempts != 1
 
 
 def report(records: Sequence[Record], kill_s: float) -> LoadReport:

@@ -19,10 +19,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from meshnode.client.api import ControlClient
 from meshnode.client.control import control_address, remove_control
-from meshnode.client.paths import DATA_DIR_VARIABLE
+from meshnode.client.mesh import MeshClient
 from meshnode.errors import MeshError, PeerError
+from meshnode.settings.environment import ENV_FILE_VARIABLE
+from meshnode.settings.fields import PREFIX
 from meshnode.types import Address
 
 _START_TIMEOUT_S: Final = 20.0  # ten times what a start takes on a small machine
@@ -100,7 +101,7 @@ class DemoNode:
     name: str
     region: str
     process: subprocess.Popen[bytes]
-    client: ControlClient
+    client: MeshClient
     log: Path
     http: Address
 
@@ -146,7 +147,9 @@ class DemoMesh:
         command = [sys.executable, "-m", "meshnode", "join", *([invite] if invite else ["--new"])]
         command += ["--name", name, "--region", region, "--data-dir", str(data_dir), "--no-mdns"]
         command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        environ = {key: value for key, value in os.environ.items() if key != DATA_DIR_VARIABLE}
+        # The user's settings are for a node of theirs: neither variables nor `.env` count here.
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        environ[ENV_FILE_VARIABLE] = os.devnull
         # What their libraries leave in the temporary folder (ONNX Runtime: `.ses`) goes with ours.
         environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self.folder))
         with log.open("wb") as output, self._interrupts.held():
@@ -160,7 +163,7 @@ class DemoMesh:
                 start_new_session=True,
             )
             self._children.append(process)
-        client = ControlClient(data_dir)
+        client = MeshClient.local(data_dir)
         status = self._wait_for_status(name, process, client, log)
         http = Address.parse(str(status["http"]).removeprefix("http://"))
         node = DemoNode(name, region, process, client, log, http)
@@ -168,7 +171,7 @@ class DemoMesh:
         return node
 
     def _wait_for_status(
-        self, name: str, process: subprocess.Popen[bytes], client: ControlClient, log: Path
+        self, name: str, process: subprocess.Popen[bytes], client: MeshClient, log: Path
     ) -> dict[str, Any]:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:

@@ -1,21 +1,38 @@
 """`meshnode invite`: the line to type on the next device."""
 
-from typing import Annotated
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import typer
 
-from meshnode.cli.arguments import AsJson, DataDir, client_of
+from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
 from meshnode.cli.output import plain, print_json
-from meshnode.config import MAX_INVITE_TTL_S
 from meshnode.errors import ConfigError
-from meshnode.options import parse_duration
+from meshnode.limits import MAX_INVITE_LENGTH, MAX_INVITE_TTL_S
+from meshnode.options import ONLY_HERE, check_invite_text, only_here, parse_duration
 
 
 def invite(
     ttl: Annotated[
         str, typer.Option(help="How long it may be used: 10m, 24h, 7d.", metavar="DURATION")
     ] = "24h",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the line to this file, which only you can read.",
+            metavar="FILE",
+        ),
+    ] = None,
     json: AsJson = False,
+    gateway: Gateway = None,
+    key_file: KeyFile = None,
+    ca_file: CaFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """Print an invite: the line that lets another device join this mesh."""
@@ -25,7 +42,18 @@ def invite(
     if ttl_s > MAX_INVITE_TTL_S:
         days = MAX_INVITE_TTL_S // 86_400
         raise ConfigError(f"--ttl: {ttl!r} is longer than an invite may last, {days} days")
-    answer = client_of(data_dir).post("/mesh/v1/invites", {"ttl_s": ttl_s})
+    with client_of(data_dir, gateway, key_file, ca_file) as client:
+        answer = client.post("/mesh/v1/invites", {"ttl_s": ttl_s})
+    if output is not None:
+        path = Path(output).expanduser().absolute()
+        _write_private(path, f"{answer['invite']}\n")
+        if json:
+            del answer["invite"]
+            print_json({"output": str(path), **answer})
+        else:
+            _tell_written(path, plain(answer["expires_at"]))
+            _tell_reach(answer)
+        return
     if json:
         print_json(answer)
         return
@@ -35,3 +63,77 @@ def invite(
     typer.echo(
         f"Valid until {plain(answer['expires_at'])}. Who has this line can join: keep it private."
     )
+    _tell_reach(answer)
+
+
+def _tell_reach(answer: Mapping[str, Any]) -> None:
+    """Say it where no other device can use the invite."""
+    addresses = answer.get("addresses") or ()  # a node of an earlier version does not say
+    if addresses and only_here(addresses):
+        typer.echo(ONLY_HERE)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that nobody else can read, not even for a moment."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        partial.unlink(missing_ok=True)
+        with open(
+            partial, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)
+        ) as file:
+            file.write(text)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise ConfigError(
+            f"--output: {path} cannot be written ({error.strerror or error}); name another file"
+        ) from None
+
+
+def _tell_written(path: Path, expires_at: str) -> None:
+    typer.echo(f"The invite is in {path}. On the other device, with a copy of that file, type:\n")
+    typer.echo(f"  meshnode join --invite-file {path.name}\n")
+    typer.echo(f"Valid until {expires_at}. Who has this file can join: keep it private.")
+
+
+def read_invite(given: str | None, file: str | None) -> str | None:
+    """Return the invite that a command line named, without white space around it.
+
+    Args:
+        given: The argument: an invite, or `-` for standard input.
+        file: What `--invite-file` named.
+
+    Returns:
+        The line, or None if neither was given.
+
+    Raises:
+        ConfigError: if both were given, or the file cannot be read.
+        InviteError: if it cannot be an invite.
+    """
+    if file is not None:
+        if given is not None:
+            raise ConfigError("an invite is given and --invite-file as well; give one of them")
+        path = Path(file).expanduser()
+        try:
+            with path.open("rb") as stream:
+                return _read_line(stream)
+        except OSError as error:
+            raise ConfigError(
+                f"--invite-file: {path} cannot be read ({error.strerror or error})"
+            ) from None
+    if given == "-":
+        if sys.stdin.isatty():
+            typer.echo("Paste the invite, the mesh1… line, and press Enter:", err=True)
+        return _read_line(sys.stdin.buffer)
+    return None if given is None else check_invite_text(given.strip())
+
+
+def _read_line(stream: IO[bytes]) -> str:
+    """Read an invite; lines behind it, and what is far too long for one, are not read."""
+    room = 2 * MAX_INVITE_LENGTH  # with white space around it
+    while line := stream.readline(room):
+        room -= len(line)
+        if line.strip() or room <= 0:
+            return check_invite_text(line.decode(errors="replace").strip())
+    raise ConfigError("no invite was given: the input is empty")

@@ -1,145 +1,141 @@
 """`meshnode join`: check what was asked, then be the daemon."""
 
-import os
-import socket
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from meshnode.cli.arguments import DataDir
-from meshnode.client.paths import data_dir as choose_data_dir
-from meshnode.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT
+from meshnode.cli.invite import read_invite
+from meshnode.cli.settings import ConfigFile, EnvFile, load_settings, option
 from meshnode.errors import ConfigError
-from meshnode.options import (
-    DEFAULT_HTTP,
-    DEFAULT_LISTEN,
-    DEFAULT_REGION,
-    Chosen,
-    check_invite_text,
-    check_loopback,
-    join_options,
-    parse_address,
-    parse_interfaces,
-)
+from meshnode.settings.fields import HTTP, MESH, RUNNING
 
 
 def join(
     invite: Annotated[
         str | None,
         typer.Argument(
-            help="The mesh1… line from `meshnode invite` on a member.", metavar="INVITE"
+            help="The mesh1… line from `meshnode invite` on a member; - reads it from stdin.",
+            metavar="INVITE",
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="This node's name.", show_default="the host name")
-    ] = None,
-    region: Annotated[
-        str | None,
-        typer.Option(help="Where this node is, such as eu-west.", show_default=DEFAULT_REGION),
-    ] = None,
-    zone: Annotated[
-        str | None, typer.Option(help="A place within the region; '' for none.")
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="A label of this node; repeatable; '' for none.", metavar="KEY=VALUE"),
-    ] = None,
-    listen: Annotated[
+    invite_file: Annotated[
         str | None,
         typer.Option(
-            help="The mesh: TCP and UDP.", metavar="HOST:PORT", show_default=str(DEFAULT_LISTEN)
+            help="A file with that line, which `ps` does not show.",
+            metavar="FILE",
+            rich_help_panel=MESH,
         ),
     ] = None,
-    http: Annotated[
-        str | None,
-        typer.Option(
-            help="The HTTP gateway; loopback only.",
-            metavar="HOST:PORT",
-            show_default=str(DEFAULT_HTTP),
-        ),
-    ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(
-            "--models",
-            "--model-repository",
-            metavar="DIR",
-            help="Serve every model of this model repository; '' for none.",
-        ),
-    ] = None,
-    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Offer no HTTP.")] = False,
-    new: Annotated[
-        bool, typer.Option("--new", help="Found a new mesh without looking for others.")
-    ] = False,
-    no_mdns: Annotated[
+    detach: Annotated[
         bool,
-        typer.Option("--no-mdns", help="Do not announce or search on the local network."),
+        typer.Option(
+            "--detach",
+            "-d",
+            help="Run in the background, once it is a member.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
-    mdns_interface: Annotated[
+    name: Annotated[str | None, option("name")] = None,
+    region: Annotated[str | None, option("region")] = None,
+    zone: Annotated[str | None, option("zone")] = None,
+    label: Annotated[list[str] | None, option("labels")] = None,
+    models: Annotated[str | None, option("models")] = None,
+    listen: Annotated[str | None, option("listen")] = None,
+    advertise: Annotated[list[str] | None, option("advertise")] = None,
+    mdns: Annotated[bool | None, option("mdns")] = None,
+    mdns_interface: Annotated[list[str] | None, option("mdns_interfaces")] = None,
+    profile: Annotated[str | None, option("profile")] = None,
+    membership: Annotated[
         list[str] | None,
         typer.Option(
-            help="Limit that to the network of this address; repeatable.", metavar="ADDRESS"
+            help="One value of the profile, such as probe_interval_s=2; repeatable; '' for none.",
+            metavar="NAME=VALUE",
+            rich_help_panel=MESH,
         ),
     ] = None,
-    data_dir: DataDir = None,
+    new: Annotated[
+        bool,
+        typer.Option(
+            "--new", help="Found a new mesh without looking for others.", rich_help_panel=MESH
+        ),
+    ] = False,
+    http: Annotated[str | None, option("http")] = None,
+    no_gateway: Annotated[
+        bool, typer.Option("--no-gateway", help="Offer no HTTP.", rich_help_panel=HTTP)
+    ] = False,
+    allow_host: Annotated[list[str] | None, option("allow_hosts")] = None,
+    tls_cert: Annotated[str | None, option("tls_cert")] = None,
+    tls_key: Annotated[str | None, option("tls_key")] = None,
+    max_memory: Annotated[str | None, option("max_memory")] = None,
+    max_cpus: Annotated[str | None, option("max_cpus")] = None,
+    nice: Annotated[str | None, option("nice")] = None,
+    only_on_mains: Annotated[bool | None, option("only_on_mains")] = None,
+    max_temperature: Annotated[str | None, option("max_temperature")] = None,
+    log_level: Annotated[str | None, option("log_level")] = None,
+    log_format: Annotated[str | None, option("log_format")] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="The node's data folder (MESHNODE_DATA_DIR).",
+            show_default="the platform's data folder",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    env_file: EnvFile = None,
 ) -> None:
-    """Run this device's node, in the foreground, until Ctrl-C.
+    """Run this device's node, in the foreground until Ctrl-C, or with --detach in the background.
 
-    With an invite it joins that mesh; later, a plain `meshnode join` rejoins it, with the same name,
-    region, zone, labels, listen and http addresses (or --no-gateway) and models, which it keeps in
-    its data folder. An option given anew replaces what is kept.
+    With an invite it joins that mesh; later, a plain `meshnode join` rejoins it, with the same
+    settings, which it keeps in its data folder. An option given anew replaces what is kept.
 
     Without one it looks for a mesh on the local network, and founds one if there is none.
+
+    Settings also come from MESHNODE_… variables, a .env file and config.toml in the data folder:
+    `meshnode config show` tells each value and where it is from.
     """
+    invite = read_invite(invite, invite_file)
     if invite is not None and new:
         raise ConfigError("an invite joins an existing mesh and --new founds one; give one of them")
-    if no_mdns and mdns_interface:
-        raise ConfigError("--mdns-interface says where to announce and --no-mdns leaves it out")
     if no_gateway and http is not None:
         raise ConfigError("--http says where the gateway listens and --no-gateway leaves it out")
-    folder = choose_data_dir(data_dir, os.environ)
-    given = Chosen(
-        name=name,
-        region=region,
-        zone=zone,
-        labels=None if label is None else tuple(filter(None, label)),
-        listen=None
-        if listen is None
-        else str(parse_address("--listen", listen, DEFAULT_MESH_PORT)),
-        http="" if no_gateway else _http(http),
-        models=_repository(models) if models else models,
+    loaded = load_settings(
+        {
+            "name": name,
+            "region": region,
+            "zone": zone,
+            "labels": label,
+            "models": models,
+            "listen": listen,
+            "advertise": advertise,
+            "mdns": mdns,
+            "mdns_interfaces": mdns_interface,
+            "profile": profile,
+            "http": "off" if no_gateway else http,
+            "allow_hosts": allow_host,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "max_memory": max_memory,
+            "max_cpus": max_cpus,
+            "nice": nice,
+            "only_on_mains": only_on_mains,
+            "max_temperature": max_temperature,
+            "log_level": log_level,
+            "log_format": log_format,
+        },
+        membership=membership,
+        data_dir=data_dir,
+        config=config,
+        env_file=env_file,
     )
-    make = partial(
-        join_options,
-        host_name=socket.gethostname(),
-        data_dir=str(folder),
-        invite=None if invite is None else check_invite_text(invite),
-        new=new,
-        mdns=not no_mdns,
-        mdns_interfaces=parse_interfaces(mdns_interface or ()),
-    )
-    make(given)  # what is wrong with it is told before what is wrong with what is kept
-    from meshnode.datafolder import kept_options  # brings the cryptography; `nodes` needs none
+    options = loaded.settings.options(data_dir=str(loaded.data_dir), invite=invite, new=new)
+    options = replace(options, config_files=loaded.files)
+    if detach:
+        from meshnode.cli.detach import start_detached
 
-    options = make(kept_options(folder).changed_by(given))
+        raise typer.Exit(start_detached(options))
     from meshnode.daemon import run
 
     raise typer.Exit(run(options))
-
-
-def _http(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return str(check_loopback(parse_address("--http", text, DEFAULT_HTTP_PORT)))
-
-
-def _repository(text: str) -> str:
-    folder = Path(text).expanduser().absolute()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"--models {text!r} is not a folder; it must hold one folder per model, "
-            "such as DIR/digits/1/model.onnx"
-        )
-    return str(folder)

@@ -8,23 +8,85 @@
 | 130 | Ctrl-C |
 """
 
-from typing import Annotated, Any
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command, get_group
 
 import meshnode
-from meshnode.cli import demo, deploy, infer, inspect, invite, join
 from meshnode.cli.output import print_error
-from meshnode.errors import MeshError, UsageError
+from meshnode.errors import MeshError
 
-_EXIT_FAILED = 1
-_EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+_COMMANDS: Final = {
+    "join": "join:join",
+    "invite": "invite:invite",
+    "keys": "keys:app",
+    "stop": "running:stop",
+    "leave": "running:leave",
+    "logs": "running:logs",
+    "service": "service:app",
+    "nodes": "inspect:nodes",
+    "node": "node:app",
+    "models": "inspect:models",
+    "status": "inspect:status",
+    "deploy": "deploy:deploy",
+    "undeploy": "deploy:undeploy",
+    "infer": "infer:infer",
+    "demo": "demo:demo",
+    "config": "config:app",
+}
+"""Commands in the order of the help, with the module below `meshnode.cli` and the function or group."""
+
+
+class _CommandsOnDemand(MutableMapping[str, Any]):
+    """The commands by name; each is imported when it is asked for.
+
+    A command that needs little starts quickly, and a daemon carries no other command's modules.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            module, _, attribute = _COMMANDS[name].partition(":")
+            found = getattr(import_module(f"meshnode.cli.{module}"), attribute)
+            if isinstance(found, typer.Typer):
+                self._loaded[name] = get_group(found)
+            else:
+                alone = typer.Typer(add_completion=False)
+                alone.command(name)(found)
+                self._loaded[name] = get_command(alone)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
 
 
 class MeshGroup(TyperGroup):
     """The command group, with the project's errors as `error: sentence` instead of a traceback."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take Typer's settings; the commands are those of `_COMMANDS`."""
+        super().__init__(**settings)
+        self.commands = _CommandsOnDemand()
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; see the table above for what its errors become."""
@@ -32,8 +94,7 @@ class MeshGroup(TyperGroup):
             return super().invoke(ctx)
         except MeshError as error:
             print_error(error)
-            code = _EXIT_USAGE if isinstance(error, UsageError) else _EXIT_FAILED
-            raise typer.Exit(code) from None
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(_EXIT_INTERRUPTED) from None
 
@@ -63,17 +124,6 @@ def _meshnode(
     ] = False,
 ) -> None:
     """One inference mesh from all your devices: join each, deploy a model, ask any of them."""
-
-
-app.command()(join.join)
-app.command()(invite.invite)
-app.command()(inspect.nodes)
-app.command()(inspect.models)
-app.command()(inspect.status)
-app.command()(deploy.deploy)
-app.command()(deploy.undeploy)
-app.command()(infer.infer)
-app.command()(demo.demo)
 
 
 def main() -> None:

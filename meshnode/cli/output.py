@@ -105,6 +105,7 @@ _STYLES = {
     "alive": "green",
     "ready": "green",
     "suspect": "yellow",
+    "paused": "yellow",
     "loading": "yellow",
     "fetching": "yellow",
     "unloading": "yellow",

@@ -55,6 +55,7 @@ class Artifacts:
         keep: Callable[[], list[Manifest]],
         runtime: Runtime,
         name_of: Callable[[NodeId], str],
+        why_too_large: Callable[[], str] = lambda: "",
     ) -> None:
         """Work with these.
 
@@ -67,6 +68,7 @@ class Artifacts:
             keep: Every manifest whose files must stay on disk.
             runtime: What opens models.
             name_of: A node's name, for messages.
+            why_too_large: Says after a load why the model must go again; empty if it may stay.
         """
         self._store = store
         self._models = models
@@ -76,6 +78,7 @@ class Artifacts:
         self._keep = keep
         self._runtime = runtime
         self._name_of = name_of
+        self._why_too_large = why_too_large
         # Weak: a lock lives as long as somebody fetches the file or waits for it.
         self._fetching: weakref.WeakValueDictionary[bytes, asyncio.Lock] = (
             weakref.WeakValueDictionary()
@@ -155,6 +158,11 @@ class Artifacts:
         status = await self._models.load(manifest, folder)
         if status.state is not ReplicaState.READY:
             self._report(manifest, ReplicaState.FAILED, status.reason, deployed=deployed)
+            return
+        too_large = self._why_too_large()
+        if too_large:
+            await self._models.unload(manifest.model, manifest.version)
+            self._report(manifest, ReplicaState.FAILED, too_large, deployed=deployed)
             return
         report = self._models.load_report(manifest.model, manifest.version)
         self._tell(

@@ -5,41 +5,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from meshnode import hardware
 from meshnode.advertisement import ModelLoad, NodeLoad
-from meshnode.client.control import ControlAddress
+from meshnode.daemon.about import about
 from meshnode.daemon.artifacts import Artifacts
 from meshnode.daemon.control import Control
 from meshnode.daemon.driver import Driver, ModelEffect, seeded_random
+from meshnode.daemon.enforcement import GuardedRuntime
+from meshnode.daemon.entrances import Entrances, reached_at
 from meshnode.daemon.metrics import DaemonMetrics
 from meshnode.daemon.serving import PeerServer
+from meshnode.daemon.uploads import Uploads
+from meshnode.daemon.watch import Watch
 from meshnode.effects import LoadModel
 from meshnode.errors import MeshError, ProtocolError
 from meshnode.events import Start
-from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.metrics import GatewayMetrics
 from meshnode.gateway.pipeline import Pipeline
-from meshnode.gateway.protocols.origin import OriginPolicy
-from meshnode.gateway.server import HttpServer
+from meshnode.hardware import usage
+from meshnode.hardware.addresses import reachable_hosts
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
 from meshnode.models.runtimes.onnx import OnnxRuntime
 from meshnode.models.server import ModelServer
 from meshnode.models.store import BlobStore
 from meshnode.net.peers import LoadListener, PeerClient
-from meshnode.node import LoadSampled, Node, NodeTrust
+from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
+from meshnode.settings.tuning import membership_config
+from meshnode.tracing import TraceIds
 from meshnode.trust.identity import verify
 from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
+    from meshnode.client.control import ControlAddress
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
     from meshnode.datafolder import DataFolder
+    from meshnode.gateway.tls import GatewayTls
     from meshnode.models.manifest import Manifest
+    from meshnode.net.connection import Connection
     from meshnode.net.links import LinkHub
     from meshnode.net.udp import DatagramSocket
     from meshnode.options import JoinOptions
@@ -50,13 +57,17 @@ log = logging.getLogger(__name__)
 LOAD_INTERVAL_S = 1.0
 """How often a node looks at its own load; only a change is told to others."""
 
-CLOSE_GRACE_S = 1.0
-"""Seconds that the last HTTP answers have to be written; running requests finished before."""
-
 LOAD_REFRESH_S = 10.0
 """An unchanged load is told again this often, so that a fresh one is told from a stale one."""
 
+IDLE_LOAD_INTERVAL_S = 10.0
+"""How often a node that serves nothing looks: nobody sends requests by it, it is only shown."""
+
+IDLE_LOAD_REFRESH_S = 60.0
+"""How often such a node tells an unchanged load again."""
+
 _CPU_STEP = 0.1  # a change of CPU load that is worth telling
+_IDLE_CPU_STEP = 0.3  # likewise where nothing is served
 _MEMORY_STEP = 0.05  # likewise of free memory, as a share
 
 
@@ -76,6 +87,8 @@ class Assembly:
         peer_server: PeerServer,
         pipeline: Pipeline,
         control: Control,
+        uploads: Uploads,
+        watch: Watch,
         gateway_metrics: GatewayMetrics,
         clock: Clock,
     ) -> None:
@@ -88,12 +101,12 @@ class Assembly:
         self.control = control
         self._models = models
         self._artifacts = artifacts
+        self._uploads = uploads
         self._peer_server = peer_server
         self._pipeline = pipeline
-        self._gateway_metrics = gateway_metrics
+        self._watch = watch
         self._clock = clock
-        self._servers: list[HttpServer] = []
-        self._gateways: list[HttpServer] = []
+        self._entrances = Entrances(pipeline, control, gateway_metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: NodeLoad | None = None
         self._told_at = float("-inf")
@@ -108,28 +121,36 @@ class Assembly:
 
     async def stop_http(self) -> None:
         """Take no new HTTP connections; what is asked on standing ones is still answered."""
-        for server in self._gateways:
-            await server.stop_accepting()
+        await self._entrances.stop_accepting()
 
     def close_idle_http(self) -> None:
         """Close the HTTP connections of programs that ask nothing."""
-        for server in self._gateways:
-            server.close_idle()
+        self._entrances.close_idle()
 
     @property
     def http_busy(self) -> bool:
         """Whether a request of a client is being worked on."""
         return self._pipeline.in_flight > 0
 
-    async def open_gateway(self, address: Address) -> None:
-        """Offer HTTP to this machine's programs; its address goes into this node's record.
+    async def open_gateway(
+        self, address: Address, allow_hosts: tuple[str, ...] = (), tls: GatewayTls | None = None
+    ) -> None:
+        """Offer HTTP; where others reach it goes into this node's record.
+
+        Args:
+            address: Where to listen.
+            allow_hosts: Names under which it is asked besides its own addresses.
+            tls: Offer HTTPS with this instead, and follow its files.
 
         Raises:
             ConfigError: if the address is in use or not ours.
         """
-        server = self._server(OriginPolicy(address.host), privileged=False)
-        self.control.http = await server.listen_tcp(address)
-        self._gateways.append(server)
+        bound = await self._entrances.open_gateway(address, allow_hosts, tls)
+        told = tuple(Address(*each) for each in self.record.addresses)
+        scheme = "http" if tls is None else "https"
+        self.control.http = f"{scheme}://{reached_at(bound, told)}"
+        if tls is not None:
+            self._spawn(tls.follow())
 
     async def open_control(self, plan: ControlAddress) -> ControlAddress:
         """Open the owner's channel as planned; return it with the port that was bound.
@@ -137,23 +158,19 @@ class Assembly:
         Raises:
             ConfigError: if it cannot be opened.
         """
-        if plan.unix is not None:
-            await self._server(None, privileged=True).listen_unix(Path(plan.unix))
-            return plan
-        assert plan.tcp is not None
-        server = self._server(
-            OriginPolicy(plan.tcp.host), privileged=True, authorizes=plan.authorizes
-        )
-        return ControlAddress(tcp=await server.listen_tcp(plan.tcp), token=plan.token)
+        return await self._entrances.open_control(plan)
 
     def start(self) -> None:
         """Begin to be a member."""
         self.driver.handle(Start())
         if self.control.http is not None:
-            http = str(self.control.http)
+            http = self.control.http.removeprefix("http://")  # as all nodes but HTTPS ones say it
             now = self._clock.now()
             self.driver.carry_out(self.node.membership.update_record(now, http=http))
         self._spawn(self._report_load())
+        self._spawn(self._watch.run(self.driver.handle, self._models))
+        self._spawn(self._watch.measure_speed(lambda: self.busy))
+        self._spawn(self._uploads.expire_regularly())
 
     def load_folder(self, path: Path) -> None:
         """Load and serve every model of this node's own folder, in the background."""
@@ -165,30 +182,9 @@ class Assembly:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for server in self._servers:
-            await server.stop()
+        await self._entrances.close()
         await self._artifacts.close()
         await self._models.close()
-
-    def _server(
-        self,
-        policy: OriginPolicy | None,
-        *,
-        privileged: bool,
-        authorizes: Callable[[str | None], bool] | None = None,
-    ) -> HttpServer:
-        dispatcher = Dispatcher(
-            self._pipeline, self.control, self._gateway_metrics, privileged=privileged
-        )
-        server = HttpServer(
-            dispatcher,
-            self._gateway_metrics,
-            policy,
-            grace_s=CLOSE_GRACE_S,
-            authorizes=authorizes,
-        )
-        self._servers.append(server)
-        return server
 
     async def _load_folder(self, path: Path) -> None:
         try:
@@ -197,17 +193,30 @@ class Assembly:
             log.error("the models of %s cannot be served: %s", path, error)
 
     async def _report_load(self) -> None:
-        hardware.utilisation()  # the first call only sets the mark from which the next one measures
+        usage.utilisation()  # the first call only sets the mark from which the next one measures
+        looked_at = float("-inf")
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
-            load = self._load()
             now = asyncio.get_running_loop().time()
-            if _is_news(self._told, load) or now - self._told_at >= LOAD_REFRESH_S:
+            is_idle = self._is_idle()
+            if is_idle and now - looked_at < IDLE_LOAD_INTERVAL_S:
+                continue
+            looked_at = now
+            load = self._load()
+            refresh_s = IDLE_LOAD_REFRESH_S if is_idle else LOAD_REFRESH_S
+            cpu_step = _IDLE_CPU_STEP if is_idle else _CPU_STEP
+            if _is_news(self._told, load, cpu_step) or now - self._told_at >= refresh_s:
                 self._told, self._told_at = load, now
                 self.driver.handle(LoadSampled(load))
 
+    def _is_idle(self) -> bool:
+        """Whether this node serves nothing, and has told so."""
+        if self._told is None or self._told.models:
+            return False
+        return all(each.state is not ReplicaState.READY for each in self.node.own.values())
+
     def _load(self) -> NodeLoad:
-        cpu, memory = hardware.utilisation()
+        cpu, memory_bytes = usage.utilisation()
         models = []
         for (model, version), replica in self.node.own.items():
             if replica.state is not ReplicaState.READY:
@@ -217,7 +226,9 @@ class Assembly:
                 models.append(
                     ModelLoad(model, version, report.in_system, report.slots, report.service_ms)
                 )
-        return NodeLoad(round(cpu, 3), memory, tuple(models))
+        fares = self._watch.fares
+        free_bytes = self._watch.free_bytes(memory_bytes)
+        return NodeLoad(round(cpu, 3), free_bytes, tuple(models), *fares)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -246,7 +257,8 @@ def assemble(
     Raises:
         ConfigError: if something in the data folder is damaged or cannot be written.
     """
-    record = _own_record(options, folder, credentials, clock, mesh_address)
+    watch = Watch(options, folder, clock)
+    record = _own_record(options, folder, credentials, clock, mesh_address, watch.first())
     node = Node(
         record=record,
         trust=NodeTrust(
@@ -256,13 +268,14 @@ def assemble(
             credentials.authority.verify_entry,
         ),
         rng=seeded_random(),
+        config=NodeConfig(membership=membership_config(options)),
         seeds=credentials.seeds,
         known=_known_members(folder, credentials),
         stored_desired=folder.state("desired"),
     )
     store = BlobStore(folder.path)
-    runtime = OnnxRuntime()
-    models = ModelServer({runtime.name: runtime})
+    runtime = GuardedRuntime(OnnxRuntime(), options.max_memory_bytes)
+    models = ModelServer({runtime.name: runtime}, cores=watch.cpus)
     peers = PeerClient(hub, _load_listener(node, clock))
     artifacts = Artifacts(
         store=store,
@@ -273,11 +286,31 @@ def assemble(
         keep=lambda: _wanted(node),
         runtime=runtime,
         name_of=lambda peer: _name_of(node, peer),
+        why_too_large=runtime.why_too_large,
     )
-    peer_server = PeerServer(models, store)
+    traces = TraceIds(seeded_random())
+    peer_server = PeerServer(
+        models,
+        store,
+        clock=clock,
+        traces=traces,
+        name_of=lambda connection: _name_of_asker(node, connection),
+    )
     metrics = GatewayMetrics()
-    pipeline = Pipeline(node.me, node.router, models, peers, clock, metrics)
-    daemon_metrics = DaemonMetrics(node, driver, hub)
+    pipeline = Pipeline(node.me, node.router, models, peers, clock, metrics, traces)
+    uploads = Uploads(folder.path / "uploads", clock)
+    uploads.sweep()
+    daemon_metrics = DaemonMetrics(
+        node=node,
+        driver=driver,
+        hub=hub,
+        pipeline=pipeline,
+        peer_server=peer_server,
+        models=models,
+        uploads=uploads,
+        watch=watch,
+        is_ready=lambda: control.ready()[0],
+    )
     control = Control(
         node=node,
         driver=driver,
@@ -285,6 +318,8 @@ def assemble(
         artifacts=artifacts,
         clock=clock,
         mesh_address=mesh_address,
+        about=about(options, clock),
+        uploads=uploads,
         metrics=daemon_metrics.collect,
     )
     driver.begin(node, udp, peer_server, _model_effects(node, artifacts))
@@ -299,9 +334,19 @@ def assemble(
         peer_server=peer_server,
         pipeline=pipeline,
         control=control,
+        uploads=uploads,
+        watch=watch,
         gateway_metrics=metrics,
         clock=clock,
     )
+
+
+def told_addresses(options: JoinOptions, mesh_address: Address) -> tuple[Address, ...]:
+    """Return where others are told to reach this node: where its owner says, or on its interfaces."""
+    if options.advertise:
+        return tuple(Address(host, port or mesh_address.port) for host, port in options.advertise)
+    hosts = reachable_hosts(mesh_address.host)
+    return tuple(Address(host, mesh_address.port) for host in hosts)
 
 
 def _own_record(
@@ -310,20 +355,21 @@ def _own_record(
     credentials: Credentials,
     clock: Clock,
     mesh_address: Address,
+    capabilities: dict[str, Any],
 ) -> MemberRecord:
-    hosts = hardware.reachable_hosts(mesh_address.host)
+    addresses = told_addresses(options, mesh_address)
     record = MemberRecord(
         public_key=credentials.identity.public_key,
         name=options.name,
         region=options.region,
         zone=options.zone,
         labels=dict(options.labels),
-        addresses=tuple(Address(host, mesh_address.port) for host in hosts),
+        addresses=addresses,
         http="",
         epoch=folder.next_epoch(clock.wall_s()),
         counter=0,
         boot=credentials.boot,
-        capabilities=hardware.capabilities(),
+        capabilities=capabilities,
         chain=credentials.member.chain,
     )
     return sign_record(record, credentials.identity.sign)
@@ -344,6 +390,11 @@ def _known_members(folder: DataFolder, credentials: Credentials) -> tuple[Member
 def _name_of(node: Node, peer: NodeId) -> str:
     member = node.membership.members.get(peer)
     return member.record.name if member else peer
+
+
+def _name_of_asker(node: Node, connection: Connection) -> str:
+    hello = connection.hello
+    return "?" if hello is None else _name_of(node, hello.peer.node_id)
 
 
 def _wanted(node: Node) -> list[Manifest]:
@@ -371,10 +422,10 @@ def _model_effects(node: Node, artifacts: Artifacts) -> Callable[[ModelEffect], 
     return carry_out
 
 
-def _is_news(told: NodeLoad | None, load: NodeLoad) -> bool:
+def _is_news(told: NodeLoad | None, load: NodeLoad, cpu_step: float) -> bool:
     if told is None or told.models != load.models:
         return True
     memory = abs(told.memory_available_bytes - load.memory_available_bytes)
-    return abs(told.cpu - load.cpu) >= _CPU_STEP or memory >= _MEMORY_STEP * max(
+    return abs(told.cpu - load.cpu) >= cpu_step or memory >= _MEMORY_STEP * max(
         1, told.memory_available_bytes
     )

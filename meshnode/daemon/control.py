@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from meshnode import __version__
+from meshnode import __version__, capabilities
 from meshnode.advertisement import LOAD_KEY, decode_load, decode_replica, replica_key
+from meshnode.daemon.api_keys import ApiKeys
 from meshnode.errors import (
     Forbidden,
     InvalidRequest,
@@ -19,31 +21,39 @@ from meshnode.errors import (
     ModelNotFound,
     NoReplica,
 )
+from meshnode.limits import MAX_INVITE_SEEDS
+from meshnode.membership.addresses import seeds_of_invite
 from meshnode.models.manifest import Manifest, check_model_name
 from meshnode.models.repository import FoundModel, scan
 from meshnode.state.deployment import Deployment
-from meshnode.types import Address, NodeId, Role
+from meshnode.types import Address, NodeId, ReplicaState, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from meshnode.clock import Clock
+    from meshnode.daemon.about import About
     from meshnode.daemon.artifacts import Artifacts
     from meshnode.daemon.credentials import Credentials
     from meshnode.daemon.driver import Driver
+    from meshnode.daemon.uploads import Uploads
+    from meshnode.gateway.protocols.caller import Caller
     from meshnode.membership.member import Member
     from meshnode.metrics import Metric
     from meshnode.node import Node
     from meshnode.routing.table import Replica
+    from meshnode.state.api_keys import ApiKey
+    from meshnode.types import Buffer
 
 
 class Control:
     """One daemon, as its owner and its gateway see it.
 
     Attributes:
-        http: Address of the HTTP gateway, or None without one.
+        http: URL of the HTTP gateway as others reach it, or None without one.
         mesh_address: Where the mesh listens here, with the port that was bound.
         leaving: Whether the node is on its way out.
+        on_shutdown: Called when the owner wants the daemon to end; with whether to forget the mesh.
     """
 
     def __init__(
@@ -55,6 +65,8 @@ class Control:
         artifacts: Artifacts,
         clock: Clock,
         mesh_address: Address,
+        about: About,
+        uploads: Uploads,
         metrics: Callable[[], Iterable[Metric]],
     ) -> None:
         """See through these."""
@@ -63,10 +75,14 @@ class Control:
         self._credentials = credentials
         self._artifacts = artifacts
         self._clock = clock
+        self._about = about
+        self._uploads = uploads
+        self._api_keys = ApiKeys(node, driver, clock, self._require_operator)
         self._metrics = metrics
         self.mesh_address = mesh_address
-        self.http: Address | None = None
+        self.http: str | None = None
         self.leaving = False
+        self.on_shutdown: Callable[[bool], None] = lambda _: None
 
     # Views
 
@@ -79,12 +95,25 @@ class Control:
             "region": record.region,
             "mesh": self._credentials.mesh_id,
             "role": str(self._credentials.member.role),
-            "http": f"http://{self.http}" if self.http else None,
+            "http": self.http,
             "mesh_address": str(self.mesh_address),
-            "state": "leaving" if self.leaving else "running",
+            "state": self._state(),
+            "paused": self.paused or None,
             "version": __version__,
             "members": sum(member.live for member in self._node.membership.members.values()),
+            "serving": sum(each.state is ReplicaState.READY for each in self._node.own.values()),
+            **self._about.view(self._clock.now()),
         }
+
+    @property
+    def paused(self) -> str:
+        """Why the node serves nothing at the moment, as a sentence; empty if it does."""
+        return self._node.paused
+
+    def _state(self) -> str:
+        if self.leaving:
+            return "leaving"
+        return "paused" if self.paused else "running"
 
     def nodes(self) -> list[dict[str, Any]]:
         """Describe every member that is known, this node first, then by name."""
@@ -158,10 +187,17 @@ class Control:
             Forbidden: if this node may not invite.
             InvalidRequest: if the time is out of range.
         """
-        record = self._node.membership.members[self._node.me].record
-        seeds = [Address(*address) for address in record.addresses]
+        members = self._node.membership.members
+        own = members[self._node.me].record.addresses
+        live = [member for member in members.values() if member.live]
+        others = [member.record.addresses for member in live if member.node_id != self._node.me]
+        seeds = seeds_of_invite(own, others, MAX_INVITE_SEEDS)
         invite = self._credentials.create_invite(ttl_s, seeds)
-        return {"invite": invite.to_text(), "expires_at": invite.expires_at}
+        return {
+            "invite": invite.to_text(),
+            "expires_at": invite.expires_at,
+            "addresses": [str(seed) for seed in seeds],
+        }
 
     async def deploy(
         self, path: str, name: str | None, replicas: int | None, on: Sequence[str]
@@ -175,20 +211,22 @@ class Control:
             ConfigError: if it could not be written to disk.
         """
         self._require_operator()
-        pinned = tuple(dict.fromkeys(self._node_named(each) for each in on))
-        if pinned and replicas is not None and replicas > len(pinned):
-            raise InvalidRequest(
-                f"{replicas} replicas do not fit on {len(pinned)} node(s); name more with --on"
-            )
-        model = await _one_model(Path(path), name)
-        public = check_model_name(model.name)
-        manifests = await self._artifacts.publish(model)
-        count = replicas if replicas is not None else max(1, len(pinned))
-        deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
-        if self._node.deployment(public) != deployment:
-            now, wall_s = self._clock.now(), self._clock.wall_s()
-            self._driver.carry_out(self._node.deploy(deployment, now, wall_s))
-        return self._model_view(public)
+        pinned = self._pinned(replicas, on)
+        return await self._deploy(await _one_model(Path(path), name), replicas, pinned)
+
+    async def deploy_upload(
+        self, upload: str, name: str | None, replicas: int | None, on: Sequence[str], caller: Caller
+    ) -> dict[str, Any]:
+        """Deploy a model that was uploaded; the upload is gone afterwards.
+
+        Raises:
+            NotFound: if the caller has no upload of this id.
+            InvalidRequest: if it is not complete; else as `deploy`. The upload stays then.
+        """
+        self._require_operator()
+        pinned = self._pinned(replicas, on)
+        async with self._uploads.complete(upload, caller) as path:
+            return await self._deploy(await _one_model(path, name), replicas, pinned)
 
     async def undeploy(self, name: str) -> None:
         """Take a model out of service everywhere.
@@ -203,7 +241,81 @@ class Control:
         now, wall_s = self._clock.now(), self._clock.wall_s()
         self._driver.carry_out(self._node.undeploy(name, now, wall_s))
 
+    # API keys and uploads
+
+    def api_key(self, key_id: str) -> ApiKey | None:
+        """Return the API key of an id, whatever its state, or None."""
+        return self._api_keys.get(key_id)
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Describe all API keys, without their secrets."""
+        return self._api_keys.all()
+
+    def create_key(
+        self, name: str, scopes: Sequence[str], ttl_s: int | None, caller: Caller
+    ) -> dict[str, Any]:
+        """Make an API key; see `ApiKeys.create`."""
+        return self._api_keys.create(name, scopes, ttl_s, caller)
+
+    def revoke_key(self, key: str, caller: Caller) -> dict[str, Any]:
+        """Revoke an API key; see `ApiKeys.revoke`."""
+        return self._api_keys.revoke(key, caller)
+
+    async def begin_upload(
+        self, files: Sequence[tuple[str, int]], caller: Caller
+    ) -> dict[str, Any]:
+        """Make room for a model's files; see `Uploads.begin`.
+
+        Raises:
+            Forbidden: if this node's role does not allow it to deploy.
+        """
+        self._require_operator()
+        return await self._uploads.begin(files, caller)
+
+    def upload(self, upload: str, caller: Caller) -> dict[str, Any]:
+        """Describe an upload; see `Uploads.view`."""
+        return self._uploads.view(upload, caller)
+
+    async def take_piece(
+        self, upload: str, index: int, offset: int, data: Buffer, caller: Caller
+    ) -> int:
+        """Take a piece of an uploaded file; see `Uploads.take`."""
+        return await self._uploads.take(upload, index, offset, data, caller)
+
+    async def drop_upload(self, upload: str, caller: Caller) -> None:
+        """Forget an upload; see `Uploads.drop`."""
+        await self._uploads.drop(upload, caller)
+
+    def shutdown(self, leave: bool) -> dict[str, Any]:
+        """End the daemon as a signal would, once this is answered.
+
+        Args:
+            leave: Forget the mesh as well: its admission, its state and its models.
+        """
+        self.on_shutdown(leave)
+        return {"pid": os.getpid(), "leave": leave}
+
     # Inside
+
+    def _pinned(self, replicas: int | None, on: Sequence[str]) -> tuple[NodeId, ...]:
+        pinned = tuple(dict.fromkeys(self._node_named(each) for each in on))
+        if pinned and replicas is not None and replicas > len(pinned):
+            raise InvalidRequest(
+                f"{replicas} replicas do not fit on {len(pinned)} node(s); name more with --on"
+            )
+        return pinned
+
+    async def _deploy(
+        self, model: FoundModel, replicas: int | None, pinned: tuple[NodeId, ...]
+    ) -> dict[str, Any]:
+        public = check_model_name(model.name)
+        manifests = await self._artifacts.publish(model)
+        count = replicas if replicas is not None else max(1, len(pinned))
+        deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
+        if self._node.deployment(public) != deployment:
+            now, wall_s = self._clock.now(), self._clock.wall_s()
+            self._driver.carry_out(self._node.deploy(deployment, now, wall_s))
+        return self._model_view(public)
 
     def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:
         """Give a bare file, which has no version of its own, the next number if it has changed.
@@ -255,10 +367,10 @@ class Control:
             "zone": record.zone,
             "state": str(member.state),
             "self": me,
-            "http": f"http://{record.http}" if record.http else None,
+            "http": _url(record.http),
             "mesh": str(Address(*record.addresses[0])) if record.addresses else None,
             "labels": record.labels,
-            "capabilities": record.capabilities,
+            "capabilities": capabilities.shown(record.capabilities),
             "load": self._load_view(member.node_id),
             "linked": me or member.linked,
             "rtt_ms": 0.0 if me else path.rtt_ms,
@@ -276,6 +388,9 @@ class Control:
             "cpu": load.cpu,
             "memory_available_bytes": load.memory_available_bytes,
             "in_system": sum(each.in_system for each in load.models),
+            "temperature_c": load.temperature_c,
+            "battery_percent": load.battery_percent,
+            "accelerators": [msgspec.structs.asdict(each) for each in load.accelerators],
             "models": [
                 {
                     "name": each.model,
@@ -334,6 +449,11 @@ class Control:
     def _name_of(self, node: NodeId) -> str:
         member = self._node.membership.members.get(node)
         return member.record.name if member else node
+
+
+def _url(http: str) -> str | None:
+    """Return a gateway's URL from its record, which has the scheme where it is not plain HTTP."""
+    return http if "://" in http else f"http://{http}" if http else None
 
 
 def _replica_view(replica: Replica, *, current: bool) -> dict[str, Any]:

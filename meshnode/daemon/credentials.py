@@ -12,6 +12,7 @@ import msgspec
 from meshnode.authority import Authority
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
+from meshnode.limits import MAX_SEEDS
 from meshnode.trust.chain import VerifiedMember, found_mesh, verify_chain
 from meshnode.trust.hello import NONCE_BYTES, AcceptorHello, DiallerHello
 from meshnode.trust.invite import Invite, create_invite
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROSTER_KEY = "roster"
-
-MAX_SEEDS = 8
-"""Addresses kept to look for the mesh at: those of two or three invites. All are dialled at once."""
 
 
 class Credentials:

@@ -12,14 +12,13 @@ not written is tried again until it is, or until something newer is.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_META_BYTES
 from meshnode.effects import (
     CloseLink,
     Dial,
@@ -32,13 +31,15 @@ from meshnode.effects import (
     StartTimer,
     UnloadModel,
 )
-from meshnode.errors import ConfigError, LinkLost, MeshError, NotServing
+from meshnode.errors import ConfigError, LinkLost, MeshError, NotServing, ProtocolError
 from meshnode.events import DatagramReceived, Event, LinkDown, NoteReceived, TimerFired
-from meshnode.membership.addresses import Kind, kind_of
+from meshnode.limits import MAX_EARLY_NOTES, MAX_META_BYTES
+from meshnode.membership.addresses import Kind, datagram_address, kind_of
 from meshnode.net.log_budget import LogBudget
 from meshnode.routing.load import LinkState
 from meshnode.trust.datagrams import DatagramError, DatagramSeal
 from meshnode.types import Address, NodeId
+from meshnode.wire.codec import message_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -57,12 +58,19 @@ log = logging.getLogger(__name__)
 PERSIST_RETRY_S = 5.0
 """How often something is tried to be written that could not be."""
 
-MAX_EARLY_NOTES = 256
-"""Notes kept from links that come up before the node is there; anti-entropy brings what is lost."""
-
 _NODE_ID = re.compile(r"\b[a-z2-7]{32}\b")
 
 ModelEffect = LoadModel | UnloadModel
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Datagrams, and their bytes without UDP's headers."""
+
+    sent: int = 0
+    sent_bytes: int = 0
+    received: int = 0
+    received_bytes: int = 0
 
 
 class Driver:
@@ -73,6 +81,9 @@ class Driver:
         peer_server: What answers peers; None as long.
         dropped: Datagrams and notes that were not accepted or could not be sent, by reason.
         events: What the cores reported, by kind.
+        datagrams: Those of members that were accepted, and those that were sent.
+        notes_sent: Notes by the number of their message's type.
+        notes_received: Likewise.
     """
 
     def __init__(self, *, folder: DataFolder, credentials: Credentials, clock: Clock) -> None:
@@ -94,6 +105,9 @@ class Driver:
         self.node: Node | None = None
         self.dropped: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.datagrams = Traffic()
+        self.notes_sent: Counter[int] = Counter()
+        self.notes_received: Counter[int] = Counter()
 
     def __repr__(self) -> str:
         return f"<Driver of {self.node!r}>"
@@ -184,6 +198,7 @@ class Driver:
             case SendNote(to, payload):
                 if len(payload) <= MAX_META_BYTES:
                     self.hub.note(to, payload)
+                    self.notes_sent[_note_type(payload)] += 1
                 else:
                     self.dropped["note_too_large"] += 1
             case StartTimer(timer, delay_s):
@@ -210,6 +225,8 @@ class Driver:
         except DatagramError as error:
             self.dropped[str(error.reason)] += 1
             return
+        self.datagrams.received += 1
+        self.datagrams.received_bytes += len(data)
         self.handle(DatagramReceived(sender, payload))
 
     # LinkUser
@@ -254,6 +271,7 @@ class Driver:
 
     def note_received(self, peer: NodeId, payload: bytes) -> None:
         """A one-way message for the cores."""
+        self.notes_received[_note_type(payload)] += 1
         self.handle(NoteReceived(peer, payload))
 
     def stream_opened(
@@ -287,9 +305,13 @@ class Driver:
             self.dropped["no_address"] += 1
             return
         try:
-            self._udp.send(self._seal.seal(to, public_key, payload), address)
+            sealed = self._seal.seal(to, public_key, payload)
+            self._udp.send(sealed, address)
         except MeshError as error:
             self.dropped[error.code] += 1
+            return
+        self.datagrams.sent += 1
+        self.datagrams.sent_bytes += len(sealed)
 
     def _udp_address(self, to: NodeId) -> Address | None:
         """Return where a member takes datagrams.
@@ -300,17 +322,12 @@ class Driver:
         member = self.node.membership.members.get(to)
         if member is None or not member.record.addresses:
             return None
-        advertised = [Address(*address) for address in member.record.addresses]
-        remote = self.hub.remote_address(to)
-        if remote is None:
-            usable = (
-                each
-                for each in advertised
-                if _is_literal(each.host) and kind_of(each.host) in self._kinds
-            )
-            return next(usable, None)
-        port = next((each.port for each in advertised if each.host == remote.host), None)
-        return Address(remote.host, advertised[0].port if port is None else port)
+        return datagram_address(
+            [Address(*address) for address in member.record.addresses],
+            self.hub.remote_address(to),
+            has_dialled=self.hub.has_dialled(to),
+            kinds=self._kinds,
+        )
 
     def _persist(self, key: str, value: bytes) -> None:
         try:
@@ -367,12 +384,12 @@ class Driver:
         return "".join(character if character.isprintable() else "?" for character in named)
 
 
-def _is_literal(host: str) -> bool:
+def _note_type(payload: bytes) -> int:
+    """Return the type number of a note, 0 if it has none; at most 256 of them differ."""
     try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+        return message_type(payload)
+    except ProtocolError:
+        return 0
 
 
 def seeded_random() -> random.Random:

@@ -10,77 +10,65 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import os
-import random
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from meshnode import __version__
 from meshnode.client.control import plan_control, remove_control, write_control
+from meshnode.daemon import logs, ports
 from meshnode.daemon.assembly import Assembly, assemble
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.driver import Driver
+from meshnode.daemon.enforcement import apply_to_process
+from meshnode.daemon.local_network import LocalNetwork, say
+from meshnode.daemon.logs import LOG_FILE, set_up_logging
+from meshnode.daemon.supervisor import notify
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, InviteError, LinkLost
 from meshnode.events import Leave
-from meshnode.hardware import reachable_hosts
-from meshnode.net import sockets
+from meshnode.hardware.addresses import reachable_hosts
+from meshnode.limits import DRAIN_LIMIT_S, HTTP_GOODBYE_LIMIT_S
 from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
-from meshnode.net.mdns import Announcement, Discovery
-from meshnode.net.tls import ServerTls, server_tls
-from meshnode.net.udp import DatagramSocket
-from meshnode.options import DEFAULT_LISTEN, is_loopback
+from meshnode.net.mdns import Announcement
+from meshnode.options import DEFAULT_LISTEN, ONLY_HERE, is_loopback, only_here
 from meshnode.trust.invite import Invite
 from meshnode.types import Address
 from meshnode.wire.link import LinkConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from meshnode.daemon.logs import LogSetup
+    from meshnode.gateway.tls import GatewayTls
+    from meshnode.net.udp import DatagramSocket
     from meshnode.options import JoinOptions
 
 log = logging.getLogger("meshnode")
-
-SEARCH_S = 2.0
-"""How long a device without an invite listens for meshes on the local network."""
-
-DRAIN_LIMIT_S = 30.0
-"""How long running requests may take to finish when the node stops: the default deadline."""
 
 GOODBYE_S = 0.3
 """How long a leaving node stays reachable at least, so that peers hear of it before they ask again.
 Programs with a standing HTTP connection have as long to ask once more and be told to close it."""
 
-HTTP_GOODBYE_LIMIT_S = 2.0
-"""How long a leaving node waits for its gateway to be quiet before it tells the mesh: most requests
-have ended by then; the others go on while it leaves, and may still be sent to other nodes."""
-
 DRAIN_POLL_S = 0.02
 """How often a leaving node looks whether anything still runs."""
-
-MDNS_RETRY_S = 10.0
-"""How often members that were heard on the local network and have no link are dialled."""
-
-MDNS_DIALS = 8
-"""At most so many of them at a time, in turn: anyone may announce any number of names."""
 
 INVITE_FOR_PRINT_S = 24 * 3600
 """How long the invite lasts that a founder prints; `meshnode invite --ttl` makes others."""
 
-_NAMES_SHOWN = 8  # nodes of one mesh that a search prints
-_PORT_TRIES = 20  # free TCP ports whose UDP twin is taken are rare; this many in a row are a fault
 
-
-def run(options: JoinOptions) -> int:
+def run(options: JoinOptions, on_ready: Callable[[], None] = lambda: None) -> int:
     """Run the daemon until it is told to stop; return its exit code.
+
+    Args:
+        options: What it shall be.
+        on_ready: Called once, when the node is a member and answers.
 
     Raises:
         ConfigError: if it cannot start; the message says what to do.
@@ -88,13 +76,11 @@ def run(options: JoinOptions) -> int:
         HandshakeError: if the mesh refused this node.
         LinkLost: if no address of the invite could be reached.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a peer's bad TLS is counted, not logged
+    log_setup = set_up_logging(options.log_level, options.log_format)
+    apply_to_process(options.max_cpus, options.nice)  # before there are threads
     _collect_less_often()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(options))
+        return runner.run(_run(options, log_setup, on_ready))
 
 
 def _collect_less_often() -> None:
@@ -116,10 +102,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _run(options: JoinOptions) -> int:
+async def _run(options: JoinOptions, log_setup: LogSetup, on_ready: Callable[[], None]) -> int:
     folder = DataFolder(Path(options.data_dir))
+    log_setup.write_to(folder.path.joinpath(*LOG_FILE))
+    logs.identify(node=options.name)
     try:
-        daemon = Daemon(options, folder)
+        daemon = Daemon(options, folder, on_ready)
         return await daemon.run()
     finally:
         folder.close()
@@ -128,14 +116,22 @@ async def _run(options: JoinOptions) -> int:
 class Daemon:
     """One daemon. `run` does everything."""
 
-    def __init__(self, options: JoinOptions, folder: DataFolder) -> None:
-        """Prepare; nothing is opened yet."""
+    def __init__(
+        self,
+        options: JoinOptions,
+        folder: DataFolder,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare; nothing is opened yet. `on_ready` is called once, when the node is a member."""
+        self._on_ready = on_ready
         self._options = options
         self._folder = folder
         self._clock = RealClock()
         self._stop = asyncio.Event()
-        self._discovery: Discovery | None = None
         self._driver: Driver | None = None
+        self._network: LocalNetwork | None = None
+        self._tls: GatewayTls | None = None
+        self._forgets = False
         self._signals: list[int] = []
 
     def __repr__(self) -> str:
@@ -146,7 +142,11 @@ class Daemon:
         self._catch_signals()
         try:
             async with contextlib.AsyncExitStack() as stack:
-                return await self._run(stack)
+                code = await self._run(stack)
+            if self._forgets:
+                self._folder.forget()
+                log.info("the mesh is forgotten; this device belongs to none now")
+            return code
         finally:
             self._release_signals()
 
@@ -159,13 +159,16 @@ class Daemon:
             folder=self._folder, credentials=credentials, clock=self._clock
         )
         hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver)
-        await self._require_free_http_port()
+        if self._options.http is not None:
+            await ports.require_free("--http", self._options.http)
+            self._tls = _gateway_tls(self._options)
+        network = self._network = LocalNetwork(driver, self._options.mdns_interfaces)
         if self._options.mdns:
-            await self._listen_for_others(stack)
+            await network.open(stack)
         if invite is not None:
             await self._unless_stopped(self._be_admitted(credentials, hub, invite))
         elif credentials.mesh_id is None:
-            if not self._options.new and await self._unless_stopped(self._found_others()):
+            if not self._options.new and await self._unless_stopped(network.found_others()):
                 return 2
             if not self._stop.is_set():
                 credentials.found()
@@ -220,41 +223,6 @@ class Daemon:
         )
         return None
 
-    async def _listen_for_others(self, stack: contextlib.AsyncExitStack) -> None:
-        interfaces = self._options.mdns_interfaces
-        try:
-            self._discovery = await stack.enter_async_context(
-                Discovery(self._announced, interfaces)
-            )
-        except OSError as error:
-            if interfaces:
-                raise ConfigError(
-                    f"--mdns-interface {', '.join(interfaces)}: mDNS does not work there ({error}); "
-                    "give IP addresses of this machine"
-                ) from error
-            log.warning("mDNS does not work here (%s); nodes are found by invite only", error)
-
-    async def _found_others(self) -> bool:
-        """Search the local network; say what is there. True if there is a mesh to be admitted to."""
-        if self._discovery is None:
-            return False
-        log.info("looking for meshes on the local network for %.0f s ...", SEARCH_S)
-        await asyncio.sleep(SEARCH_S)
-        meshes: dict[str, list[Announcement]] = {}
-        for announcement in self._discovery.heard:
-            meshes.setdefault(announcement.mesh_id, []).append(announcement)
-        for mesh_id, nodes in sorted(meshes.items()):
-            names = sorted(f"{each.name} ({each.addresses[0]})" for each in nodes)
-            if len(names) > _NAMES_SHOWN:
-                names[_NAMES_SHOWN:] = [f"{len(names) - _NAMES_SHOWN} more"]
-            _print(f"Found mesh {mesh_id} with {', '.join(names)}.")
-        if meshes:
-            _print(
-                "\nTo be admitted, run `meshnode invite` on one of these nodes and type the line that "
-                "it prints here.\nTo found a separate mesh instead: meshnode join --new"
-            )
-        return bool(meshes)
-
     async def _be_admitted(self, credentials: Credentials, hub: LinkHub, invite: Invite) -> bool:
         where = ", ".join(str(seed) for seed in invite.seeds)
         log.info("joining mesh %s through %s", invite.mesh_id, where)
@@ -262,49 +230,21 @@ class Daemon:
         try:
             await hub.connect(invite.seeds, None)
         except LinkLost as error:
+            port = invite.seeds[0].port if invite.seeds else DEFAULT_LISTEN.port
             raise LinkLost(
-                f"no address of the invite could be reached ({error}); check that the inviting node "
-                "runs, that both are on a common network, and that its port is open (TCP and UDP)"
+                f"no address of the invite could be reached: {error}. On the inviting device, check "
+                "with `meshnode status` that its node runs, and that its port is open for TCP and UDP, "
+                f"such as with `sudo ufw allow {port}`; behind a router or in a cloud it must be started "
+                "with --advertise and an address that this device can reach"
             ) from error
         return True
-
-    # The local network, once this node is a member
-
-    def _announced(self, announcement: Announcement) -> None:
-        """Dial a member that was heard; those that this finds no room for come with the rounds."""
-        self._dial_heard([announcement])
-
-    def _dial_heard(self, announcements: Iterable[Announcement]) -> None:
-        driver = self._driver
-        if driver is None or driver.node is None:
-            return
-        linked = set(driver.hub.peers()) | {driver.node.me}
-        wanted = [
-            each
-            for each in announcements
-            if each.mesh_id == driver.mesh_id and each.node_id not in linked
-        ]
-        if len(wanted) > MDNS_DIALS:
-            wanted = random.sample(wanted, MDNS_DIALS)
-        for each in wanted:
-            driver.dial_heard(each.addresses, each.node_id)
-
-    async def _meet_on_local_network(self, discovery: Discovery, mine: Announcement) -> None:
-        """Announce this node, and dial members that were heard and are not linked."""
-        try:
-            await discovery.announce(mine)
-        except OSError as error:
-            log.warning("this node could not be announced by mDNS: %s", error)
-        while True:
-            self._dial_heard(discovery.heard)
-            await asyncio.sleep(MDNS_RETRY_S)
 
     # Sockets
 
     async def _open_mesh(
         self, stack: contextlib.AsyncExitStack, credentials: Credentials, driver: Driver
     ) -> tuple[LinkHub, DatagramSocket, Address]:
-        tls = _server_tls()
+        tls = ports.mesh_tls(self._folder.path)
         hub = LinkHub(
             me=credentials.node_id,
             clock=self._clock,
@@ -315,34 +255,12 @@ class Daemon:
             config=LinkConfig(),
         )
         stack.push_async_callback(hub.close)
-        listen = self._options.listen
+        listen = ports.usable(self._options.listen)
+        ports.check_advertised(self._options.advertise, listen)
         driver.attach(hub, reachable_hosts(listen.host))
-        for _ in range(_PORT_TRIES):
-            try:
-                bound = await hub.listen(listen)
-            except OSError as error:
-                raise _port_error("--listen", listen, error) from error
-            try:
-                udp = await DatagramSocket.open(bound, driver.datagram_received)
-            except OSError as error:
-                if listen.port != 0:
-                    raise _port_error("--listen", listen, error) from error
-                hub.unlisten()  # a free TCP port whose UDP twin is taken: try another one
-                continue
-            stack.push_async_callback(udp.close)
-            return hub, udp, bound
-        raise ConfigError(f"no port of {listen.host} is free for both TCP and UDP")
-
-    async def _require_free_http_port(self) -> None:
-        """Fail now rather than after a mesh was founded or joined."""
-        http = self._options.http
-        if http is None:
-            return
-        try:
-            probe = await sockets.bind(http, socket.SOCK_STREAM)
-        except OSError as error:
-            raise _port_error("--http", http, error) from error
-        probe.close()
+        udp, bound = await ports.open_mesh(hub, listen, driver.datagram_received)
+        stack.push_async_callback(udp.close)
+        return hub, udp, bound
 
     # Serving
 
@@ -356,6 +274,7 @@ class Daemon:
         mesh_address: Address,
     ) -> int:
         options = self._options
+        logs.identify(mesh=credentials.mesh_id)
         plan = plan_control(options.data_dir, sys.platform)
         mesh = assemble(
             options=options,
@@ -368,8 +287,9 @@ class Daemon:
             mesh_address=mesh_address,
         )
         stack.push_async_callback(mesh.close)
+        mesh.control.on_shutdown = self._shut_down
         if options.http is not None:
-            await mesh.open_gateway(options.http)
+            await mesh.open_gateway(options.http, options.allow_hosts, self._tls)
         bound = await mesh.open_control(plan)
         write_control(options.data_dir, bound)
         stack.callback(remove_control, options.data_dir, bound)
@@ -378,12 +298,13 @@ class Daemon:
             mesh.load_folder(Path(options.models))
         self._keep_options()
         self._welcome(mesh)
-        if self._discovery is not None:
-            meeting = asyncio.ensure_future(
-                self._meet_on_local_network(self._discovery, _announcement(mesh))
-            )
+        if self._network is not None and self._network.discovery is not None:
+            meeting = asyncio.ensure_future(self._network.meet(_announcement(mesh)))
             stack.push_async_callback(_cancelled, meeting)
+        self._on_ready()
+        notify("READY=1")
         await self._stop.wait()
+        notify("STOPPING=1")
         await self._say_goodbye(mesh)
         return 0
 
@@ -396,20 +317,37 @@ class Daemon:
 
     def _welcome(self, mesh: Assembly) -> None:
         status = mesh.control.status()
-        _print(f"meshnode {__version__}: node {status['name']} of mesh {status['mesh']}")
-        _print(f"  mesh  {status['mesh_address']} (TCP and UDP)")
-        _print(f"  HTTP  {status['http'] or 'none (--no-gateway)'}")
-        _print(f"  data  {self._options.data_dir}")
+        say(f"meshnode {__version__}: node {status['name']} of mesh {status['mesh']}")
+        say(f"  mesh  {status['mesh_address']} (TCP and UDP)")
+        say(f"  HTTP  {status['http'] or 'none (--no-gateway)'}")
+        say(f"  data  {self._options.data_dir}")
+        self._tell_of_callers(mesh)
         if not mesh.node.has_friends:
             line = mesh.control.create_invite(INVITE_FOR_PRINT_S)
-            _print(
-                f"\nOn the next device, within a day, type:\n\n  meshnode join {line['invite']}\n"
-            )
+            say(f"\nOn the next device, within a day, type:\n\n  meshnode join {line['invite']}\n")
             if is_loopback(self._options.listen.host):
-                _print(
+                say(
                     f"(This node listens on {self._options.listen.host}, which other devices cannot "
                     f"reach: for them, start it with --listen {DEFAULT_LISTEN}.)\n"
                 )
+            elif only_here(line["addresses"]):
+                say(f"{ONLY_HERE}\n")
+
+    def _tell_of_callers(self, mesh: Assembly) -> None:
+        """Say what callers need of a gateway that other machines reach."""
+        http = self._options.http
+        if http is None or mesh.control.http is None or is_loopback(http.host):
+            return
+        say("        other machines need a key: meshnode keys create NAME")
+        if http.host in ("0.0.0.0", "::"):  # noqa: S104 - compared with, not bound to
+            scheme, port = mesh.control.http.split(":")[0], mesh.control.http.rpartition(":")[2]
+            say(f"        programs on this machine need none: {scheme}://localhost:{port}")
+        if self._tls is None:
+            log.warning(
+                "the gateway at %s has no TLS: API keys and data cross the network readably; "
+                "give it --tls-cert and --tls-key, or keep it in a network that you trust",
+                http,
+            )
 
     async def _say_goodbye(self, mesh: Assembly) -> None:
         """Send clients elsewhere, tell the others, finish what runs, at most `DRAIN_LIMIT_S`.
@@ -443,7 +381,7 @@ class Daemon:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _stop_signals():
             try:
                 loop.add_signal_handler(number, self._signalled, number)
             except NotImplementedError:  # Windows: handlers run in the main thread
@@ -451,15 +389,36 @@ class Daemon:
 
     def _release_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _stop_signals():
             with contextlib.suppress(NotImplementedError):
                 loop.remove_signal_handler(number)
+
+    def _shut_down(self, leave: bool) -> None:
+        """Stop as after a signal, because the owner asked for it; forget the mesh too, if told."""
+        self._forgets = self._forgets or leave
+        self._stop.set()
 
     def _signalled(self, number: int) -> None:
         self._signals.append(number)
         self._stop.set()
         if len(self._signals) > 1:
             _exit_now(128 + number)
+
+
+def _gateway_tls(options: JoinOptions) -> GatewayTls | None:
+    if options.tls_cert is None or options.tls_key is None:
+        return None
+    from meshnode.gateway.tls import GatewayTls  # only where it is asked for
+
+    return GatewayTls(options.tls_cert, options.tls_key)
+
+
+def _stop_signals() -> tuple[int, ...]:
+    """Return the signals that mean a polite stop; a closed terminal is one, unless under nohup."""
+    hang_up: int | None = getattr(signal, "SIGHUP", None)
+    if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
+        return (signal.SIGINT, signal.SIGTERM)
+    return (signal.SIGINT, signal.SIGTERM, hang_up)
 
 
 def _announcement(mesh: Assembly) -> Announcement:
@@ -472,37 +431,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _server_tls() -> ServerTls:
-    try:
-        return server_tls()
-    except OSError as error:
-        raise ConfigError(
-            f"no temporary file can be written ({error.strerror or error}); free some space, or name "
-            "another folder in TMPDIR"
-        ) from error
-
-
 def _exit_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _port_error(option: str, address: Address, error: OSError) -> ConfigError:
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError(
-            f"port {address.port} of {address.host} is in use by another program, perhaps another "
-            f"meshnode; stop it, or name another port with {option} {address.host}:PORT"
-        )
-    if error.errno == errno.EACCES:
-        return ConfigError(
-            f"this user may not open port {address.port}; name one above 1023 with "
-            f"{option} {address.host}:PORT"
-        )
-    reason = error.strerror or str(error)
-    return ConfigError(f"cannot listen at {address}: {reason}; name another address with {option}")
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

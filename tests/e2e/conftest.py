@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from meshnode.client.api import ControlClient
+from meshnode.client.mesh import MeshClient
 from meshnode.errors import MeshError
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class Daemon:
     data_dir: Path
     process: subprocess.Popen[bytes]
     log: Path
-    control: ControlClient = field(init=False)
+    control: MeshClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.control = ControlClient(self.data_dir)
+        self.control = MeshClient.local(self.data_dir)
 
     def wait_ready(self) -> Daemon:
         def ready() -> bool:
@@ -156,7 +156,12 @@ class Mesh:
         self.daemons: list[Daemon] = []
 
     def start(
-        self, name: str, *arguments: str, mesh: str = "127.0.0.1:0", mdns: bool = False
+        self,
+        name: str,
+        *arguments: str,
+        mesh: str = "127.0.0.1:0",
+        http: str = "127.0.0.1:0",
+        mdns: bool = False,
     ) -> Daemon:
         """Start a daemon without waiting for it; a name that ran before starts on its folder."""
         data_dir = self.folder / name
@@ -167,7 +172,7 @@ class Mesh:
             *(("--mdns-interface", "127.0.0.1") if mdns else ("--no-mdns",)),
         ]  # fmt: skip
         if "--no-gateway" not in arguments:
-            command += ["--http", "127.0.0.1:0"]
+            command += ["--http", http]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL

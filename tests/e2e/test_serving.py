@@ -162,11 +162,11 @@ def test_a_body_over_the_limit_is_413_before_it_is_read(trio: list[Daemon]) -> N
     assert "larger than" in answer["error"]
 
 
-def test_changes_over_http_are_forbidden_and_foreign_hosts_refused(trio: list[Daemon]) -> None:
+def test_changes_over_http_need_a_key_and_foreign_hosts_are_refused(trio: list[Daemon]) -> None:
     status, _, answer = trio[0].request("POST", "/mesh/v1/invites", {"ttl_s": 60})
-    assert status == 403
-    assert answer["code"] == "forbidden"
-    assert trio[0].request("DELETE", "/mesh/v1/deployments/digits")[0] == 403
+    assert status == 401
+    assert answer["code"] == "unauthenticated"
+    assert trio[0].request("DELETE", "/mesh/v1/deployments/digits")[0] == 401
     assert trio[0].request("GET", "/v2", headers={"Host": "evil.example"})[0] == 403
     assert trio[0].request("GET", "/v2", headers={"Origin": "http://evil.example"})[0] == 403
 

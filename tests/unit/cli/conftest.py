@@ -91,6 +91,9 @@ class FakeDaemon:
     Attributes:
         progress: What `GET /mesh/v1/models/NAME` answers in turn; the last one stays. None: 404.
         accepted: What a deployment's POST answers.
+        url: The same API as a gateway on TCP.
+        headers: Of the last request.
+        invite_addresses: What its invites name.
         requests: Method, path and JSON body (or raw bytes, where it is not JSON) of every request.
     """
 
@@ -107,6 +110,9 @@ class FakeDaemon:
         self.accepted = self.entry("digits", wanted=1)
         self.progress: list[dict[str, Any] | None] = []
         self.requests: list[tuple[str, str, Any]] = []
+        self.url = ""
+        self.headers: dict[str, str] = {}
+        self.invite_addresses = ["192.0.2.1:8471"]
         self._stop: Callable[[], object] = lambda: None
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -149,6 +155,8 @@ class FakeDaemon:
         address = plan_control(self.data_dir, "linux")
         assert address.unix is not None
         await web.UnixSite(runner, address.unix).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[-1][1]}"
         write_control(self.data_dir, address)
         self._stop = lambda: loop.call_soon_threadsafe(stopped.set)
         self._started.set()
@@ -162,6 +170,7 @@ class FakeDaemon:
         with contextlib.suppress(ValueError):
             content = json.loads(body) if body else None
         self.requests.append((request.method, request.path, content))
+        self.headers = dict(request.headers)
         return self._respond(request.method, request.path)
 
     def _respond(self, method: str, path: str) -> web.Response:
@@ -188,7 +197,11 @@ class FakeDaemon:
                 )
             case "POST", ["mesh", "v1", "invites"]:
                 return web.json_response(
-                    {"invite": "mesh1abc", "expires_at": "2026-01-02T03:04:05Z"}
+                    {
+                        "invite": "mesh1abc",
+                        "expires_at": "2026-01-02T03:04:05Z",
+                        "addresses": self.invite_addresses,
+                    }
                 )
             case "POST", ["mesh", "v1", "deployments"]:
                 return web.json_response(self.accepted, status=202)
@@ -223,7 +236,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def daemon(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    monkeypatch.setattr("meshnode.cli.deploy.POLL_INTERVAL_S", 0.005)
+    monkeypatch.setattr("meshnode.client.deploying.POLL_INTERVAL_S", 0.005)
     fake = FakeDaemon(data_dir)
     fake.start()
     yield fake

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,9 +16,21 @@ PAGE = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8
 SECTIONS = dict(
     re.findall(r"^## `meshnode (\w+)[^\n]*\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 )
+
+
+def options_of(command: Any) -> set[str]:
+    """Return the options of a command, or of all commands of a group."""
+    found = {
+        option
+        for param in command.params
+        for option in (*param.opts, *param.secondary_opts)
+        if option.startswith("--")
+    }
+    return found.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+
 COMMANDS = {
-    name: {option for param in command.params for option in param.opts if option.startswith("--")}
-    for name, command in typer.main.get_group(app).commands.items()
+    name: options_of(command) for name, command in typer.main.get_group(app).commands.items()
 }
 
 

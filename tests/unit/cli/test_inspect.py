@@ -144,6 +144,7 @@ def test_an_invite_as_json(daemon: FakeDaemon, meshnode: Run) -> None:
     assert json.loads(meshnode("invite", "--json").stdout) == {
         "invite": "mesh1abc",
         "expires_at": "2026-01-02T03:04:05Z",
+        "addresses": ["192.0.2.1:8471"],
     }
 
 

@@ -7,7 +7,13 @@ from types import ModuleType
 import pytest
 from typer.testing import Result
 
-from meshnode.options import Chosen, JoinOptions, check_invite_text, name_from_host
+from meshnode.options import (
+    DEFAULT_LISTEN,
+    Chosen,
+    JoinOptions,
+    check_invite_text,
+    name_from_host,
+)
 from meshnode.types import Address
 
 Run = Callable[..., Result]
@@ -41,7 +47,7 @@ def test_a_plain_join_has_the_documented_defaults(
             region="default",
             zone="",
             labels=(),
-            listen=Address("0.0.0.0", 8471),
+            listen=DEFAULT_LISTEN,
             http=Address("127.0.0.1", 8470),
             data_dir=str(data_dir),
             models=None,
@@ -97,7 +103,8 @@ def test_what_was_chosen_is_taken_again_by_a_plain_join(
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "options").write_bytes(joined[0].chosen.to_json())  # as the daemon does
     meshnode("join")
-    assert joined[1] == joined[0]
+    assert replace(joined[1], config_files=()) == joined[0]
+    assert joined[1].config_files == (str(data_dir / "options"),)
     assert joined[1].listen.port == 0
 
 
@@ -130,12 +137,13 @@ def test_what_is_given_replaces_what_is_kept_and_nothing_else(
         {field.name: getattr(options, field.name) for field in fields(options)}
         for options in joined
     )
-    del before["chosen"], after["chosen"]
+    for name in ("chosen", "config_files"):
+        del before[name], after[name]
     assert after == before | changes
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b'{"name": 7}', b'{"region": "a b"}', b'{"http": "0.0.0.0:1"}', b"\xff"]
+    "content", [b"", b"[]", b'{"name": 7}', b'{"region": "a b"}', b'{"http": "h:p"}', b"\xff"]
 )
 def test_damaged_options_are_told_in_a_sentence_and_start_nothing(
     meshnode: Run, joined: list[JoinOptions], data_dir: Path, content: bytes
@@ -158,15 +166,44 @@ def test_the_port_of_the_gateway_may_be_left_out(
     assert joined[0].http.port == 8470
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0:8470", "192.0.2.7:8470", "[::]:8470", "example.org"])
-def test_a_gateway_off_loopback_is_refused_with_the_way_round(
-    meshnode: Run, joined: list[JoinOptions], host: str
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["--no-mdns", "--mdns-interface", "::1"], ("--no-mdns", "--mdns-interface")),
+        (["--tls-cert", "c.pem"], ("--tls-cert", "tls_key")),
+        (["--no-gateway", "--allow-host", "a"], ("--allow-host", "--no-gateway")),
+        (["--membership", "probe_timeout_s=1"], ("probe_timeout_s", "probe_interval_s")),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_with_both_names(
+    meshnode: Run, joined: list[JoinOptions], args: list[str], names: tuple[str, ...]
 ) -> None:
-    result = meshnode("join", "--http", host)
+    result = meshnode("join", *args)
     assert result.exit_code == 2
-    assert "needs API keys, which this version does not have" in result.stderr
-    assert "ssh -L 8470:127.0.0.1:8470" in result.stderr
+    assert all(name in result.stderr for name in names)
     assert joined == []
+
+
+def test_what_is_wrong_with_the_command_line_is_told_before_what_is_wrong_elsewhere(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    (data_dir / "options").write_bytes(b"damaged")
+    (data_dir / "config.toml").write_text("wrong = 1\n")
+    result = meshnode("join", "--nice", "x")
+    assert result.stderr.startswith(
+        "error: --nice 'x' is not a whole number of 0 to 19 (and 2 more"
+    )
+    assert joined == []
+
+
+def test_settings_of_the_config_file_are_taken_by_a_plain_join(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    (data_dir / "config.toml").write_text('region = "eu"\nmax_cpus = 2\n')
+    meshnode("join")
+    meshnode("join", "--region", "us")
+    assert [(options.region, options.max_cpus) for options in joined] == [("eu", 2), ("us", 2)]
+    assert joined[1].chosen == Chosen(region="us")
 
 
 @pytest.mark.parametrize(

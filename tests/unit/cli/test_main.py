@@ -48,9 +48,9 @@ def test_every_command_has_help(meshnode: Run, command: str) -> None:
 
 
 def test_an_unknown_command_suggests_the_nearest(meshnode: Run) -> None:
-    result = meshnode("nodez")
+    result = meshnode("statuz")
     assert result.exit_code == 2
-    assert "Did you mean 'nodes'" in result.stderr
+    assert "Did you mean 'status'" in result.stderr
 
 
 def test_an_unknown_option_is_a_usage_error(meshnode: Run) -> None:
@@ -63,7 +63,7 @@ def test_ctrl_c_exits_with_130(meshnode: Run, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("meshnode.client.api.ControlClient.get", interrupted)
+    monkeypatch.setattr("meshnode.client.mesh.MeshClient.get", interrupted)
     assert meshnode("nodes").exit_code == 130
 
 

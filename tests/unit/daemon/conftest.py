@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshnode.client.api import ControlClient
+from meshnode.client.mesh import MeshClient
 from meshnode.daemon import process
 from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder
@@ -41,7 +41,7 @@ class Running:
         self.folder = DataFolder(Path(options.data_dir))
         self.daemon = Daemon(options, self.folder)
         self.task = asyncio.ensure_future(self.daemon.run())
-        self.client = ControlClient(Path(options.data_dir))
+        self.client = MeshClient.local(Path(options.data_dir))
 
     async def get(self, path: str) -> Any:
         return await asyncio.to_thread(self.client.get, path)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meshnode.daemon.credentials import MAX_SEEDS, Credentials
+from meshnode.daemon.credentials import Credentials
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
+from meshnode.limits import MAX_SEEDS
 from meshnode.net.clock import RealClock
 from meshnode.trust.chain import VerifiedMember, admit
 from meshnode.trust.identity import Identity

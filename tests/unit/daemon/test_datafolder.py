@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from meshnode import datafolder
+from meshnode import datafolder, folderlock
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.errors import ConfigError
+from meshnode.folderlock import Holder, holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_a_file_system_without_locks_is_named(
     def unsupported(_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(datafolder, "_lock_file", unsupported)
+    monkeypatch.setattr(folderlock, "_try_lock", unsupported)
     with pytest.raises(ConfigError, match=r"cannot be locked: No locks available; .*local disk"):
         DataFolder(tmp_path)
 
@@ -108,7 +111,7 @@ def test_every_damaged_file_is_named_with_what_to_do_and_left_alone(
 def test_a_file_that_is_far_too_large_is_not_read(
     folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datafolder, "_MAX_STATE_BYTES", 10)
+    monkeypatch.setattr(datafolder, "MAX_STATE_FILE_BYTES", 10)
     (folder.path / "mesh").write_bytes(bytes(11))
     with pytest.raises(ConfigError, match="too large"):
         folder.mesh()
@@ -162,7 +165,7 @@ def test_a_read_only_folder_is_named(folder: DataFolder, monkeypatch: pytest.Mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(ConfigError, match=r"cannot write .*Read-only file system$"):
+    with pytest.raises(ConfigError, match=r"cannot write .*Read-only file system; .*--data-dir"):
         folder.save_state("roster", b"x")
 
 
@@ -178,3 +181,97 @@ def test_an_epoch_that_was_taken_while_running_is_exceeded_by_the_next(folder: D
     folder.keep_epoch(7000)
     folder.keep_epoch(6000)
     assert folder.next_epoch(5001.0) == 7001
+
+
+def test_who_runs_on_a_folder_is_known_by_its_process_id(folder: DataFolder) -> None:
+    assert holder(folder.path) == Holder(os.getpid())
+    with pytest.raises(ConfigError, match=rf"\(pid {os.getpid()}\).*`meshnode stop`"):
+        DataFolder(folder.path)
+    folder.close()
+    assert holder(folder.path) is None  # the id is still in the file, and means nothing
+    assert holder(folder.path / "nowhere") is None
+
+
+def test_a_holder_that_has_not_written_its_id_yet_is_one_all_the_same(folder: DataFolder) -> None:
+    (folder.path / "lock").write_bytes(b"")
+    assert holder(folder.path) == Holder(None)
+    (folder.path / "lock").write_bytes(b"12; garbage")
+    assert str(holder(folder.path)) == "a meshnode daemon"
+
+
+def test_a_look_at_the_lock_does_not_keep_a_daemon_out(tmp_path: Path) -> None:
+    first = DataFolder(tmp_path)
+    threading.Timer(0.1, first.close).start()
+    DataFolder(tmp_path).close()
+
+
+def joined(path: Path) -> DataFolder:
+    """Return a folder with a mesh and everything that comes with it."""
+    folder = DataFolder(path)
+    folder.identity()
+    folder.next_epoch(1000.0)
+    folder.save_mesh(MeshFile("mesh", b"chain", b"seed"))
+    folder.save_state("roster", b"members")
+    for name in ("blobs", "models", "uploads", "logs"):
+        (path / name).mkdir()
+        (path / name / "file").write_bytes(b"x")
+    return folder
+
+
+def test_forgetting_removes_what_belongs_to_the_mesh_and_keeps_the_device(tmp_path: Path) -> None:
+    folder = joined(tmp_path / "data")
+    identity = folder.identity().node_id
+    folder.forget()
+    assert folder.mesh() is None
+    assert folder.state("roster") is None
+    kept = {path.name for path in folder.path.iterdir()}
+    assert kept == {"identity.key", "epoch", "lock", "logs", "state"}
+    assert folder.identity().node_id == identity
+    assert folder.next_epoch(1.0) == 1001
+    folder.save_state("roster", b"of the next mesh")
+    folder.close()
+
+
+@pytest.mark.parametrize("name", ["state", "blobs", "models", "uploads", "mesh.forgotten"])
+def test_a_crash_while_forgetting_leaves_a_folder_of_no_mesh_that_the_next_start_cleans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = joined(tmp_path / "data")
+
+    def crash(path: Path, **_: object) -> None:
+        if Path(path).name == name:
+            raise KeyboardInterrupt
+        remove(path)
+
+    remove, unlink = shutil.rmtree, Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", crash)
+        patch.setattr(
+            Path, "unlink", lambda path, **_: crash(path) if path.name == name else unlink(path)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            folder.forget()
+    folder.close()
+    again = DataFolder(tmp_path / "data")
+    assert again.mesh() is None
+    assert again.state("roster") is None
+    assert not [each for each in again.path.iterdir() if each.name in ("blobs", "mesh.forgotten")]
+    again.close()
+
+
+def test_a_crash_before_the_rename_leaves_the_mesh_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = joined(tmp_path / "data")
+    mesh = folder.mesh()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(ConfigError, match=r"cannot forget the mesh of .*: Input/output error"):
+            folder.forget()
+    assert folder.mesh() == mesh
+    assert folder.state("roster") == b"members"
+    folder.close()

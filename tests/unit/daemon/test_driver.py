@@ -36,9 +36,9 @@ from meshnode.events import (
     NoteReceived,
     TimerFired,
 )
+from meshnode.limits import MAX_EARLY_NOTES, MAX_LOG_LINES
 from meshnode.membership.addresses import Kind
 from meshnode.net.clock import RealClock
-from meshnode.net.log_budget import BURST
 from meshnode.routing.load import LinkState
 from meshnode.trust.datagrams import DatagramSeal
 from meshnode.trust.identity import Identity
@@ -75,6 +75,9 @@ class FakeHub:
 
     def is_stalled(self, peer: NodeId) -> bool:
         return self.stalled
+
+    def has_dialled(self, peer: NodeId) -> bool:
+        return False
 
     def remote_address(self, peer: NodeId) -> Address | None:
         return self.linked.get(peer)
@@ -276,7 +279,7 @@ async def test_what_happens_before_the_node_is_there_is_kept_and_notes_are_bound
     assert made.node.events[0] == LinkUp(PEER, WHERE)
     assert made.node.events[1] == NoteReceived(PEER, b"0")
     assert made.node.events[-1] == LinkDown(PEER, "gone")
-    assert len(made.node.events) == 1 + driver_module.MAX_EARLY_NOTES
+    assert len(made.node.events) == 1 + MAX_EARLY_NOTES
     assert made.hub.calls == [("tell_health",)]
 
 
@@ -430,7 +433,7 @@ async def test_a_node_that_runs_twice_is_told(
     for _ in range(100):
         with pytest.raises(LinkLost, match="a later start of the same node is linked"):
             established(1)
-    assert caplog.text.count("seems to run twice") == BURST
+    assert caplog.text.count("seems to run twice") == MAX_LOG_LINES
     assert made.driver.mesh_id == made.credentials.mesh_id
 
 

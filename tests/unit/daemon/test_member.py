@@ -14,6 +14,7 @@ import pytest
 
 from meshnode.daemon import artifacts, assembly
 from meshnode.errors import Forbidden, MeshError, ModelError, ModelNotFound, UsageError
+from meshnode.hardware import usage
 from meshnode.types import Address, Role
 from tests.unit.daemon.conftest import LIMIT_S, eventually
 
@@ -59,13 +60,38 @@ async def is_ready(running: Running, count: int) -> bool:
     return states == ["ready"] * count
 
 
+@pytest.mark.parametrize(("idle_interval_s", "is_often"), [(600.0, False), (0.0, True)])
+async def test_a_node_that_serves_nothing_looks_at_its_load_seldom(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, idle_interval_s: float, is_often: bool
+) -> None:
+    looks = 0
+
+    def utilisation() -> tuple[float, int]:
+        nonlocal looks
+        looks += 1
+        return 0.5, 1 << 30
+
+    monkeypatch.setattr(usage, "utilisation", utilisation)
+    monkeypatch.setattr(assembly, "LOAD_INTERVAL_S", 0.005)
+    monkeypatch.setattr(assembly, "IDLE_LOAD_INTERVAL_S", idle_interval_s)
+    alpha = await daemons.start("alpha").ready()
+
+    async def tells_load() -> bool:
+        return bool((await alpha.get("/mesh/v1/nodes"))[0]["load"])
+
+    await until(tells_load, "its load is told once")
+    looks = 0
+    await asyncio.sleep(0.2)
+    assert (looks > 3) is is_often
+
+
 async def test_a_model_is_deployed_to_a_peer_served_from_it_and_taken_away(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artifacts, "UNLOAD_GRACE_S", 0.05)
     monkeypatch.setattr(assembly, "LOAD_INTERVAL_S", 0.05)
     alpha = await daemons.start("alpha", http=LOOPBACK).ready()
-    beta = await daemons.start("beta", await alpha.invite()).ready()
+    beta = await daemons.start("beta", await alpha.invite(), http=LOOPBACK).ready()
     await alpha.sees(2)
     entry = await deploy(alpha, on=["beta"])
     assert (entry["name"], entry["wanted"], entry["placed"]) == ("digits", 1, ["beta"])
@@ -80,8 +106,12 @@ async def test_a_model_is_deployed_to_a_peer_served_from_it_and_taken_away(
     status, metrics = await http(alpha, "/metrics")
     assert 'meshnode_members{state="alive"} 2' in metrics
     assert "meshnode_links 1" in metrics
-    _, beta_metrics = 200, await metrics_of(beta)
-    assert 'meshnode_replicas{state="ready"} 1' in beta_metrics
+    assert 'meshnode_notes_sent_total{kind="' in metrics
+    assert 'kind="other"' not in metrics
+    status, metrics = await http(beta, "/metrics")
+    assert 'meshnode_replicas{state="ready"} 1' in metrics
+    assert 'meshnode_peer_requests_total{outcome="ok"} 1' in metrics
+    assert 'meshnode_model_slots{model="digits",version="1"}' in metrics
     assert (await beta.get("/mesh/v1/models"))[0]["name"] == "digits"
 
     async def tells_load() -> bool:
@@ -95,25 +125,6 @@ async def test_a_model_is_deployed_to_a_peer_served_from_it_and_taken_away(
         return not await alpha.get("/mesh/v1/models")
 
     await until(is_gone, "it is taken away")
-
-
-async def metrics_of(running: Running) -> str:
-    driver = running.daemon._driver
-    assert driver is not None
-    assert driver.node is not None
-    from meshnode.daemon.metrics import DaemonMetrics
-    from meshnode.metrics import Counter, Gauge
-
-    lines: list[str] = []
-    for metric in DaemonMetrics(driver.node, driver, driver.hub).collect():
-        assert isinstance(metric, Counter | Gauge)
-        for labels, value in metric.values.items():
-            pairs = ",".join(
-                f'{name}="{label}"' for name, label in zip(metric.labels, labels, strict=True)
-            )
-            lines.append(f"{metric.name}{{{pairs}}} {value:g}")
-    assert repr(DaemonMetrics(driver.node, driver, driver.hub)).startswith("<DaemonMetrics")
-    return "\n".join(lines)
 
 
 async def test_wishes_that_cannot_be_are_refused_with_why(daemons: Daemons) -> None:
@@ -189,7 +200,7 @@ async def test_a_part_of_the_node_that_stops_by_mistake_is_logged(
     def broken() -> tuple[float, int]:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("meshnode.hardware.utilisation", broken)
+    monkeypatch.setattr("meshnode.hardware.usage.utilisation", broken)
     alpha = await daemons.start("alpha").ready()
     await eventually(lambda: "a part of this node stopped" in caplog.text)
     assert (await alpha.get("/mesh/v1/status"))["state"] == "running"

@@ -1,12 +1,11 @@
-"""What a node's owner chose, kept from start to start: merging, completing, reading back."""
+"""What a node's owner chose, kept from start to start: merging, writing, reading back."""
 
 from __future__ import annotations
 
 import pytest
 
 from meshnode.errors import ConfigError
-from meshnode.options import DEFAULT_HTTP, DEFAULT_LISTEN, Chosen, join_options
-from meshnode.types import Address
+from meshnode.options import Chosen
 
 ALL = Chosen(
     name="n",
@@ -38,23 +37,8 @@ def test_fields_of_later_versions_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"null", b'{"labels": [1]}', b'{"name": ""}', b'{"http": "[::]:1"}']
+    "data", [b"", b"\xff", b"null", b'{"labels": [1]}', b'{"name": 7}', b'{"mdns": "yes"}']
 )
-def test_what_breaks_a_rule_is_refused(data: bytes) -> None:
+def test_what_has_another_form_is_refused(data: bytes) -> None:
     with pytest.raises(ConfigError):
         Chosen.from_json(data)
-
-
-def test_what_was_not_chosen_has_its_default() -> None:
-    options = join_options(Chosen(), host_name="box.local", data_dir="/d")
-    assert (options.name, options.region, options.zone) == ("box", "default", "")
-    assert (options.listen, options.http, options.models) == (DEFAULT_LISTEN, DEFAULT_HTTP, None)
-
-
-def test_what_was_chosen_is_taken_and_kept_as_it_is() -> None:
-    options = join_options(ALL, host_name="box.local", data_dir="/d")
-    assert (options.name, options.region, options.zone) == ("n", "eu", "z")
-    assert options.labels == (("a", "1"),)
-    assert (options.listen, options.http) == (Address("::1", 0), None)
-    assert options.models == "/srv/models"
-    assert options.chosen == ALL

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import http.client
 import logging
 import os
 import signal
@@ -15,15 +17,17 @@ import msgspec
 import pytest
 
 from meshnode.client.control import ControlAddress
-from meshnode.daemon import process
+from meshnode.daemon import assembly, local_network, ports, process
 from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder, MeshFile, kept_options
 from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
+from meshnode.limits import MAX_MDNS_DIALS
 from meshnode.net.links import LinkHub
 from meshnode.net.mdns import Announcement, Discovery
 from meshnode.net.udp import DatagramSocket
 from meshnode.options import Chosen
+from meshnode.trust.invite import Invite
 from meshnode.types import Address, NodeId
 from tests.unit.daemon.conftest import eventually
 
@@ -78,7 +82,9 @@ async def test_an_invite_whose_nodes_do_not_answer_says_what_to_check(daemons: D
     alpha = await daemons.start("alpha").ready()
     invite = await alpha.invite()
     await alpha.stop()
-    with pytest.raises(LinkLost, match=r"could be reached .* port is open"):
+    with pytest.raises(
+        LinkLost, match=r"could be reached: .* refused .* its port is open .*--advertise"
+    ):
         await daemons.start("beta", invite).end()
     assert not (daemons.folder / "beta" / "mesh").exists()
 
@@ -127,11 +133,11 @@ async def test_a_full_disk_at_the_start_is_told_and_founds_nothing(
 async def test_no_place_for_a_temporary_file_is_told(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full() -> None:
+    def full(_: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(process, "server_tls", full)
-    with pytest.raises(ConfigError, match=r"temporary file .*Read-only file system.*TMPDIR"):
+    monkeypatch.setattr(ports, "server_tls", full)
+    with pytest.raises(ConfigError, match=r"temporary file .*Read-only file system.*--data-dir"):
         await daemons.start("alpha").end()
 
 
@@ -186,9 +192,28 @@ async def test_a_founder_on_loopback_says_that_others_cannot_reach_it(
     await daemons.start("alpha").ready()
     out = capsys.readouterr().out
     assert "listens on 127.0.0.1, which other devices cannot reach" in out
-    assert "--listen 0.0.0.0:8471" in out
+    assert "--listen [::]:8471" in out
     await daemons.start("beta", listen=Address("0.0.0.0", 0)).ready()
     assert "cannot reach" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("hosts", "warned"), [(("127.0.0.1", "::1"), True), (("127.0.0.1", "192.0.2.7"), False)]
+)
+async def test_a_founder_without_a_network_says_that_its_invite_is_for_this_machine(
+    daemons: Daemons,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    hosts: tuple[str, ...],
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(assembly, "reachable_hosts", lambda _: hosts)
+    alpha = await daemons.start("alpha", listen=Address("0.0.0.0", 0)).ready()
+    assert ("It names loopback addresses only" in capsys.readouterr().out) is warned
+    answer = await alpha.post("/mesh/v1/invites", {"ttl_s": 60})
+    assert [address.rpartition(":")[0].strip("[]") for address in answer["addresses"]] == list(
+        hosts
+    )
 
 
 # Ports
@@ -251,13 +276,16 @@ async def test_an_http_port_in_use_is_named_and_nothing_is_founded(daemons: Daem
     ("error", "says"),
     [
         (OSError(errno.EACCES, "x"), "this user may not open port 80; name one above 1023"),
-        (OSError(errno.EADDRNOTAVAIL, "Cannot assign"), "cannot listen at .*: Cannot assign; name"),
+        (
+            OSError(errno.EADDRNOTAVAIL, "Cannot assign"),
+            "is no address of this machine; .*--advertise",
+        ),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(error: OSError, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        raise process._port_error("--listen", Address("192.0.2.1", 80), error)
+        raise ports.port_error("--listen", Address("192.0.2.1", 80), error)
 
 
 async def test_the_control_channel_over_tcp_takes_its_token_only(
@@ -352,6 +380,71 @@ async def test_real_signals_reach_the_daemon(daemons: Daemons) -> None:
     assert await alpha.end() == 0
 
 
+async def test_a_closed_terminal_is_a_polite_stop(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha = await daemons.start("alpha").ready()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert await alpha.end() == 0
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)  # started under nohup
+    assert signal.SIGHUP not in process._stop_signals()
+
+
+@pytest.mark.parametrize("leave", [False, True])
+async def test_its_owner_ends_it_over_the_control_channel_and_nobody_else(
+    daemons: Daemons, leave: bool
+) -> None:
+    alpha = await daemons.start("alpha").ready()
+    beta = await daemons.start("beta", await alpha.invite(), http=LOOPBACK).ready()
+    await alpha.sees(2)
+    status = await beta.get("/mesh/v1/status")
+
+    def over_http() -> int:
+        gateway = Address.parse(status["http"].removeprefix("http://"))
+        connection = http.client.HTTPConnection(*gateway, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("POST", "/mesh/v1/shutdown", "{}")
+            return connection.getresponse().status
+
+    assert await asyncio.to_thread(over_http) in (401, 403)
+    answer = await beta.post("/mesh/v1/shutdown", {"leave": leave})
+    assert answer == {"pid": os.getpid(), "leave": leave}
+    assert await beta.end() == 0
+    nodes = await alpha.get("/mesh/v1/nodes")
+    assert {node["name"]: node["state"] for node in nodes} == {"alpha": "alive", "beta": "left"}
+    folder = daemons.folder / "beta"
+    assert (folder / "mesh").exists() is not leave
+    assert any((folder / "state").iterdir()) is not leave
+    assert (folder / "identity.key").exists()
+
+
+async def test_its_status_tells_of_the_process(daemons: Daemons) -> None:
+    alpha = await daemons.start("alpha", config_files=("/x/config.toml",)).ready()
+    status = await alpha.get("/mesh/v1/status")
+    assert (status["pid"], status["state"], status["paused"]) == (os.getpid(), "running", None)
+    assert status["data_dir"] == str(daemons.folder / "alpha")
+    assert status["log_file"] == str(daemons.folder / "alpha" / "logs" / "meshnode.log")
+    assert (status["profile"], status["config_files"]) == ("lan", ["/x/config.toml"])
+    assert 0 <= status["uptime_s"] < 60
+    assert status["memory_bytes"] > 1e6
+    assert status["serving"] == 0
+
+
+async def test_advertised_addresses_are_the_only_ones_that_others_are_told(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = heard_by(monkeypatch)
+    told = (Address("cloud.example", 9000), Address("203.0.113.7", 0))
+    alpha = await daemons.start("alpha", advertise=told, mdns=True, new=True).ready()
+    await eventually(lambda: announced)
+    port = int((await alpha.get("/mesh/v1/status"))["mesh_address"].rpartition(":")[2])
+    expected = (told[0], Address("203.0.113.7", port))  # without a port: the one it listens at
+    assert announced[0].addresses == expected
+    assert Invite.parse(await alpha.invite()).seeds == expected
+    (node,) = await alpha.get("/mesh/v1/nodes")
+    assert node["mesh"] == "cloud.example:9000"
+
+
 async def test_without_signal_handlers_of_the_loop_the_platforms_are_used(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,8 +503,8 @@ def heard_by(monkeypatch: pytest.MonkeyPatch, *announcements: Announcement) -> l
             if announcement.name == "mute":
                 raise OSError("it is refused")
 
-    monkeypatch.setattr(process, "Discovery", Heard)
-    monkeypatch.setattr(process, "SEARCH_S", 0.05)
+    monkeypatch.setattr(local_network, "Discovery", Heard)
+    monkeypatch.setattr(local_network, "SEARCH_S", 0.05)
     return announced
 
 
@@ -447,9 +540,9 @@ async def test_a_signal_during_the_search_founds_nothing(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard_by(monkeypatch)
-    monkeypatch.setattr(process, "SEARCH_S", 60.0)
+    monkeypatch.setattr(local_network, "SEARCH_S", 60.0)
     alpha = daemons.start("alpha", mdns=True, new=False)
-    await eventually(lambda: alpha.daemon._discovery)
+    await eventually(lambda: alpha.daemon._network and alpha.daemon._network.discovery)
     alpha.signal(signal.SIGTERM)
     assert await alpha.end() == 143
     assert not (daemons.folder / "alpha" / "mesh").exists()
@@ -462,11 +555,37 @@ async def test_without_multicast_a_node_runs_unless_an_interface_was_asked_for(
         async def __aenter__(self) -> Broken:  # noqa: PYI034 - a test's stand-in
             raise OSError("no multicast")
 
-    monkeypatch.setattr(process, "Discovery", Broken)
+    monkeypatch.setattr(local_network, "Discovery", Broken)
     await daemons.start("alpha", mdns=True, new=False).ready()
-    assert "mDNS does not work here (no multicast)" in caplog.text
+    assert "no network of this device takes multicast (no multicast)" in caplog.text
+    assert "`meshnode invite`" in caplog.text
     with pytest.raises(ConfigError, match=r"--mdns-interface 192\.0\.2\.9: .*no multicast"):
         await daemons.start("beta", mdns=True, mdns_interfaces=("192.0.2.9",)).end()
+
+
+async def test_without_a_default_route_mdns_works_on_the_interfaces_that_are_up(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[list[str]] = []
+
+    class NeedsInterfaces(Discovery):
+        async def __aenter__(self) -> NeedsInterfaces:  # noqa: PYI034 - a test's stand-in
+            opened.append(self._interfaces)
+            if not self._interfaces:
+                raise OSError(errno.ENODEV, "No such device")
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def announce(self, announcement: Announcement) -> None:
+            pass
+
+    monkeypatch.setattr(local_network, "Discovery", NeedsInterfaces)
+    monkeypatch.setattr(local_network, "reachable_hosts", lambda _: ("192.168.1.10",))
+    await daemons.start("alpha", mdns=True).ready()
+    assert opened == [[], ["192.168.1.10"]]
+    assert "mDNS does not work" not in caplog.text
 
 
 async def test_an_announcement_that_fails_is_told_and_the_node_runs(
@@ -486,26 +605,28 @@ async def test_members_that_are_heard_are_dialled_a_few_at_a_time_and_others_nev
     assert driver.node is not None
     dialled: list[NodeId] = []
     monkeypatch.setattr(driver, "dial_heard", lambda addresses, node: dialled.append(node))
-    alpha.daemon._announced(stranger(0))
-    alpha.daemon._announced(
+    network = alpha.daemon._network
+    assert network is not None
+    network._announced(stranger(0))
+    network._announced(
         Announcement(driver.node.me, str(driver.mesh_id), "me", (Address("192.0.2.1", 1),))
     )
     assert dialled == []
     member = Announcement(NodeId("m" * 32), str(driver.mesh_id), "m", (Address("192.0.2.1", 1),))
-    alpha.daemon._announced(member)
+    network._announced(member)
     assert dialled == [member.node_id]
     flood = [
         Announcement(NodeId(f"{index:032}"), str(driver.mesh_id), "m", member.addresses)
         for index in range(1000)
     ]
-    alpha.daemon._dial_heard(flood)
-    assert len(dialled) == 1 + process.MDNS_DIALS
+    network.dial(flood)
+    assert len(dialled) == 1 + MAX_MDNS_DIALS
 
 
 async def test_two_nodes_that_lost_each_others_addresses_meet_on_the_local_network(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "MDNS_RETRY_S", 0.2)
+    monkeypatch.setattr(local_network, "MDNS_RETRY_S", 0.2)
     local: dict[str, Any] = {"mdns": True, "mdns_interfaces": ("127.0.0.1",)}
     alpha = await daemons.start("alpha").ready()
     beta = await daemons.start("beta", await alpha.invite()).ready()

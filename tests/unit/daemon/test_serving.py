@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meshnode.config import BLOB_CHUNK_BYTES
 from meshnode.daemon import serving
 from meshnode.daemon.serving import PeerServer
 from meshnode.errors import (
@@ -19,6 +19,7 @@ from meshnode.errors import (
     Saturated,
     TransferFailed,
 )
+from meshnode.limits import BLOB_CHUNK_BYTES
 from meshnode.net.peers import tensor_headers
 from meshnode.types import DataType, InferRequest, InferResponse, ResponsePart, Tensor
 from meshnode.wire.messages import (
@@ -162,6 +163,48 @@ async def test_a_short_model_answers_before_the_question_returns(served: Served)
     request = served.executor.asked[0]
     assert (request.model, request.version, request.timeout_s) == ("m", 3, 0.5)
     assert request.inputs[0].shape == (2,)
+
+
+TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+async def test_a_peer_s_request_id_is_bounded_and_its_trace_may_be_anything(
+    served: Served,
+) -> None:
+    served.executor.inline = ResponsePart((TENSOR,))
+    for trace in (TRACEPARENT, "", "nonsense", "0" * 10_000):
+        served.infer(trace=trace, request_id="r" * 1000)
+    assert {len(request.request_id) for request in served.executor.asked} == {128}
+    assert served.server.log.outcomes == {"ok": 4}
+
+
+async def test_each_request_is_a_line_with_its_ids_whatever_its_end(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "meshnode")
+    served.server = PeerServer(served.executor, served.blobs, name_of=lambda _: "alpha")
+    served.executor.inline = ResponsePart((TENSOR,))
+    served.infer(1, trace=TRACEPARENT)
+    served.executor.inline = NotServing("gone")
+    served.infer(2, trace=TRACEPARENT)
+    served.executor.inline = ZeroDivisionError("a defect")
+    served.infer(3, trace=TRACEPARENT)
+    served.executor.inline = None
+    served.executor.response = RuntimeError("another")
+    served.infer(4, trace=TRACEPARENT)
+    await eventually(lambda: not served.server.running)
+    served.executor.response = None
+    served.infer(5, trace=TRACEPARENT)
+    await asyncio.sleep(0)
+    served.server.cancelled(cast("Connection", served.connection), 5)
+    await eventually(lambda: not served.server.running)
+    records = [vars(record) for record in caplog.records if record.name.endswith("serving_log")]
+    ends = [record["outcome"] for record in records if "outcome" in record]
+    assert ends == ["ok", "not_serving", "inference_failed", "inference_failed", "cancelled"]
+    assert {record["trace_id"] for record in records} == {"a" * 32}
+    assert {record["parent_id"] for record in records} == {"b" * 16}
+    assert {record["peer"] for record in records} == {"alpha"}
+    assert sum(record["exc_info"] is not None for record in records) == 2
 
 
 async def test_a_longer_model_answers_when_it_is_done(served: Served) -> None:

@@ -1,0 +1,322 @@
+"""Starting at boot: the files, and what is done with them through a stand-in systemctl."""
+
+from __future__ import annotations
+
+import json
+import os
+import plistlib
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from meshnode.cli import service, service_files
+from meshnode.datafolder import DataFolder, MeshFile
+from meshnode.limits import DRAIN_LIMIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    Run = Callable[..., Result]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd runs on Linux only")
+COMMAND = ["/usr/bin/env", "-m", "meshnode", "join", "--data-dir"]
+
+
+def lines(unit: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+
+
+def test_the_unit_says_when_it_is_ready_and_has_time_to_stop() -> None:
+    found = lines(service_files.systemd_unit([*COMMAND, "/data"], "/data", user=None))
+    assert found["Type"] == "notify"
+    assert found["Restart"] == "on-failure"
+    assert float(found["TimeoutStopSec"]) > DRAIN_LIMIT_S
+    assert found["StandardOutput"] == "null"
+    assert found["WantedBy"] == "default.target"
+    assert found["NoNewPrivileges"] == "yes"
+    assert "User" not in found
+    assert "ProtectSystem" not in found
+
+
+def test_a_unit_of_the_machine_runs_as_the_folders_owner_and_writes_there_only() -> None:
+    found = lines(service_files.systemd_unit([*COMMAND, "/srv/a b"], "/srv/a b", user="ann"))
+    assert found["User"] == "ann"
+    assert found["ProtectSystem"] == "full"
+    assert found["ReadWritePaths"] == '"/srv/a b"'
+    assert found["WantedBy"] == "multi-user.target"
+    assert "User" not in lines(service_files.systemd_unit(COMMAND, "/srv", user="root"))
+
+
+def test_paths_with_any_character_are_quoted() -> None:
+    path = '/srv/my data/50%/$HOME/"x"/back\\slash\n'
+    unit = service_files.systemd_unit(["/opt/p $ython", path], path, user="ann")
+    quoted = '/srv/my data/50%%/{}HOME/\\"x\\"/back\\\\slash\\x0a'
+    assert lines(unit)["ExecStart"] == f'"/opt/p $ython" "{quoted.format("$$")}"'
+    assert lines(unit)["ReadWritePaths"] == f'"{quoted.format("$")}"'
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
+@pytest.mark.parametrize("user", [None, "root"])
+def test_systemd_itself_finds_no_fault_with_the_unit(tmp_path: Path, user: str | None) -> None:
+    folder = tmp_path / "a b%c$d"
+    folder.mkdir()
+    program = folder / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    command = [str(program), "join", "--data-dir", str(folder)]
+    file = tmp_path / "meshnode.service"
+    file.write_text(service_files.systemd_unit(command, str(folder), user=user))
+    scope = ["--user"] if user is None else []
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *scope, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_launchd_gets_a_property_list() -> None:
+    job = plistlib.loads(service_files.launchd_plist([*COMMAND, "/a b & c"]).encode())
+    assert job["ProgramArguments"][-1] == "/a b & c"
+    assert job["RunAtLoad"] is True
+    assert job["ExitTimeOut"] > DRAIN_LIMIT_S
+
+
+def test_windows_gets_a_task() -> None:
+    text = service_files.windows_task(
+        ["C:\\py\\python.exe", "join", 'a "b" \\', "plain"], "HOME\\a&b"
+    )
+    root = ET.fromstring(text.partition("\n")[2])
+    space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
+    action = root.find(f"{space}Actions/{space}Exec")
+    assert action is not None
+    assert action.findtext(f"{space}Command") == "C:\\py\\python.exe"
+    assert action.findtext(f"{space}Arguments") == 'join "a \\"b\\" \\\\" plain'
+
+
+class Systemctl:
+    """A stand-in on PATH that notes its calls, and answers with what `answer` names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "calls"
+        script = folder / "systemctl"
+        script.write_text(
+            f'#!/bin/sh\necho "$@" >> {self.log}\n'
+            f'case "$*" in *ActiveState*) cat {folder}/state 2>/dev/null;; esac\n'
+            f'test -f {folder}/fails && case "$*" in *"$(cat {folder}/fails)"*) '
+            "echo 'Job for meshnode.service failed.' >&2; exit 1;; esac\nexit 0\n"
+        )
+        script.chmod(0o755)
+
+    def calls(self) -> list[str]:
+        found = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return found
+
+    def fail(self, what: str) -> None:
+        (self.folder / "fails").write_text(what)
+
+    def state(self, *, pid: int) -> None:
+        (self.folder / "state").write_text(
+            f"ActiveState=active\nUnitFileState=enabled\nMainPID={pid}\n"
+        )
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(service, "SYSTEM_UNITS", tmp_path / "etc")
+    return Systemctl(tmp_path)
+
+
+@pytest.fixture
+def member(data_dir: Path) -> DataFolder:
+    """A folder that belongs to a mesh, with nobody running on it."""
+    folder = DataFolder(data_dir)
+    folder.save_mesh(MeshFile("mesh", b"chain"))
+    folder.close()
+    return folder
+
+
+def test_install_writes_the_unit_and_starts_it_and_uninstall_takes_it_back(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    unit = tmp_path / "config" / "systemd" / "user" / "meshnode.service"
+    result = meshnode("service", "install", "--user")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert str(unit) in result.stdout
+    assert "enable-linger" in result.stdout
+    assert str(member.path) in unit.read_text()
+    assert systemctl.calls()[2:] == [
+        "--user daemon-reload",
+        "--user enable meshnode.service",
+        "--user restart meshnode.service",
+    ]
+    assert meshnode("service", "uninstall", "--user").exit_code == 0
+    assert systemctl.calls()[1:] == [
+        "--user disable --now meshnode.service",
+        "--user daemon-reload",
+    ]
+    assert not unit.exists()
+    again = meshnode("service", "uninstall", "--user")
+    assert (again.exit_code, again.stdout[:24]) == (0, "No service is installed:")
+    assert systemctl.calls() == []
+
+
+def test_a_service_of_the_machine_lies_with_the_administrators_units(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    assert meshnode("service", "install", "--system").exit_code == 0
+    unit = (tmp_path / "etc" / "meshnode.service").read_text()
+    assert "WantedBy=multi-user.target" in unit
+    assert all("--user" not in call for call in systemctl.calls())
+
+
+def test_a_second_install_changes_nothing_while_the_service_runs(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder
+) -> None:
+    meshnode("service", "install", "--user")
+    systemctl.calls()
+    systemctl.state(pid=os.getpid())
+    running = DataFolder(member.path)
+    again = meshnode("service", "install", "--user")
+    running.close()
+    assert again.exit_code == 0
+    assert "installed and running already" in again.stdout
+    assert not [call for call in systemctl.calls() if "restart" in call]
+
+
+def test_a_daemon_that_was_started_by_hand_is_not_pushed_aside(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    running = DataFolder(member.path)
+    result = meshnode("service", "install", "--user")
+    running.close()
+    assert result.exit_code == 2
+    assert f"pid {os.getpid()}" in result.stderr
+    assert "meshnode stop" in result.stderr
+    assert not (tmp_path / "config").exists()
+
+
+def test_a_folder_of_no_mesh_is_refused_with_what_to_do_first(
+    meshnode: Run, systemctl: Systemctl
+) -> None:
+    result = meshnode("service", "install")
+    assert result.exit_code == 2
+    assert "belongs to no mesh yet; join or found one first" in result.stderr
+
+
+def test_print_shows_the_file_and_touches_nothing(
+    meshnode: Run, systemctl: Systemctl, tmp_path: Path
+) -> None:
+    result = meshnode("service", "install", "--user", "--print")
+    assert result.stdout.startswith("# Written by")
+    assert "ExecStart=" in result.stdout
+    assert systemctl.calls() == []
+    assert not (tmp_path / "config").exists()
+
+
+def test_without_systemd_it_says_how_to_start_the_node_instead(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl.fail("show --property=Version")
+    result = meshnode("service", "install", "--user")
+    assert result.exit_code == 2
+    assert "systemd does not run for this user (Job for meshnode" in result.stderr
+    assert "meshnode join --detach" in result.stderr
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert "there is no systemd on this machine" in meshnode("service", "install").stderr
+
+
+def test_a_failure_of_systemctl_is_shown_with_where_to_look(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder
+) -> None:
+    systemctl.fail("restart")
+    result = meshnode("service", "install", "--user")
+    assert result.exit_code == 1
+    assert "restart meshnode.service` failed: Job for meshnode.service failed." in result.stderr
+    assert "journalctl --user -u meshnode.service -e" in result.stderr
+
+
+def test_status_tells_what_is_installed(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder
+) -> None:
+    before = json.loads(meshnode("service", "status", "--user", "--json").stdout)
+    assert (before["installed"], before["active"]) == (False, "not installed")
+    meshnode("service", "install", "--user")
+    systemctl.state(pid=4711)
+    after = json.loads(meshnode("service", "status", "--user", "--json").stdout)
+    after.pop("file")
+    assert after.pop("data_dir") == str(member.path)
+    assert after == {"installed": True, "enabled": True, "active": "active", "pid": 4711}
+    assert "4711" in meshnode("service", "status", "--user").stdout
+
+
+def test_the_service_of_another_folder_is_not_replaced_and_a_name_makes_room_for_both(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    assert meshnode("service", "install", "--user").exit_code == 0
+    unit = tmp_path / "config" / "systemd" / "user" / "meshnode.service"
+    before = unit.read_text()
+    second = tmp_path / 'a "second" $one 50%'
+    shutil.copytree(member.path, second)
+    here = ("--user", "--data-dir", str(second))
+    refused = meshnode("service", "install", *here)
+    assert refused.exit_code == 2
+    assert f"is the service of the node on {member.path}" in refused.stderr
+    assert "--name NAME" in refused.stderr
+    assert unit.read_text() == before
+    systemctl.calls()
+    assert meshnode("service", "install", *here, "--name", "second").exit_code == 0
+    assert "--user restart meshnode-second.service" in systemctl.calls()
+    assert unit.read_text() == before
+    status = meshnode("service", "status", *here, "--name", "second", "--json").stdout
+    assert json.loads(status)["data_dir"] == str(second)
+    assert meshnode("service", "uninstall", *here).exit_code == 2, "that is the other one's"
+    assert meshnode("service", "uninstall", *here, "--name", "second").exit_code == 0
+    assert [path.name for path in unit.parent.iterdir()] == ["meshnode.service"]
+    assert "--name" in meshnode("service", "install", *here, "--name", "a/b").stderr
+
+
+def test_the_env_file_that_counts_goes_into_the_unit_by_its_absolute_path(
+    meshnode: Run,
+    systemctl: Systemctl,
+    member: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert "--env-file" not in meshnode("service", "install", "--user", "--print").stdout
+    (work / ".env").write_text("OTHER=1\n")
+    assert "--env-file" not in meshnode("service", "install", "--user", "--print").stdout
+    (work / ".env").write_text("MESHNODE_REGION=eu\n")
+    shown = meshnode("service", "install", "--user", "--print").stdout
+    assert f'"--env-file" "{work / ".env"}"' in lines(shown)["ExecStart"]
+    assert f"It reads {work / '.env'}" in meshnode("service", "install", "--user").stdout
+
+
+@pytest.mark.parametrize("folder", ["/data", '/a "b" & <c>/50%/$HOME/\\x', "/ä\n"])
+def test_the_folder_of_what_is_installed_is_read_back(folder: str) -> None:
+    command = ["/usr/bin/python3", "-m", "meshnode", "join", "--data-dir", folder]
+    assert service_files.folder_of(service_files.systemd_unit(command, folder, user="x")) == folder
+    assert service_files.folder_of(service_files.launchd_plist(command)) == folder
+    assert service_files.folder_of("[Service]\nExecStart=/bin/true\n") is None
+
+
+@pytest.mark.parametrize("folder", ["C:\\data", "C:\\my data\\a&b"])
+def test_the_folder_of_a_windows_task_is_read_back(folder: str) -> None:
+    text = service_files.windows_task(["python.exe", "join", "--data-dir", folder], "HOME\\a")
+    assert service_files.folder_of(text) == folder
