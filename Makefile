@@ -6,7 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format install bench clean coverage
+.PHONY: help demo test check docs format install bench bench-idle clean coverage
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,8 +20,11 @@ test: $(STAMP) ## all tests
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy meshnode tests bench
+	$(BIN)/mypy meshnode tests bench docs/generate.py
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## rewrite the pages of docs/ that are made from the code
+	$(BIN)/python docs/generate.py
 
 format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff format .
@@ -30,8 +33,12 @@ format: $(STAMP) ## rewrite the code in the project's format
 coverage: $(STAMP) ## branch coverage of the tests, in the terminal
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
 
-bench: $(STAMP) ## requests per second and latency, next to bare aiohttp in the same run
+bench: $(STAMP) ## speed, starts, memory, idle CPU, next to bare servers in the same run
 	$(BIN)/python -m bench.serving
+	$(BIN)/python -m bench.idle
+
+bench-idle: $(STAMP) ## only starts, memory, and CPU of 30 idle members
+	$(BIN)/python -m bench.idle
 
 install: ## make or refresh .venv
 	@rm -f $(STAMP)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,19 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from bench.load import LoadResult, generator, load
-from meshnode.client.api import ControlClient
-from meshnode.errors import MeshError
+from bench.nodes import MeshNode, end_on_sigterm, free_port, is_ready, node, running, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNECTIONS = (1, 8, 64)
 _IMAGE = [round((index * 7 % 17) / 16, 4) for index in range(64)]
-_BARE = json.dumps({"inputs": _IMAGE}, separators=(",", ":")).encode()
-_OIP = json.dumps(
+BARE_BODY = json.dumps({"inputs": _IMAGE}, separators=(",", ":")).encode()
+OIP_BODY = json.dumps(
     {
         "inputs": [{"name": "image", "shape": [1, 8, 8], "datatype": "FP32", "data": _IMAGE}],
         "outputs": [{"name": "probabilities"}],
@@ -58,81 +53,13 @@ class Server:
         return rounds[len(rounds) // 2]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"{process.args!r} did not open port {port}")
-
-
-@contextlib.contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 @contextlib.contextmanager
 def _peer(mode: str, backend: int | None = None) -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     extra = [] if backend is None else [str(backend)]
-    with _process("-m", "bench.peers", mode, str(port), *extra) as process:
-        _wait_for(port, process)
+    with running("-m", "bench.peers", mode, str(port), *extra) as process:
+        wait_for(port, process)
         yield port
-
-
-@dataclass
-class MeshNode:
-    """One daemon of the mesh under test."""
-
-    control: ControlClient
-    port: int
-    pid: int
-    first_answer_s: float
-
-    @property
-    def rss_mb(self) -> float:
-        """Resident memory of the daemon in megabytes."""
-        return psutil.Process(self.pid).memory_info().rss / 1e6
-
-
-@contextlib.contextmanager
-def _node(folder: Path, name: str, *arguments: str) -> Iterator[MeshNode]:
-    data = folder / name
-    begin = time.perf_counter()
-    with _process(
-        "-m", "meshnode", "join", *arguments, "--name", name, "--data-dir", str(data),
-        "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--no-mdns",
-    ) as process:  # fmt: skip
-        control = ControlClient(data)
-        status = None
-        while status is None:
-            if process.poll() is not None:
-                raise RuntimeError(f"node {name} ended with {process.returncode}")
-            try:
-                status = control.get("/mesh/v1/status")
-            except MeshError:
-                time.sleep(0.01)
-        took = time.perf_counter() - begin
-        port = int(str(status["http"]).rpartition(":")[2].rstrip("/"))
-        yield MeshNode(control, port, process.pid, took)
 
 
 @contextlib.contextmanager
@@ -145,12 +72,12 @@ def _servers(nodes: dict[str, MeshNode]) -> Iterator[list[Server]]:
         _peer("aiohttp-proxy", bare) as proxy,
     ):
         yield [
-            Server("raw protocol + ORT", raw, "/", _BARE),
-            Server("aiohttp + ORT", bare, "/", _BARE),
-            Server("meshnode, local", nodes["alpha"].port, infer, _OIP),
-            Server("raw proxy -> raw", raw_proxy, "/", _BARE),
-            Server("aiohttp proxy -> aiohttp", proxy, "/", _BARE),
-            Server("meshnode, one hop", nodes["beta"].port, infer, _OIP),
+            Server("raw protocol + ORT", raw, "/", BARE_BODY),
+            Server("aiohttp + ORT", bare, "/", BARE_BODY),
+            Server("meshnode, local", nodes["alpha"].port, infer, OIP_BODY),
+            Server("raw proxy -> raw", raw_proxy, "/", BARE_BODY),
+            Server("aiohttp proxy -> aiohttp", proxy, "/", BARE_BODY),
+            Server("meshnode, one hop", nodes["beta"].port, infer, OIP_BODY),
         ]
 
 
@@ -215,35 +142,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    end_on_sigterm()
     with (
         tempfile.TemporaryDirectory(prefix="meshnode-bench-") as text,
         contextlib.ExitStack() as stack,
     ):
         folder = Path(text)
-        alpha = stack.enter_context(_node(folder, "alpha", "--new"))
+        alpha = stack.enter_context(node(folder, "alpha", "--new"))
         invite = str(alpha.control.post("/mesh/v1/invites", {"ttl_s": 600})["invite"])
-        beta = stack.enter_context(_node(folder, "beta", invite))
-        idle_mb = beta.rss_mb
+        beta = stack.enter_context(node(folder, "beta", invite))
         model = Path(__file__).parent.parent / "examples" / "digits" / "digits.onnx"
         alpha.control.post(
             "/mesh/v1/deployments",
             {"path": str(model), "name": "digits", "replicas": 1, "on": ["alpha"]},
         )
-        while not _served(beta):
+        while not is_ready(beta.control):
             time.sleep(0.05)
         with _servers({"alpha": alpha, "beta": beta}) as servers:
             _measure(servers, options.rounds, options.seconds)
         _report(servers)
-        print(f"{'first answer after start, s':42s} {beta.first_answer_s:8.2f}   target <= 1.5")
-        print(f"{'idle node without a model, MB RSS':42s} {idle_mb:8.1f}   target <= 80")
-        print(
-            f"{'node with digits after the load, MB RSS':42s} {alpha.rss_mb:8.1f}   target <= 130"
-        )
-
-
-def _served(node: MeshNode) -> bool:
-    models = node.control.get("/mesh/v1/models")
-    return any(replica["state"] == "ready" for model in models for replica in model["replicas"])
+        label = "node with digits after the load, MB RSS"
+        print(f"{label:42s} {alpha.rss_mb:8.1f}   target <= 130")
 
 
 if __name__ == "__main__":

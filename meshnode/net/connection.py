@@ -25,7 +25,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from meshnode.config import HANDSHAKE_TIMEOUT_S, KIB
 from meshnode.errors import (
     HandshakeError,
     InvalidRequest,
@@ -35,6 +34,7 @@ from meshnode.errors import (
     TooLarge,
     error_of,
 )
+from meshnode.limits import HANDSHAKE_TIMEOUT_S, KIB, LINK_CLOSE_TIMEOUT_S, MAX_PEER_MESSAGE_LENGTH
 from meshnode.trust.hello import AcceptorHello, DiallerHello, HelloResult
 from meshnode.types import Address, Buffer
 from meshnode.wire.link import (
@@ -63,11 +63,10 @@ FLUSH_EVERY = 16
 """Things queued within one turn of the loop after which they are written at once: enough to share a
 system call, few enough that the peer begins to work on them while more are made."""
 
-MAX_SHOWN_LENGTH = 500
-"""Characters of a peer's error message that are kept: it goes to logs and to clients."""
 
-CLOSE_TIMEOUT_S = 1.0
-"""A peer that reads nothing would keep a closing connection open for ever."""
+TIMER_SLACK_S = 0.002
+"""Added to a timer's delay: loops count in whole milliseconds, from the last one that began, and a tick
+that comes too early finds nothing to do, again and again until it is time."""
 
 
 class StreamHandler(Protocol):
@@ -166,6 +165,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
+        self._ping_was_out = False  # when the timer was set
         self._retire_timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
         self._error: MeshError | None = None
@@ -206,7 +206,10 @@ class Connection(asyncio.Protocol):
         except MeshError as error:
             self.close(error)
             return
-        self._schedule_flush()
+        if link.has_output or self._retiring:  # else a turn of the loop for nothing
+            self._schedule_flush()
+        if self._ping_was_out and not link.ping_is_out and not self._closed:
+            self._arm_timer(link)  # only now it is known when the next one is due
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight; the owner hears of it once."""
@@ -354,7 +357,7 @@ class Connection(asyncio.Protocol):
             if self._link is not None and not self._paused and error is None:
                 self._transport.writelines(self._link.take_output(FLUSH_BYTES))
             self._transport.close()
-            self._abort_timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+            self._abort_timer = self._loop.call_later(LINK_CLOSE_TIMEOUT_S, self._transport.abort)
         self._finish()
 
     def abort(self, error: MeshError | None = None) -> None:
@@ -494,6 +497,7 @@ class Connection(asyncio.Protocol):
         """See that `_tick` runs when the link wants it; an earlier run does no harm."""
         now = self._clock.now()
         due = link.next_tick(now)
+        self._ping_was_out = link.ping_is_out
         if due is None:
             return
         if self._timer is not None:
@@ -501,7 +505,7 @@ class Connection(asyncio.Protocol):
                 return
             self._timer.cancel()
         self._tick_at = due
-        self._timer = self._loop.call_later(max(0.0, due - now), self._tick)
+        self._timer = self._loop.call_later(max(0.0, due - now) + TIMER_SLACK_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -537,7 +541,8 @@ class Connection(asyncio.Protocol):
 def peer_error(code: str, message: str) -> MeshError:
     """Rebuild an error that a peer sent; its text is safe to show in a terminal."""
     shown = "".join(
-        character if character.isprintable() else " " for character in message[:MAX_SHOWN_LENGTH]
+        character if character.isprintable() else " "
+        for character in message[:MAX_PEER_MESSAGE_LENGTH]
     )
     return error_of(code, shown)
 

@@ -19,18 +19,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 import weakref
 from typing import TYPE_CHECKING, Protocol, cast
 
-from meshnode.config import HANDSHAKE_TIMEOUT_S, MAX_LINKS_UNAUTHENTICATED
 from meshnode.errors import HandshakeError, LinkLost, MeshError, UsageError
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
+from meshnode.limits import (
+    ADDRESS_TIMEOUT_S,
+    DIAL_TIMEOUT_S,
+    HANDSHAKE_TIMEOUT_S,
+    LINK_CLOSE_TIMEOUT_S,
+    MAX_LINKS_UNAUTHENTICATED,
+    MAX_SPARE_LINKS,
+    REPLACED_LINK_GRACE_S,
+)
 from meshnode.net import sockets
-from meshnode.net.connection import CLOSE_TIMEOUT_S, Connection, Hello, plain_host
+from meshnode.net.connection import Connection, Hello, plain_host
 from meshnode.net.log_budget import LogBudget
+from meshnode.net.reachability import SILENT, dial_reason, said
 from meshnode.net.tls import ServerTls, client_tls, peer_certificate_hash
 from meshnode.types import Address, NodeId
 
@@ -43,23 +51,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADDRESS_TIMEOUT_S = sockets.CONNECT_TIMEOUT_S + HANDSHAKE_TIMEOUT_S
-"""Seconds for one address: TCP, TLS and hello."""
-
-DIAL_TIMEOUT_S = 12.0
-"""Seconds for all addresses of a dial; less than membership waits for its outcome."""
-
-REPLACED_LINK_GRACE_S = 30.0
-"""Seconds in which a duplicate link may finish what runs on it: the default request deadline."""
-
 RETIRE_AFTER_S = 0.5
 """A duplicate stays usable for so long: the other side may not have seen the one that stays yet."""
 
 SIMULTANEOUS_S = 3.0
 """Two links that come up further apart than this were not dialled at the same time."""
-
-MAX_SPARE_LINKS = 2
-"""Further links to one peer, each finishing or about to be parted with; more is a peer's mistake."""
 
 _ACCEPT_PAUSE_S = 0.5
 
@@ -187,6 +183,11 @@ class LinkHub:
             return connection
         return self._usable_spare(peer)
 
+    def rtt_s(self, peer: NodeId) -> float | None:
+        """Return the smoothed round trip of the peer's link, None before the first ping came back."""
+        connection = self._links.get(peer)
+        return None if connection is None else connection.rtt_s
+
     def boot(self, peer: NodeId) -> int | None:
         """Return the boot of the peer's process that a link stands to, if that answers."""
         connection = self._links.get(peer)
@@ -201,6 +202,11 @@ class LinkHub:
         """Return the remote end of the peer's connection, if there is one."""
         connection = self._links.get(peer)
         return connection.remote if connection else None
+
+    def has_dialled(self, peer: NodeId) -> bool:
+        """Whether this node opened the peer's connection."""
+        connection = self._links.get(peer)
+        return connection is not None and connection.dialler
 
     def note(self, peer: NodeId, payload: bytes) -> None:
         """Send a one-way message; it is dropped where there is no link."""
@@ -240,7 +246,7 @@ class LinkHub:
         await asyncio.gather(*tasks, return_exceptions=True)
         closing = [asyncio.ensure_future(connection.lost.wait()) for connection in self._made]
         if closing:
-            _, late = await asyncio.wait(closing, timeout=2 * CLOSE_TIMEOUT_S)
+            _, late = await asyncio.wait(closing, timeout=2 * LINK_CLOSE_TIMEOUT_S)
             for waiting in late:
                 waiting.cancel()
 
@@ -293,8 +299,10 @@ class LinkHub:
                 raise
             except HandshakeError as error:
                 refusal = refusal or error
+            except TimeoutError:
+                reasons.append(f"{address}: {SILENT}")
             except (MeshError, OSError) as error:
-                reasons.append(f"{address}: {_reason(error)}")
+                reasons.append(f"{address}: {dial_reason(error)}")
         if refusal is not None:
             raise refusal
         raise LinkLost("; ".join(reasons) or "no address is known")
@@ -328,7 +336,10 @@ class LinkHub:
             tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
             return self._dial_hello(peer_certificate_hash(tls), expect)
 
-        connected = await sockets.connect(address, kinds)
+        try:
+            connected = await sockets.connect(address, kinds)
+        except TimeoutError as error:
+            raise LinkLost(dial_reason(error)) from error
         connection = Connection(self, make_hello, self._clock, config=self._config, dialled=address)
         self._made.add(connection)
         outcome: asyncio.Future[Connection] = loop.create_future()
@@ -392,7 +403,7 @@ class LinkHub:
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
             )
         except OSError as error:  # ssl.SSLError and time-outs among them: not TLS, or not in time
-            connection.abort(LinkLost(f"no TLS: {_reason(error)}"))
+            connection.abort(LinkLost(f"no TLS: {said(error)}"))
 
     # LinkOwner
 
@@ -539,9 +550,3 @@ def _peer(connection: Connection) -> NodeId:
 def _boot(connection: Connection) -> int:
     assert connection.hello is not None
     return connection.hello.peer_boot
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror):
-        return os.strerror(error.errno) if error.errno else str(error) or "no answer in time"
-    return str(error) or type(error).__name__

@@ -14,7 +14,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from meshnode.config import MAX_NAME_LENGTH
+from meshnode.limits import (
+    MAX_MDNS_ADDRESSES,
+    MAX_MDNS_ANNOUNCEMENTS,
+    MAX_MDNS_LOOKUPS,
+    MAX_NAME_LENGTH,
+    MDNS_GOODBYE_TIMEOUT_S,
+    MDNS_RESOLVE_TIMEOUT_MS,
+)
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
@@ -26,18 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE_TYPE = "_meshnode._tcp.local."
 
-MAX_HEARD = 1024
-"""Announcements kept, the oldest making room: a flood must not fill the memory or keep others out."""
-
-MAX_LOOKUPS = 32
-"""Names that are being looked up, each with a few packets; what comes in between is heard again,
-since announcements repeat."""
-
-MAX_ADDRESSES = 8
-"""Addresses taken of one announcement: a machine has a few interfaces."""
-
-_RESOLVE_TIMEOUT_MS = 1500  # asking a machine on the same network takes far less
-_GOODBYE_TIMEOUT_S = 1.0  # a goodbye is three packets in a quarter of a second
 
 _NODE_NAME = re.compile(rf"([a-z2-7]{{32}})\.{re.escape(SERVICE_TYPE)}", re.IGNORECASE)
 _MESH_ID = re.compile(r"[0-9a-f]{32}")
@@ -118,7 +113,7 @@ class Discovery:
         await self._browser.async_cancel()
         if self._info is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+                async with asyncio.timeout(MDNS_GOODBYE_TIMEOUT_S):
                     await (await zeroconf.async_unregister_service(self._info))
         await zeroconf.async_close()
 
@@ -135,7 +130,8 @@ class Discovery:
         from zeroconf.asyncio import AsyncServiceInfo
 
         assert self._zeroconf is not None
-        addresses = [each for each in announcement.addresses if _is_literal(each.host)]
+        literals = [each for each in announcement.addresses if _is_literal(each.host)]
+        addresses = [each for each in literals if each.port == literals[0].port]  # mDNS has one
         if not addresses:
             raise OSError("it has no address that could be told")
         info = AsyncServiceInfo(
@@ -177,7 +173,7 @@ class Discovery:
         if (
             self._zeroconf is None
             or name in self._lookups
-            or len(self._lookups) >= MAX_LOOKUPS
+            or len(self._lookups) >= MAX_MDNS_LOOKUPS
             or not _NODE_NAME.fullmatch(name)
         ):
             return
@@ -190,7 +186,7 @@ class Discovery:
 
         assert self._zeroconf is not None
         info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if not await info.async_request(self._zeroconf.zeroconf, _RESOLVE_TIMEOUT_MS):
+        if not await info.async_request(self._zeroconf.zeroconf, MDNS_RESOLVE_TIMEOUT_MS):
             return
         found = announcement_of(
             name, info.port, dict(info.decoded_properties), info.parsed_addresses()
@@ -199,7 +195,7 @@ class Discovery:
             return
         self._heard.pop(name, None)
         self._heard[name] = found
-        if len(self._heard) > MAX_HEARD:
+        if len(self._heard) > MAX_MDNS_ANNOUNCEMENTS:
             del self._heard[next(iter(self._heard))]
         self._on_found(found)
 
@@ -215,7 +211,7 @@ def announcement_of(
     mesh_id, node_name = properties.get("mesh") or "", properties.get("name") or ""
     if not node or not _MESH_ID.fullmatch(mesh_id) or not _NAME.fullmatch(node_name):
         return None
-    usable = [host for host in hosts if _is_literal(host)][:MAX_ADDRESSES]
+    usable = [host for host in hosts if _is_literal(host)][:MAX_MDNS_ADDRESSES]
     if not port or not usable:
         return None
     addresses = tuple(Address(host, port) for host in usable)

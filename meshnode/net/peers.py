@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from meshnode.config import BLOB_CHUNK_BYTES
 from meshnode.errors import (
     DeadlineExceeded,
     LinkLost,
@@ -14,6 +13,12 @@ from meshnode.errors import (
     ProtocolError,
     Saturated,
     TransferFailed,
+)
+from meshnode.limits import (
+    BLOB_CHUNK_BYTES,
+    BLOB_IDLE_TIMEOUT_S,
+    MAX_PEER_TENSOR_RANK,
+    MAX_WAITING_PARTS,
 )
 from meshnode.net.connection import peer_error
 from meshnode.types import DataType, InferRequest, InferResponse, NodeId, ResponsePart, Tensor
@@ -32,14 +37,6 @@ if TYPE_CHECKING:
     from meshnode.net.connection import Connection
     from meshnode.net.links import LinkHub
 
-BLOB_IDLE_TIMEOUT_S = 10.0
-"""Seconds without a chunk after which a transfer is given up and resumed from another holder."""
-
-MAX_WAITING_PARTS = 4096
-"""Parts of one answer that wait for a slow reader. Credit bounds their data, this their number: a
-token of a language model is one small part, and such an answer has a few thousand."""
-
-_MAX_RANK = 64  # dimensions; frameworks stop at 32 or 64
 
 LoadListener = Callable[[NodeId, str, int, LoadReport], None]
 """Told of every load report that comes with an answer: (node, model, version, report)."""
@@ -83,7 +80,7 @@ def tensors_of(headers: Sequence[TensorHeader], data: memoryview) -> tuple[Tenso
         if (
             header.size_bytes < 0
             or end > data.nbytes
-            or len(header.shape) > _MAX_RANK
+            or len(header.shape) > MAX_PEER_TENSOR_RANK
             or any(size < 0 for size in header.shape)
         ):
             raise ProtocolError(f"tensor {header.name[:64]!r} from a peer does not fit its data")
@@ -216,6 +213,7 @@ class _InferCall:
                 request.request_id,
                 request.outputs,
                 dict(request.parameters),
+                request.trace.traceparent if request.trace is not None else "",
             )
         )
 

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from meshnode.errors import LinkLost
+from meshnode.limits import CONNECT_TIMEOUT_S, LISTEN_BACKLOG, MAX_RESOLVED_ADDRESSES
 from meshnode.membership.addresses import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
 
     from meshnode.types import Address
 
-CONNECT_TIMEOUT_S = 3.0
-"""Seconds for TCP to one address: a SYN and one retransmission; the next address is tried then."""
-
-_MAX_RESOLVED = 4  # addresses of one name that are tried: two per IP version
-_BACKLOG = 128  # connections that the kernel completes before we take them
 
 _Where = tuple[int, tuple[Any, ...]]  # address family and socket address
 
@@ -44,11 +40,22 @@ async def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         made.bind(where)
         if kind is socket.SOCK_STREAM:
-            made.listen(_BACKLOG)
+            made.listen(LISTEN_BACKLOG)
     except OSError:
         made.close()
         raise
     return made
+
+
+def has_ipv6() -> bool:
+    """Whether a socket can be bound to all addresses of both IP versions here."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.socket:
@@ -63,7 +70,7 @@ async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.so
         OSError: if nothing answers there.
     """
     failure: OSError | None = None
-    for family, where in (await _resolve(address, socket.SOCK_STREAM))[:_MAX_RESOLVED]:
+    for family, where in (await _resolve(address, socket.SOCK_STREAM))[:MAX_RESOLVED_ADDRESSES]:
         if kinds is not None and kind_of(where[0].partition("%")[0]) not in kinds:
             continue
         try:

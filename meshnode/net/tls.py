@@ -7,7 +7,6 @@ that a machine in the middle, which must show another certificate, is found out.
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import os
 import ssl
@@ -15,12 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-_VALID_DAYS = 3650  # nobody checks it; longer than a process lives
+from meshnode.net.certificate import self_signed
 
 
 @dataclass(frozen=True)
@@ -31,38 +25,27 @@ class ServerTls:
     certificate_hash: bytes
 
 
-def server_tls() -> ServerTls:
-    """Make a key and a self-signed certificate, and a context that uses them."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "meshnode")])
-    today = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - dt.timedelta(days=1))
-        .not_valid_after(today + dt.timedelta(days=_VALID_DAYS))
-        .sign(key, hashes.SHA256())
-    )
+def server_tls(folder: Path) -> ServerTls:
+    """Make a key and a self-signed certificate, and a context that uses them.
+
+    Args:
+        folder: Where the key may lie for a moment; private to this user.
+
+    Raises:
+        OSError: if no file can be written there.
+    """
+    certificate, pem = self_signed()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
     # The ssl module loads keys from files only: a private one, gone again at once.
-    descriptor, path = tempfile.mkstemp(prefix="meshnode-")
+    descriptor, path = tempfile.mkstemp(prefix="tls-", dir=folder)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(pem)
         context.load_cert_chain(path)
     finally:
         Path(path).unlink()
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    return ServerTls(context, hashlib.sha256(der).digest())
+    return ServerTls(context, hashlib.sha256(certificate).digest())
 
 
 def client_tls() -> ssl.SSLContext:

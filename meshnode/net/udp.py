@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, cast
 
-from meshnode.config import MAX_DATAGRAM_BYTES
+from meshnode.limits import MAX_DATAGRAM_BYTES
 from meshnode.net import sockets
 
 if TYPE_CHECKING:

@@ -30,12 +30,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from meshnode.config import KIB
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_CHAIN_BYTES, MAX_CHAIN_RECORDS, MAX_CLOCK_SKEW_S
 from meshnode.trust.identity import Identity
 from meshnode.trust.reasons import Reason, TrustError
 from meshnode.trust.records import (
-    MAX_CLOCK_SKEW_S,
     Admission,
     InviteGrant,
     MeshId,
@@ -53,12 +52,6 @@ from meshnode.wire.codec import Codec, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-MAX_CHAIN_RECORDS: Final = 32
-"""Fifteen invitations in a row, each by the newest member; at most 64 signatures (3 ms) to check."""
-
-MAX_CHAIN_BYTES: Final = 16 * KIB
-"""32 records of some 300 bytes, with room for fields to come; fits one note of a link."""
 
 
 class Chain(Message, frozen=True, tag=67):

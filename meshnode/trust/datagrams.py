@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Final
 import nacl.bindings
 import nacl.exceptions
 
-from meshnode.config import MAX_DATAGRAM_BYTES, MAX_MEMBERS
 from meshnode.errors import PeerError, TooLarge
+from meshnode.limits import MAX_DATAGRAM_BYTES, MAX_FORMER_BOOTS, MAX_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,9 +62,6 @@ MAX_PAYLOAD_BYTES: Final = MAX_DATAGRAM_BYTES - OVERHEAD_BYTES
 WINDOW_DATAGRAMS: Final = 64
 """How far datagrams may overtake each other (RFC 4303 asks for 64); bits of one number."""
 
-MAX_FORMER_BOOTS: Final = 8
-"""Former boots remembered per peer. An older one could only come from a process that still runs."""
-
 
 class DropReason(StrEnum):
     """Why a datagram was not sealed or not opened."""
@@ -84,7 +81,10 @@ class DropReason(StrEnum):
 
 
 class DatagramError(PeerError):
-    """A datagram was dropped; nothing was changed. The network may do this to any datagram.
+    """A datagram was dropped, as the network may do to any. It never leaves the node that raises it.
+
+    Changed: nothing.
+    To do: nothing; what matters is sent again. A count that grows says that somebody forges them.
 
     Attributes:
         reason: What callers count.

@@ -53,8 +53,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 import msgspec
 
-from meshnode.config import KIB
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_HELLO_BYTES, MAX_REFUSAL_LENGTH
 from meshnode.trust.chain import VerifiedMember, admit, verify_chain
 from meshnode.trust.identity import Identity, verify
 from meshnode.trust.invite import Invite
@@ -74,12 +74,6 @@ if TYPE_CHECKING:
     from meshnode.trust.roster import Roster
 
 NONCE_BYTES: Final = 32
-
-MAX_HELLO_BYTES: Final = 64 * KIB
-"""All frames that one side takes in a handshake: two chains of the greatest length, with room."""
-
-MAX_SENTENCE_LENGTH: Final = 400
-"""Characters of a peer's refusal that are shown."""
 
 _LENGTH_BYTES: Final = 4
 _SIGNED_BY_DIALLER: Final = b"meshnode hello dialler 1\0"
@@ -491,7 +485,7 @@ def _refused(refusal: Refusal) -> TrustError:
     """Turn the peer's refusal into an error that is safe to show in a terminal."""
     shown = "".join(
         character if character.isprintable() else " "
-        for character in refusal.sentence[:MAX_SENTENCE_LENGTH]
+        for character in refusal.sentence[:MAX_REFUSAL_LENGTH]
     )
     reason = Reason(refusal.reason) if refusal.reason in set(Reason) else Reason.OTHER
     return TrustError(reason, f"the other node refused: {shown}", by_peer=True)

@@ -23,9 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from meshnode.config import MAX_INVITE_TTL_S
 from meshnode.errors import Forbidden, InvalidRequest, InviteError
-from meshnode.trust.chain import MAX_CHAIN_RECORDS, VerifiedMember
+from meshnode.limits import (
+    MAX_CHAIN_RECORDS,
+    MAX_HOST_LENGTH,
+    MAX_INVITE_LENGTH,
+    MAX_INVITE_SEEDS,
+    MAX_INVITE_TTL_S,
+)
 from meshnode.trust.identity import SEED_BYTES, Identity
 from meshnode.trust.records import (
     MESH_ID_BYTES,
@@ -45,13 +50,10 @@ from meshnode.types import Address, Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_INVITE_SEEDS: Final = 4
-"""Addresses in an invite: two of each IP family; the line must stay short enough to copy."""
+    from meshnode.trust.chain import VerifiedMember
 
 _PREFIX: Final = "mesh1"
 _CHECKSUM_BYTES: Final = 4
-_MAX_CHARACTERS: Final = 4096  # of a paste; four host names of the greatest length take 1,600
-_MAX_HOST_LENGTH: Final = 253  # RFC 1035
 
 _DAMAGED: Final = "the invite is damaged: copy the whole line that `meshnode invite` printed, from mesh1 to its end"
 
@@ -204,7 +206,7 @@ def create_invite(
         )
     kept = tuple(Address(*seed) for seed in seeds[:MAX_INVITE_SEEDS])
     for address in kept:
-        if not 0 < len(address.host) <= _MAX_HOST_LENGTH:
+        if not 0 < len(address.host) <= MAX_HOST_LENGTH:
             raise InvalidRequest(f"{address.host[:64]!r} is not a host that an invite can name")
     issued_at_s = int(now_wall_s)
     grant = InviteGrant(
@@ -217,7 +219,7 @@ def create_invite(
 
 def _body(text: str) -> bytes:
     """Return what the line encodes, its prefix and checksum checked and removed."""
-    line = "".join(text[:_MAX_CHARACTERS].split())
+    line = "".join(text[:MAX_INVITE_LENGTH].split())
     if not line.startswith(_PREFIX):
         if line.startswith("mesh") and line[4:5].isdigit():
             raise InviteError("the invite was made by a newer meshnode; update meshnode here")

@@ -46,7 +46,10 @@ class Reason(StrEnum):
 
 
 class TrustError(HandshakeError):
-    """Somebody could not prove what they claim, or refused us; no link and no member came of it.
+    """Somebody could not prove what they claim, or refused us; `reason` says which of both and why.
+
+    Changed: nothing; no link and no member came of it.
+    To do: what the message says: most often a new invite, or setting a clock.
 
     Attributes:
         reason: The word for programs.

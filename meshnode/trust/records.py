@@ -26,6 +26,7 @@ from typing import Annotated, Final, NewType
 import msgspec
 
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_RECORD_WALL_S
 from meshnode.trust.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 from meshnode.trust.reasons import Reason, TrustError
 from meshnode.types import NodeId, Role, node_id_of
@@ -37,14 +38,10 @@ MeshId = NewType("MeshId", str)
 MESH_ID_BYTES: Final = 16
 """A joiner's whole trust rests on the id: finding another key with the same one takes 2^128 tries."""
 
-MAX_CLOCK_SKEW_S: Final = 300
-"""How much two honest clocks may differ (Kerberos allows the same): small devices set theirs late."""
-
-_MAX_WALL_S: Final = 253_402_300_799  # the end of the year 9999: the last that a date can print
 
 PublicKey = Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-WallSeconds = Annotated[int, msgspec.Meta(ge=0, le=_MAX_WALL_S)]
+WallSeconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORD_WALL_S)]
 """Seconds since 1970 in UTC. Whole numbers: what is signed has one encoding and no NaN."""
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_MEMBERS
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_MEMBERS
 from meshnode.trust.chain import VerifiedMember, verify_chain
 from meshnode.trust.reasons import Reason, TrustError
 from meshnode.types import NodeId, Role

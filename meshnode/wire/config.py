@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from meshnode.config import KIB, MAX_BODY_BYTES, MAX_STREAMS_PER_LINK, MIB
-
-MAX_WINDOW_BYTES: Final = 2**31 - 1
-"""Credit that one side may ever hold on one stream (HTTP/2's bound): more is a peer's mistake."""
+from meshnode.limits import (
+    KIB,
+    MAX_ANSWER_FRAMES,
+    MAX_LINK_BUFFERED_BYTES,
+    MAX_LINK_READY_BYTES,
+    MAX_PART_BYTES,
+    MAX_REFUSED_STREAMS,
+    MAX_STREAM_QUEUED_BYTES,
+    MAX_STREAMS_PER_LINK,
+    MIB,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,14 @@ class LinkConfig:
             then full; beyond it nothing new is opened. Far above what a healthy socket holds.
         max_answer_frames: Frames that the peer's frames caused and the driver has not taken yet;
             a peer that sends but does not read is cut off there.
-        ping_interval_s: A ping this often measures the round-trip time and keeps middleboxes'
-            tables warm. 0.5 to 20; well below `dead_after_s`.
+        ping_interval_s: A ping this often measures the round-trip time of a link on which something
+            was asked lately, or that is new. 0.5 to 20; well below `dead_after_s`.
+        idle_ping_after_s: Silence of this length sends a ping on an idle link, which keeps
+            middleboxes' tables warm and tells a cut cable. Pings are most of what an idle node of a
+            mesh of thirty does: longer saves CPU and batteries. Above `ping_interval_s`; at most
+            about half of `dead_after_s`, so that TCP has as long to repair the loss of one.
+        rtt_age_s: An idle link's round-trip time is measured again after this at the latest,
+            whatever it carries. 10 to 120.
         stall_ping_after_s: With an answer awaited, silence of this length sends a ping. Smaller
             finds a frozen peer sooner, for more pings during long inferences. 0.05 to 2.
         stall_after_s: The link counts as stalled when such a ping brings nothing for this long,
@@ -46,14 +59,16 @@ class LinkConfig:
     """
 
     window_bytes: int = MIB
-    max_part_bytes: int = MAX_BODY_BYTES + MIB
-    max_buffered_bytes: int = 4 * (MAX_BODY_BYTES + MIB)
+    max_part_bytes: int = MAX_PART_BYTES
+    max_buffered_bytes: int = MAX_LINK_BUFFERED_BYTES
     max_streams: int = MAX_STREAMS_PER_LINK
-    max_refused_streams: int = 10_000
-    max_queued_bytes: int = MAX_BODY_BYTES + MIB
-    max_ready_bytes: int = 16 * MIB
-    max_answer_frames: int = 10_000
+    max_refused_streams: int = MAX_REFUSED_STREAMS
+    max_queued_bytes: int = MAX_STREAM_QUEUED_BYTES
+    max_ready_bytes: int = MAX_LINK_READY_BYTES
+    max_answer_frames: int = MAX_ANSWER_FRAMES
     ping_interval_s: float = 2.0
+    idle_ping_after_s: float = 8.0
+    rtt_age_s: float = 30.0
     stall_ping_after_s: float = 0.25
     stall_after_s: float = 0.75
     dead_after_s: float = 15.0

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meshnode.config import MAX_FRAME_DATA_BYTES
+from meshnode.limits import MAX_FRAME_DATA_BYTES
 from meshnode.wire.config import IMMEDIATE_BYTES
 from meshnode.wire.frames import DATA, END, HEADER, HEADER_BYTES, announcement_frame, part_header
 

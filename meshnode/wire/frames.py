@@ -34,8 +34,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from meshnode.config import MAX_FRAME_DATA_BYTES, MAX_META_BYTES
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_RESET_CODE_LENGTH, MAX_RESET_MESSAGE_LENGTH
 from meshnode.wire.codec import Codec, Message
 
 WIRE_VERSIONS: Final = (1, 1)
@@ -45,9 +45,6 @@ HEADER: Final = Struct("<IHBBI")
 """length, meta length, type, flags, stream."""
 
 HEADER_BYTES: Final = HEADER.size
-
-MAX_FRAME_BYTES: Final = MAX_META_BYTES + MAX_FRAME_DATA_BYTES
-"""What may follow a header, in frames of unknown types too."""
 
 OPEN: Final = 1
 DATA: Final = 2
@@ -66,12 +63,6 @@ AMOUNT: Final = Struct("<I")
 
 TOTAL: Final = Struct("<Q")
 """An announcement's total and a PING's token."""
-
-MAX_RESET_CODE_LENGTH: Final = 64
-"""Characters; codes are single words."""
-
-MAX_RESET_MESSAGE_LENGTH: Final = 1024
-"""Characters; a sentence for a person."""
 
 
 class Reset(Message, frozen=True, tag=8):

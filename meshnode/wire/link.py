@@ -14,8 +14,8 @@ dead. This module ties them together:
 - After each call that may have produced something, the driver writes `take_output()`. Buffers
   given to `send` appear there as views, so **they must not change until written**. A driver whose
   transport is full waits, or asks for a limited amount; the link is bounded meanwhile.
-- It calls `tick` at the time that `next_tick` names, and asks anew after a tick and after opening
-  a stream.
+- It calls `tick` at the time that `next_tick` names, and asks anew after a tick, after opening a
+  stream, and when `ping_is_out` is over.
 
 Small parts and control frames leave at once, in the order given; large ones, and those that lack
 credit, send one frame per stream in turn, so that a large tensor never delays a small one for
@@ -45,9 +45,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshnode.config import MAX_FRAME_DATA_BYTES, MAX_META_BYTES
 from meshnode.errors import LinkLost, ProtocolError, Saturated, TooLarge
-from meshnode.wire.config import MAX_WINDOW_BYTES, LinkConfig
+from meshnode.limits import MAX_FRAME_DATA_BYTES, MAX_META_BYTES, MAX_WINDOW_BYTES
+from meshnode.wire.config import LinkConfig
 from meshnode.wire.events import (
     Dead,
     GoingAway,
@@ -124,7 +124,7 @@ class Link:
         self._buffered_bytes = 0
         self._now = now
         self._events: list[LinkEvent] = []
-        self._liveness = Liveness(config, now)
+        self._liveness = Liveness(config, now, dialler=dialler)
         self._outbox = Outbox(config)
         self._reader = FrameReader(self._on_frame, self._find_place)
 
@@ -142,6 +142,11 @@ class Link:
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time in seconds, None until the first ping was answered."""
         return self._liveness.rtt_s
+
+    @property
+    def ping_is_out(self) -> bool:
+        """Whether a ping waits for its answer."""
+        return self._liveness.ping_is_out
 
     @property
     def open_streams(self) -> int:

@@ -16,6 +16,12 @@ a frame. One ping is outstanding at a time: the connection is reliable, so a sec
 arrive no sooner. Another goes out `ping_interval_s` after the last was sent and answered, traffic
 or not, which keeps the round-trip time fresh and gives an idle link something to be silent about.
 
+Once `PINGS_UNTIL_IDLE` of them have gone out and this side asked nothing meanwhile, the link is idle
+until it asks again, and a ping is due only after `idle_ping_after_s` of silence. The side that
+accepted waits `PATIENCE_S` longer, so that one side's pings serve both; for a round-trip time of its
+own it pings every `rtt_age_s`. When silence means a stall or death is not touched by that: a stall
+needs something owed and brings its own ping, and death is counted from the last byte.
+
 A process that was itself asleep (a blocked event loop, a suspended laptop) must not blame its
 peers: `next_tick` remembers the time it asked for, and a `tick` that comes much later than that
 restarts the waiting and spoils the sample under way.
@@ -34,6 +40,13 @@ RTT_SMOOTHING: Final = 1 / 8
 
 STALL_WAIT_RTTS: Final = 2.0
 """A ping's answer may take this many smoothed round trips before its absence means a stall."""
+
+PINGS_UNTIL_IDLE: Final = 8
+"""Pings in a row without a question, after which a link is idle: as many as it takes until the mean
+has forgotten two thirds of a round trip that was measured in the bustle of a start."""
+
+PATIENCE_S: Final = 1.0
+"""How much longer one side of an idle link waits for the other's ping: more than a round trip."""
 
 
 class Verdict(Enum):
@@ -56,15 +69,17 @@ class Liveness:
     """
 
     __slots__ = (
-        "_asked_at", "_config", "_pinged_at", "_probing_since", "_sample_valid", "_silent_since",
-        "_unanswered", "dead", "rtt_s", "stalled", "token",
+        "_asked_at", "_config", "_idle_after_s", "_idle_pings", "_pinged_at", "_probing_since",
+        "_sample_valid", "_silent_since", "_unanswered", "dead", "rtt_s", "stalled", "token",
     )  # fmt: skip
 
-    def __init__(self, config: LinkConfig, now: float) -> None:
+    def __init__(self, config: LinkConfig, now: float, *, dialler: bool = True) -> None:
         """Begin at `now`, with the first ping due at once."""
         self._config = config
+        self._idle_after_s = config.idle_ping_after_s + (0.0 if dialler else PATIENCE_S)
         self._silent_since = now
         self._pinged_at = now - config.ping_interval_s
+        self._idle_pings = 0  # in a row
         self._unanswered = False
         self._sample_valid = False
         self._probing_since: float | None = None
@@ -79,6 +94,11 @@ class Liveness:
         state = "dead" if self.dead else "stalled" if self.stalled else state
         rtt = "unknown" if self.rtt_s is None else f"{self.rtt_s * 1000:.1f} ms"
         return f"<Liveness {state} rtt={rtt}>"
+
+    @property
+    def ping_is_out(self) -> bool:
+        """Whether a ping waits for its answer; the next is due only after that."""
+        return self._unanswered
 
     def heard(self, now: float) -> bool:
         """Note that bytes came. Returns whether that ends a stall."""
@@ -109,6 +129,8 @@ class Liveness:
         `next_tick` names the present.
         """
         self._forgive_own_sleep(now)
+        if owed:
+            self._idle_pings = 0
         if self.dead:
             return Verdict.FINE
         if now >= self._silent_since + self._config.dead_after_s:
@@ -121,7 +143,7 @@ class Liveness:
                 return Verdict.STALLED
             self._probing_since = now
             return Verdict.FINE if self._unanswered else self._ping(now)
-        if not self._unanswered and now >= self._pinged_at + self._config.ping_interval_s:
+        if not self._unanswered and now >= self._ping_at():
             return self._ping(now)
         return Verdict.FINE
 
@@ -129,13 +151,23 @@ class Liveness:
         """Return when `tick` is due, at the earliest `now`; None once dead."""
         if self.dead:
             return None
+        if owed:
+            self._idle_pings = 0
         due = self._silent_since + self._config.dead_after_s
         if not self._unanswered:
-            due = min(due, self._pinged_at + self._config.ping_interval_s)
+            due = min(due, self._ping_at())
         if owed and not self.stalled:
             due = min(due, self._stall_step_at())
         self._asked_at = max(due, now)  # what is overdue already is not the caller's lateness
         return self._asked_at
+
+    def _ping_at(self) -> float:
+        """When the next regular ping goes out, if the last was answered."""
+        if self._idle_pings < PINGS_UNTIL_IDLE:
+            return self._pinged_at + self._config.ping_interval_s
+        return min(
+            self._silent_since + self._idle_after_s, self._pinged_at + self._config.rtt_age_s
+        )
 
     def _stall_step_at(self) -> float:
         """When silence turns quiet into probing, or probing into stalled."""
@@ -146,6 +178,7 @@ class Liveness:
 
     def _ping(self, now: float) -> Verdict:
         self._pinged_at = now
+        self._idle_pings += 1
         self._unanswered = True
         self._sample_valid = True
         self.token += 1

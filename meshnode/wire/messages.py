@@ -40,7 +40,10 @@ class LoadReport(Message, frozen=True, tag=2):
 
 
 class Infer(Message, frozen=True, tag=3):
-    """Run a model; the tensors' bytes follow as the message's data."""
+    """Run a model; the tensors' bytes follow as the message's data.
+
+    `trace` is the asking node's span as a W3C `traceparent`; malformed or empty, it names none.
+    """
 
     model: str
     version: int
@@ -49,6 +52,7 @@ class Infer(Message, frozen=True, tag=3):
     request_id: str = ""
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Scalar] = field(default_factory=dict)
+    trace: str = ""
 
 
 class Result(Message, frozen=True, tag=4):

@@ -19,7 +19,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from meshnode.errors import ProtocolError
-from meshnode.wire.config import IMMEDIATE_BYTES, JOIN_BYTES, MAX_WINDOW_BYTES
+from meshnode.limits import MAX_WINDOW_BYTES
+from meshnode.wire.config import IMMEDIATE_BYTES, JOIN_BYTES
 from meshnode.wire.flow import Outgoing, byte_views
 from meshnode.wire.frames import END, HEADER, HEADER_BYTES, PONG, token_frame
 

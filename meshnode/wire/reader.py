@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshnode.errors import ProtocolError
-from meshnode.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME_BYTES
+from meshnode.limits import MAX_FRAME_BYTES
+from meshnode.wire.frames import HEADER, HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

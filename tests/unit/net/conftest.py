@@ -35,7 +35,11 @@ WALL_S = 1_800_000_000.0
 LOOPBACK = Address("127.0.0.1", 0)
 
 FAST = LinkConfig(
-    ping_interval_s=0.05, stall_ping_after_s=0.05, stall_after_s=0.15, dead_after_s=1.0
+    ping_interval_s=0.05,
+    idle_ping_after_s=0.05,
+    stall_ping_after_s=0.05,
+    stall_after_s=0.15,
+    dead_after_s=1.0,
 )
 """Notices a silent peer in 0.2 s."""
 
@@ -283,8 +287,8 @@ class MeshMaker:
 
 
 @pytest.fixture(scope="session")
-def tls() -> ServerTls:
-    return server_tls()
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    return server_tls(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meshnode.errors import ConfigError, HandshakeError, LinkLost, MeshError
 from meshnode.events import LinkUp
+from meshnode.limits import MAX_SPARE_LINKS
 from meshnode.membership.addresses import Kind
 from meshnode.net import connection as connection_module
 from meshnode.net import links
@@ -269,7 +271,7 @@ async def test_a_peer_that_opens_link_upon_link_keeps_few(mesh: MeshMaker) -> No
     one.hub._part_with = lambda former, new: None  # type: ignore[method-assign]  # a peer that misbehaves
     opened = [await one.hub.connect((two.address,), two.id) for _ in range(6)]
     await eventually(lambda: len(two.user.established) == 6)
-    assert len(two.hub._all()) == 1 + links.MAX_SPARE_LINKS
+    assert len(two.hub._all()) == 1 + MAX_SPARE_LINKS
     await eventually(lambda: sum(each.lost.is_set() for each in opened) == 3)
     for connection in opened:
         connection.abort()
@@ -438,8 +440,8 @@ async def test_closing_a_hub_leaves_no_socket_and_no_task(mesh: MeshMaker) -> No
 async def test_a_peer_that_does_not_close_its_side_does_not_hold_the_hub_up(
     mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "CLOSE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(connection_module, "CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(links, "LINK_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "LINK_CLOSE_TIMEOUT_S", 0.2)
     one, two, connection = await mesh.pair()
     back = two.hub.connection(one.id)
     assert back is not None
@@ -601,6 +603,17 @@ async def test_health_can_be_asked_for_again(mesh: MeshMaker) -> None:
     one.user.health.clear()
     one.hub.tell_health()
     assert one.user.health[two.id][1] is True
+
+
+async def test_a_link_is_pinged_in_time_and_not_only_when_it_is_nearly_given_up(
+    mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await mesh.start("one", config=replace(FAST, dead_after_s=60.0))
+    two = await mesh.start("two", config=replace(FAST, ping_interval_s=60.0, dead_after_s=60.0))
+    measured: list[float | None] = []
+    monkeypatch.setattr(one.user, "link_health", lambda _, rtt_s, usable: measured.append(rtt_s))
+    await one.join(two)
+    await eventually(lambda: len(measured) > 3, "round trips were measured")
 
 
 async def test_who_speaks_no_tls_is_named_in_the_log(

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from meshnode.net import log_budget
+from meshnode.limits import LOG_WINDOW_S, MAX_LOG_KINDS
 from meshnode.net.log_budget import LogBudget
 
 
@@ -39,7 +39,7 @@ def test_a_flood_is_a_few_lines_and_a_count(
         "refused: more of these are counted, not logged",
     ]
     caplog.clear()
-    clock.time = log_budget.WINDOW_S
+    clock.time = LOG_WINDOW_S
     log.write(logging.WARNING, "refused", "again")
     assert [record.getMessage() for record in caplog.records] == [
         "refused: 995 more were not logged",
@@ -55,7 +55,7 @@ def test_kinds_do_not_take_each_others_lines(
         log.write(logging.INFO, "one", "one")
     log.write(logging.INFO, "two", "two")
     assert caplog.records[-1].getMessage() == "two"
-    clock.time = log_budget.WINDOW_S
+    clock.time = LOG_WINDOW_S
     log.write(logging.INFO, "two", "quiet before")
     assert caplog.records[-1].getMessage() == "quiet before"
     assert repr(log) == "<LogBudget of test: 2 kinds>"
@@ -65,4 +65,4 @@ def test_the_kinds_are_bounded(budget: tuple[LogBudget, Clock]) -> None:
     log, _ = budget
     for index in range(1000):
         log.write(logging.DEBUG, f"kind {index}", "x")
-    assert len(log._windows) == log_budget._MAX_KINDS
+    assert len(log._windows) == MAX_LOG_KINDS

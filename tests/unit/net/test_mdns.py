@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from zeroconf.asyncio import AsyncServiceInfo
 
+from meshnode.limits import MAX_MDNS_ADDRESSES, MAX_MDNS_LOOKUPS
 from meshnode.net import mdns
 from meshnode.net.mdns import SERVICE_TYPE, Announcement, Discovery, announcement_of
 from meshnode.types import Address, NodeId
@@ -86,7 +87,7 @@ async def test_an_address_that_zeroconf_does_not_know_is_an_error(
 async def test_a_goodbye_that_hangs_does_not_hold_the_node_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mdns, "_GOODBYE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(mdns, "MDNS_GOODBYE_TIMEOUT_S", 0.02)
     async with Discovery(lambda _: None, LOOPBACK) as discovery:
         await discovery.announce(announcement("e"))
         assert discovery._zeroconf is not None
@@ -125,8 +126,8 @@ async def test_a_flood_of_names_is_looked_up_a_few_at_a_time() -> None:
         for index in range(5000):
             listener.add_service(None, SERVICE_TYPE, service(index))  # type: ignore[arg-type]  # not read
             listener.update_service(None, SERVICE_TYPE, service(index))  # type: ignore[arg-type]  # not read
-        assert len(discovery._lookups) == mdns.MAX_LOOKUPS
-        await eventually(lambda: len(lookups.waiting) == mdns.MAX_LOOKUPS)
+        assert len(discovery._lookups) == MAX_MDNS_LOOKUPS
+        await eventually(lambda: len(lookups.waiting) == MAX_MDNS_LOOKUPS)
         for event in lookups.waiting.values():
             event.set()
         await eventually(lambda: not discovery._lookups)
@@ -138,7 +139,7 @@ async def test_a_flood_of_names_is_looked_up_a_few_at_a_time() -> None:
 async def test_the_oldest_of_too_many_announcements_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mdns, "MAX_HEARD", 2)
+    monkeypatch.setattr(mdns, "MAX_MDNS_ANNOUNCEMENTS", 2)
     monkeypatch.setattr(AsyncServiceInfo, "async_request", answer_at_once)
     heard: list[Announcement] = []
     async with Discovery(heard.append, LOOPBACK) as discovery:
@@ -158,7 +159,7 @@ async def answer_at_once(info: AsyncServiceInfo, *_: object) -> bool:
 
 
 async def test_a_name_without_records_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdns, "_RESOLVE_TIMEOUT_MS", 10)
+    monkeypatch.setattr(mdns, "MDNS_RESOLVE_TIMEOUT_MS", 10)
     async with Discovery(lambda _: None, LOOPBACK) as discovery:
         await discovery._resolve(f"{node_id('f')}.{SERVICE_TYPE}")
         assert of_this_run(discovery) == []
@@ -198,7 +199,7 @@ def test_of_thousands_of_addresses_a_few_are_taken() -> None:
     found = announcement_of(NAME.replace("a", "A", 3), 8471, dict(GOOD), hosts)
     assert found is not None
     assert found.node_id == "a" * 32
-    assert len(found.addresses) == mdns.MAX_ADDRESSES
+    assert len(found.addresses) == MAX_MDNS_ADDRESSES
 
 
 async def test_poisoned_packets_on_the_wire_do_no_harm() -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshnode.config import BLOB_CHUNK_BYTES, MIB
 from meshnode.errors import (
     DeadlineExceeded,
     LinkLost,
@@ -18,6 +17,7 @@ from meshnode.errors import (
     Saturated,
     TransferFailed,
 )
+from meshnode.limits import BLOB_CHUNK_BYTES, MIB
 from meshnode.net import peers
 from meshnode.net.peers import PeerClient, tensor_headers, tensors_of
 from meshnode.types import DataType, InferRequest, NodeId, ResponsePart, Tensor
@@ -149,6 +149,7 @@ async def test_a_request_and_its_answer_cross_unchanged(caller: Caller) -> None:
     assert (response.model, response.version) == ("m", 2)
     message, data = asked[0]
     assert isinstance(message, Infer)
+    assert message.trace == ""
     assert (message.model, message.version, message.timeout_ms) == ("m", 2, 5000.0)
     assert data == floats(4).data
     assert caller.reports == [(caller.two.id, "m", 2, LOAD)]

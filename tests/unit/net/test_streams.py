@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshnode.config import MIB
 from meshnode.errors import (
     HandshakeError,
     InvalidRequest,
@@ -19,6 +18,7 @@ from meshnode.errors import (
     Saturated,
     TooLarge,
 )
+from meshnode.limits import MAX_PEER_MESSAGE_LENGTH, MIB
 from meshnode.net import connection as connection_module
 from meshnode.net.clock import RealClock
 from meshnode.net.connection import Connection, peer_error
@@ -202,7 +202,7 @@ async def test_an_error_crosses_with_its_code(mesh: MeshMaker) -> None:
 def test_a_peers_message_is_made_safe_for_a_terminal() -> None:
     error = peer_error("model", "bad\x1b[2J\nmodel" + "x" * 1000)
     assert str(error).startswith("bad [2J modelxxx")
-    assert len(str(error)) == connection_module.MAX_SHOWN_LENGTH
+    assert len(str(error)) == MAX_PEER_MESSAGE_LENGTH
     assert type(peer_error("what", "x")) is PeerError
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from meshnode.config import MAX_DATAGRAM_BYTES
+from meshnode.limits import MAX_DATAGRAM_BYTES
 from meshnode.net import sockets
 from meshnode.net.udp import DatagramSocket
 from meshnode.types import Address

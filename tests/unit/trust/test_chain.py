@@ -7,20 +7,12 @@ import msgspec
 import pytest
 
 from meshnode.errors import Forbidden
-from meshnode.trust.chain import (
-    MAX_CHAIN_BYTES,
-    MAX_CHAIN_RECORDS,
-    Chain,
-    VerifiedMember,
-    admit,
-    found_mesh,
-    verify_chain,
-)
+from meshnode.limits import MAX_CHAIN_BYTES, MAX_CHAIN_RECORDS, MAX_CLOCK_SKEW_S
+from meshnode.trust.chain import Chain, VerifiedMember, admit, found_mesh, verify_chain
 from meshnode.trust.identity import Identity
 from meshnode.trust.invite import create_invite
 from meshnode.trust.reasons import Reason, TrustError
 from meshnode.trust.records import (
-    MAX_CLOCK_SKEW_S,
     Admission,
     InviteGrant,
     Record,

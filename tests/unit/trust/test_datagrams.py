@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_DATAGRAM_BYTES
 from meshnode.errors import TooLarge
+from meshnode.limits import MAX_DATAGRAM_BYTES, MAX_FORMER_BOOTS
 from meshnode.trust.datagrams import (
-    MAX_FORMER_BOOTS,
     MAX_PAYLOAD_BYTES,
     OVERHEAD_BYTES,
     WINDOW_DATAGRAMS,

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshnode.limits import MAX_HELLO_BYTES, MAX_REFUSAL_LENGTH
 from meshnode.trust.chain import Chain, VerifiedMember
 from meshnode.trust.hello import (
-    MAX_HELLO_BYTES,
-    MAX_SENTENCE_LENGTH,
     AcceptorHello,
     DiallerHello,
     Hello,
@@ -173,4 +172,4 @@ def test_a_refusal_cannot_take_over_the_terminal(dial: Dial) -> None:
     dialler.receive(frame(Refusal("other", "\x1b[2Jgone\n\u202e" + "x" * 60_000)))
     shown = str(dialler.failed)
     assert shown.isprintable()
-    assert len(shown) < MAX_SENTENCE_LENGTH + 40
+    assert len(shown) < MAX_REFUSAL_LENGTH + 40

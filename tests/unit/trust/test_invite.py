@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_INVITE_TTL_S
 from meshnode.errors import Forbidden, InvalidRequest, InviteError
+from meshnode.limits import MAX_INVITE_TTL_S
 from meshnode.trust.invite import Invite, create_invite
 from meshnode.trust.records import is_invite_proof
 from meshnode.types import Address, Role

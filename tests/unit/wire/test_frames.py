@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_FRAME_BYTES
 from meshnode.wire.frames import (
     AMOUNT,
     END,
     GOAWAY_FRAME,
     HEADER,
     HEADER_BYTES,
-    MAX_FRAME_BYTES,
     MORE,
     NOTE,
     OPEN,

@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_FRAME_DATA_BYTES, MIB
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_FRAME_BYTES, MAX_FRAME_DATA_BYTES, MIB
 from meshnode.wire.frames import (
     AMOUNT,
     DATA,
     END,
     GOAWAY,
     HEADER,
-    MAX_FRAME_BYTES,
     MORE,
     NOTE,
     OPEN,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshnode.config import KIB, MAX_FRAME_DATA_BYTES, MIB
 from meshnode.errors import ProtocolError, Saturated
+from meshnode.limits import KIB, MAX_FRAME_DATA_BYTES, MIB
 from meshnode.wire.frames import (
     DATA,
     END,

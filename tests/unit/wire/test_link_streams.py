@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from meshnode.config import MAX_FRAME_DATA_BYTES, MAX_META_BYTES, MIB
 from meshnode.errors import LinkLost, Saturated, TooLarge
+from meshnode.limits import MAX_FRAME_DATA_BYTES, MAX_META_BYTES, MIB
 from meshnode.wire.frames import GOAWAY_FRAME, HEADER, NOTE
 from meshnode.wire.link import (
     GoingAway,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from meshnode.wire.config import LinkConfig
-from meshnode.wire.liveness import Liveness, Verdict
+from meshnode.wire.liveness import PATIENCE_S, PINGS_UNTIL_IDLE, Liveness, Verdict
 
 CONFIG = LinkConfig()
 
@@ -28,6 +28,59 @@ def test_a_new_link_pings_at_once_and_then_every_two_seconds() -> None:
     assert liveness.tick(6.9, owed=False) is Verdict.FINE
     assert liveness.tick(7.0, owed=False) is Verdict.PING
     assert liveness.token == 2
+
+
+def idle(*, dialler: bool = True) -> tuple[Liveness, float]:
+    """A watch of a link that has just become idle, and when its last ping was answered."""
+    liveness = Liveness(CONFIG, 0.0, dialler=dialler)
+    now = 0.0
+    for _ in range(PINGS_UNTIL_IDLE):
+        due = liveness.next_tick(now, owed=False)
+        assert due is not None
+        now = due
+        assert liveness.tick(now, owed=False) is Verdict.PING
+        liveness.heard(now)
+        assert liveness.answered(liveness.token, now) == 0.0
+    assert now == (PINGS_UNTIL_IDLE - 1) * CONFIG.ping_interval_s
+    return liveness, now
+
+
+def test_a_link_on_which_nothing_is_asked_is_pinged_only_after_silence() -> None:
+    liveness, now = idle()
+    assert liveness.next_tick(now, owed=False) == now + CONFIG.idle_ping_after_s
+    liveness.heard(now + 5.0)
+    assert liveness.next_tick(now, owed=False) == now + 5.0 + CONFIG.idle_ping_after_s
+
+
+def test_the_side_that_accepted_an_idle_link_leaves_the_ping_to_the_other() -> None:
+    liveness, now = idle(dialler=False)
+    due = now + CONFIG.idle_ping_after_s + PATIENCE_S
+    assert liveness.next_tick(now, owed=False) == due
+    assert due + CONFIG.idle_ping_after_s / 2 < now + CONFIG.dead_after_s, "time for an answer"
+
+
+def test_an_idle_link_measures_its_round_trip_time_at_last_whatever_it_carries() -> None:
+    liveness, now = idle()
+    liveness.heard(now + CONFIG.rtt_age_s - 1.0)
+    assert liveness.tick(now + CONFIG.rtt_age_s - 0.1, owed=False) is Verdict.FINE
+    assert liveness.tick(now + CONFIG.rtt_age_s, owed=False) is Verdict.PING
+
+
+def test_a_question_wakes_an_idle_link() -> None:
+    liveness, now = idle()
+    liveness.heard(now + 4.0)
+    assert liveness.next_tick(now + 4.0, owed=True) == now + 4.0
+    assert liveness.tick(now + 4.0, owed=True) is Verdict.PING
+    liveness.heard(now + 4.0)
+    liveness.answered(liveness.token, now + 4.0)
+    assert liveness.next_tick(now + 4.0, owed=False) == now + 4.0 + CONFIG.ping_interval_s
+
+
+def test_an_idle_link_that_falls_silent_is_dead_as_soon_as_any_other() -> None:
+    liveness, now = idle()
+    assert liveness.tick(now + CONFIG.idle_ping_after_s, owed=False) is Verdict.PING
+    assert liveness.next_tick(now + CONFIG.idle_ping_after_s, owed=False) == now + 15.0
+    assert liveness.tick(now + 15.0, owed=False) is Verdict.DEAD
 
 
 def test_the_round_trip_time_is_smoothed() -> None:

@@ -19,7 +19,16 @@ IMAGE = TensorHeader("image", "FP32", (1, 64), 256)
 LOAD = LoadReport(3, 2, 0.5)
 
 MESSAGES = [
-    Infer("digits", 1, (IMAGE,), 1500.0, "id-1", ("label",), {"top_k": 3, "raw": True, "t": 0.5}),
+    Infer(
+        "digits",
+        1,
+        (IMAGE,),
+        1500.0,
+        "id-1",
+        ("label",),
+        {"top_k": 3, "raw": True, "t": 0.5},
+        "00-x",
+    ),
     Result((IMAGE,), LOAD, {"note": "x"}),
     Failure("saturated", "try later", LOAD),
     FetchBlob(b"\x01" * 32, 4096),
@@ -44,6 +53,7 @@ def test_the_short_forms_take_defaults() -> None:
     infer = STREAMS.decode(msgspec.msgpack.encode([3, "digits", 1, [], 10.0]))
     assert infer == Infer("digits", 1, (), 10.0)
     assert infer.parameters == {}
+    assert infer.trace == ""
     assert STREAMS.decode(msgspec.msgpack.encode([5, "internal", "oops"])).load is None
 
 
