@@ -1,6 +1,6 @@
 """Membership: who is in the mesh. The core is `Membership`; its essay is in `core.py`."""
 
-from meshnode.membership.config import LAN, MAX_RECORD_BYTES, WAN, MembershipConfig
+from meshnode.membership.config import LAN, WAN, MembershipConfig
 from meshnode.membership.core import Membership
 from meshnode.membership.member import Member
 from meshnode.membership.messages import (
@@ -15,7 +15,6 @@ from meshnode.membership.timers import MembershipTimer
 
 __all__ = [
     "LAN",
-    "MAX_RECORD_BYTES",
     "MESSAGE_TYPES",
     "WAN",
     "Incarnation",

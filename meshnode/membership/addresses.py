@@ -16,10 +16,17 @@ import ipaddress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from meshnode.types import Address
 
-    from meshnode.types import Address
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+
+_PRIVATE = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
+"""Networks that lead to different devices in different places (RFC 1918, 6598, 4193)."""
 
 
 class Kind(Enum):
@@ -50,6 +57,74 @@ def kind_of(host: str) -> Kind:
     if literal.is_link_local:
         return Kind.LINK_LOCAL
     return Kind.NOWHERE if literal.is_unspecified or literal.is_multicast else Kind.ROUTED
+
+
+def datagram_address(
+    advertised: Sequence[Address],
+    remote: Address | None,
+    *,
+    has_dialled: bool,
+    kinds: Collection[Kind],
+) -> Address | None:
+    """Return where a member takes datagrams: an IP literal with a port, or None if none is known.
+
+    Args:
+        advertised: The addresses of its signed record; not empty.
+        remote: Where its authenticated link ends, if there is one.
+        has_dialled: Whether this node opened that link.
+        kinds: Where this node may send.
+
+    | there is                                             | then                                      |
+    |------------------------------------------------------|-------------------------------------------|
+    | a link that we dialled                               | its far end: that port is open for both   |
+    | a link from a host that it advertises                | that host, at the port that it advertises |
+    | a link from elsewhere, and it advertises a public IP | that: the far end may be a NAT or a proxy |
+    | a link from elsewhere                                | the far end's host, at its first port     |
+    | no link                                              | the first literal that may be used        |
+    """
+    literals = [each for each in advertised if _is_literal(each.host)]
+    if remote is None:
+        return next((each for each in literals if kind_of(each.host) in kinds), None)
+    if has_dialled:
+        return remote
+    same = next((each for each in literals if each.host == remote.host), None)
+    public = next((each for each in literals if ipaddress.ip_address(each.host).is_global), None)
+    return same or public or Address(remote.host, advertised[0].port)
+
+
+def seeds_of_invite(
+    own: Sequence[Address], others: Iterable[Sequence[Address]], limit: int
+) -> tuple[Address, ...]:
+    """Return the addresses that an invite shall name: the inviter's, then one of each other member.
+
+    A device elsewhere may reach none of a home's addresses and all of a box's in a cloud, and any member
+    can admit it; so one place is kept for another member, public addresses first.
+
+    Args:
+        own: The inviter's addresses, in the order in which they are to be tried.
+        others: Those of each live member.
+        limit: How many an invite may name; at least 2.
+    """
+    firsts = [addresses[0] for addresses in others if addresses]
+    firsts = [each for each in dict.fromkeys(firsts) if kind_of(each.host) is Kind.ROUTED]
+    firsts = sorted((each for each in firsts if each not in own), key=_is_private)
+    kept = own[: limit - 1] if firsts else own[:limit]
+    return (*kept, *firsts)[:limit]
+
+
+def _is_private(address: Address) -> bool:
+    if not _is_literal(address.host):
+        return False
+    literal = ipaddress.ip_address(address.host)
+    return any(literal in network for network in _PRIVATE)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def dialable(addresses: Iterable[Address], own: Iterable[Address]) -> tuple[Address, ...]:

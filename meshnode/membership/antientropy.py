@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshnode.config import MAX_META_BYTES
+from meshnode.limits import MAX_ENTRIES_PER_DIGEST, MAX_META_BYTES, MAX_RECORDS_REQUESTED
 from meshnode.membership.member import LIVE, OVERRIDES, Member, MemberTable
 from meshnode.membership.messages import (
     CODEC,
-    MAX_REQUESTED,
     STATE_CODES,
     Digest,
     DigestEntry,
@@ -38,9 +37,6 @@ from meshnode.types import NodeState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-ENTRIES_PER_DIGEST: Final = 1000
-"""An entry has at most 53 bytes: 53,000 of a note's 65,535."""
 
 HEADER_BYTES: Final = 16
 """Type number and the lengths of two lists in a `Records` message, with room."""
@@ -63,9 +59,9 @@ def digests(table: MemberTable) -> list[bytes]:
     entries = table.entries()
     notes: list[bytes] = []
     after = b""
-    for start in range(0, len(entries), ENTRIES_PER_DIGEST):
-        piece = tuple(entries[start : start + ENTRIES_PER_DIGEST])
-        is_last = start + ENTRIES_PER_DIGEST >= len(entries)
+    for start in range(0, len(entries), MAX_ENTRIES_PER_DIGEST):
+        piece = tuple(entries[start : start + MAX_ENTRIES_PER_DIGEST])
+        is_last = start + MAX_ENTRIES_PER_DIGEST >= len(entries)
         upto = _LAST if is_last else piece[-1].subject
         notes.append(CODEC.encode(Digest(after, upto, piece)))
         after = upto
@@ -166,6 +162,6 @@ def _records_note(items: Sequence[MemberRecord | Rumour]) -> bytes:
 def requests(subjects: Sequence[bytes]) -> list[bytes]:
     """Return notes that ask for these members' records."""
     return [
-        CODEC.encode(RecordRequest(tuple(subjects[start : start + MAX_REQUESTED])))
-        for start in range(0, len(subjects), MAX_REQUESTED)
+        CODEC.encode(RecordRequest(tuple(subjects[start : start + MAX_RECORDS_REQUESTED])))
+        for start in range(0, len(subjects), MAX_RECORDS_REQUESTED)
     ]

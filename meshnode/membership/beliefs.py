@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from meshnode.effects import Effect, Emit, SendNote, StartTimer
+from meshnode.limits import MAX_RECORDS_AWAITED, MAX_TWINS_OUTBID
 from meshnode.membership import antientropy
-from meshnode.membership.config import MAX_ASKED, MembershipConfig
 from meshnode.membership.member import OVERRIDES, Member, MemberTable
 from meshnode.membership.messages import (
     STATE_CODES,
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
+    from meshnode.membership.config import MembershipConfig
     from meshnode.membership.dialling import Dialler
     from meshnode.membership.outbox import Outbox
     from meshnode.membership.probing import Prober
-
-MAX_TWINS: Final = 4
-"""Other processes with this node's key that it outbids, once each: two twins would do so for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +169,7 @@ class Beliefs:
         if asked is not None and asked[0] >= rumour.incarnation and asked[1] > now:
             return []
         linked = self._table.linked
-        if not linked or (asked is None and len(self._asked) >= MAX_ASKED):
+        if not linked or (asked is None and len(self._asked) >= MAX_RECORDS_AWAITED):
             return []  # anti-entropy will bring it
         subject = unpack_id(rumour.subject)
         near = next((peer for peer in (sender, subject) if self._table.is_linked(peer)), None)
@@ -248,7 +246,7 @@ class Beliefs:
         A disk that was restored carries an epoch of the past, and the mesh remembers a later one. A
         second process would outbid in turn, so each of them is answered once; people are told.
         """
-        if record.boot in self._twins or len(self._twins) >= MAX_TWINS:
+        if record.boot in self._twins or len(self._twins) >= MAX_TWINS_OUTBID:
             return []
         self._twins.add(record.boot)
         self.renew(self._table.own.record, Incarnation(record.epoch, record.counter + 1), now)

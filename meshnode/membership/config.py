@@ -10,26 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from meshnode.config import KIB, MAX_DATAGRAM_BYTES
 from meshnode.errors import ConfigError
-
-MAX_RECORD_BYTES: Final = 16 * KIB
-"""One member's record, admission chain included: three fit a note; 1,000 members cost 16 MiB at most."""
-
-MAX_ADDRESSES: Final = 16
-"""Addresses of one member: a few interfaces with IPv4 and IPv6 each, all dialled in order."""
-
-MAX_CAPABILITY_DEPTH: Final = 8
-"""Nesting of capabilities: lists of objects, with room; a decoder's stack is not a resource to give away."""
-
-MAX_PERSISTED: Final = 1024
-"""Records kept on disk to rejoin by: any one that answers knows all the others."""
-
-MAX_RELAYS: Final = 256
-"""Probes carried out for others at once; beyond that a helper stays silent and another one helps."""
-
-MAX_ASKED: Final = 4096
-"""Records asked for and not yet received: half the largest table, a few dozen bytes each."""
+from meshnode.limits import MAX_DATAGRAM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +51,8 @@ class MembershipConfig:
             above the driver's own connect and handshake limits together.
         dial_limit: Dials under way at once. Each is a TLS handshake of about a millisecond of CPU
             on both sides; a higher limit forms a large mesh faster and in spikes. Sane: 8-256.
-        reconnect_interval_s: Period in which one dead member is dialled, in seconds, so that a
-            healed partition is noticed. Sane: 5-120.
+        reconnect_interval_s: Period in which one member that died is dialled (and in every third, one
+            that left), in seconds, so that a healed partition or a return is noticed. Sane: 5-120.
         retention_s: How long dead and left members are remembered, in seconds. A node that was cut
             off for longer may briefly show them alive again. Sane: an hour to a week.
         persist_delay_s: Changes to the set of known members are gathered for this long before one

@@ -50,10 +50,10 @@ from meshnode.events import (
     Start,
     TimerFired,
 )
+from meshnode.limits import MAX_MEMBER_RECORD_BYTES
 from meshnode.membership import antientropy
 from meshnode.membership.beliefs import Beliefs, Signatures
-from meshnode.membership.config import MAX_RECORD_BYTES, MembershipConfig
-from meshnode.membership.dialling import Dialler
+from meshnode.membership.dialling import GONE, Dialler
 from meshnode.membership.member import Member, MemberTable
 from meshnode.membership.messages import (
     CODEC,
@@ -90,6 +90,8 @@ from meshnode.types import Address, NodeId, NodeState
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Mapping
+
+    from meshnode.membership.config import MembershipConfig
 
 CHANGEABLE: Final = frozenset(
     {"name", "region", "zone", "labels", "addresses", "http", "capabilities", "chain"}
@@ -439,8 +441,8 @@ class Membership:
         self._beliefs.persisted()
         others = [member for member in self._table if member.node_id != self.node_id]
         live = [member.record for member in others if member.live]
-        dead = [member.record for member in others if member.state is NodeState.DEAD]
-        return [Persist("members", write_members([*live, *dead, *self._dialler.known]))]
+        gone = [member.record for state in GONE for member in others if member.state is state]
+        return [Persist("members", write_members([*live, *gone, *self._dialler.known]))]
 
 
 def _require_spreadable(record: MemberRecord) -> None:
@@ -449,6 +451,6 @@ def _require_spreadable(record: MemberRecord) -> None:
         return
     if "bytes" in reason:
         raise TooLarge(
-            f"{reason}; a record holds slow facts only, {MAX_RECORD_BYTES} bytes of them"
+            f"{reason}; a record holds slow facts only, {MAX_MEMBER_RECORD_BYTES} bytes of them"
         )
     raise ConfigError(reason)

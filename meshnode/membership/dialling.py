@@ -15,13 +15,18 @@ What is wanted:
 | a live member without a link | always | the smaller NodeId at once, the greater after `dial_patience_s` |
 | a seed, a node known from disk | while no other member is live | at once |
 | a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
-| a member that left | never: it comes by itself | |
+| a member that left | one of them in every `DEPARTED_ROUNDS`th such round, beside the dead one | no retries |
 
 A link that goes down soon after it came up counts as a failed dial: a peer that takes links only to
 part with them (it holds this node for a copy, say) is not dialled several times a second.
 
 One dead member per round is enough to heal a partition: the first link across it carries both views,
-and everyone refutes. A dial whose outcome never comes is given up after `dial_timeout_s`.
+and everyone refutes. A member that left is dialled too: it may be back without a way to dial anybody,
+like a box in a cloud after an upgrade, all of whose peers are behind NAT. It mostly is not, so it is
+dialled less often, and however many have left, the dead wait no longer for their turn. Both end when
+the table forgets the member, after `retention_s`.
+
+A dial whose outcome never comes is given up after `dial_timeout_s`.
 """
 
 from __future__ import annotations
@@ -44,6 +49,12 @@ if TYPE_CHECKING:
     from meshnode.membership.messages import MemberRecord
 
 Target = NodeId | Address
+
+GONE: Final = (NodeState.DEAD, NodeState.LEFT)
+"""The states of members that may come back."""
+
+DEPARTED_ROUNDS: Final = 3
+"""Every which round of reconnecting also dials a member that left: at 10 s (LAN), one in 30 s."""
 
 SHORT_LINK_S: Final = 2.0
 """A link that stood for less was of no use: longer than a hello and a first exchange of views."""
@@ -78,6 +89,7 @@ class Dialler:
         self._links: dict[NodeId, tuple[float, int]] = {}  # up since, failures before; members only
         self._under_way = 0
         self._token = 0
+        self._rounds = 0
 
     def __repr__(self) -> str:
         return f"<Dialler {self._under_way} of {len(self._attempts)} attempts under way>"
@@ -172,7 +184,7 @@ class Dialler:
         return self._dial(timer.target, now, attempt.failures)
 
     def reconnect(self, now: float) -> list[Effect]:
-        """Dial one of those that are gone, and whoever is wanted but has no attempt."""
+        """Dial one of the dead, now and then a departed one, and who is wanted without an attempt."""
         for target, attempt in list(self._attempts.items()):
             if attempt.under_way_until is not None and attempt.under_way_until < now:
                 self._forget(target)
@@ -182,13 +194,23 @@ class Dialler:
             effects += self.dial_everyone(now)
         for node_id in self._table.live:
             effects += self.member_live(node_id, now)
-        dead = [member.node_id for member in self._table if member.state is NodeState.DEAD]
-        gone = [
+        self._rounds += 1
+        effects += self._dial_one([*self._in_state(NodeState.DEAD), *self._known], now)
+        if self._rounds % DEPARTED_ROUNDS == 0:
+            effects += self._dial_one(self._in_state(NodeState.LEFT), now)
+        return effects
+
+    def _in_state(self, state: NodeState) -> list[NodeId]:
+        return [member.node_id for member in self._table if member.state is state]
+
+    def _dial_one(self, targets: Iterable[NodeId], now: float) -> list[Effect]:
+        """Dial one of those that have neither an attempt nor a link, at random."""
+        free = [
             node_id
-            for node_id in (*dead, *self._known)
+            for node_id in targets
             if node_id not in self._attempts and not self._table.is_linked(node_id)
         ]
-        return effects + self._dial(self._rng.choice(gone), now) if gone else effects
+        return self._dial(self._rng.choice(free), now) if free else []
 
     def _delay_s(self, failures: int) -> float:
         longest = self._config.dial_backoff_max_s

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshnode.config import MAX_MEMBERS
+from meshnode.limits import MAX_MEMBERS
 from meshnode.membership.messages import (
     STATE_CODES,
     DigestEntry,

@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from meshnode.config import MAX_LABELS, MAX_NAME_LENGTH
 from meshnode.errors import ProtocolError
-from meshnode.membership.config import (
-    MAX_ADDRESSES,
+from meshnode.limits import (
     MAX_CAPABILITY_DEPTH,
-    MAX_PERSISTED,
-    MAX_RECORD_BYTES,
+    MAX_HOST_LENGTH,
+    MAX_LABELS,
+    MAX_MEMBER_ADDRESSES,
+    MAX_MEMBER_RECORD_BYTES,
+    MAX_NAME_LENGTH,
+    MAX_PERSISTED_MEMBERS,
+    MAX_RECORDS_REQUESTED,
 )
 from meshnode.types import Address, NodeId, NodeState, node_id_of
 from meshnode.wire.codec import Codec, Message
@@ -43,12 +46,6 @@ if TYPE_CHECKING:
 
 MESSAGE_TYPES: Final = range(20, 40)
 """The message numbers that belong to membership."""
-
-MAX_HOST_LENGTH: Final = 253
-"""A DNS name."""
-
-MAX_REQUESTED: Final = 1024
-"""NodeIds in one `RecordRequest`: 22 KiB, and at most as many records in answer."""
 
 RawId = Annotated[bytes, msgspec.Meta(min_length=20, max_length=20)]
 """A NodeId's 160 bits."""
@@ -144,8 +141,8 @@ def record_flaw(record: MemberRecord) -> str | None:
     size_bytes = len(CODEC.encode(record)) if _is_plain(record.capabilities, 0) else None
     if size_bytes is None:
         return f"capabilities must be JSON values, nested at most {MAX_CAPABILITY_DEPTH} deep"
-    if size_bytes > MAX_RECORD_BYTES:
-        return f"the record has {size_bytes} bytes; the limit is {MAX_RECORD_BYTES}"
+    if size_bytes > MAX_MEMBER_RECORD_BYTES:
+        return f"the record has {size_bytes} bytes; the limit is {MAX_MEMBER_RECORD_BYTES}"
     if (
         not record.name
         or max(map(len, (record.name, record.region, record.zone))) > MAX_NAME_LENGTH
@@ -155,8 +152,8 @@ def record_flaw(record: MemberRecord) -> str | None:
         )
     if len(record.labels) > MAX_LABELS:
         return f"a node has at most {MAX_LABELS} labels"
-    if len(record.addresses) > MAX_ADDRESSES:
-        return f"a node has at most {MAX_ADDRESSES} addresses"
+    if len(record.addresses) > MAX_MEMBER_ADDRESSES:
+        return f"a node has at most {MAX_MEMBER_ADDRESSES} addresses"
     for host, port in record.addresses:
         if not 0 < len(host) <= MAX_HOST_LENGTH or not 0 < port <= 65_535:
             return "an address is a host of 1 to 253 characters and a port of 1 to 65535"
@@ -271,7 +268,7 @@ class Digest(Message, tag=26, frozen=True):
 class RecordRequest(Message, tag=27, frozen=True):
     """Send me these members' records."""
 
-    subjects: Annotated[tuple[RawId, ...], msgspec.Meta(max_length=MAX_REQUESTED)]
+    subjects: Annotated[tuple[RawId, ...], msgspec.Meta(max_length=MAX_RECORDS_REQUESTED)]
 
 
 class Records(Message, tag=28, frozen=True):
@@ -305,7 +302,7 @@ def unpack_id(raw: bytes) -> NodeId:
 
 def write_members(records: Iterable[MemberRecord]) -> bytes:
     """Return the value of `Persist("members", ...)`."""
-    return CODEC.encode(MemberList(tuple(records)[:MAX_PERSISTED]))
+    return CODEC.encode(MemberList(tuple(records)[:MAX_PERSISTED_MEMBERS]))
 
 
 def read_members(data: bytes) -> tuple[MemberRecord, ...]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from meshnode.config import MAX_META_BYTES
 from meshnode.effects import Effect, Emit, SendDatagram, SendNote
+from meshnode.limits import MAX_META_BYTES
 from meshnode.membership.messages import CODEC, Ack, Gossip, Ping, PingRequest, Rumour
 from meshnode.membership.rumours import RumourQueue, retransmit_limit
 from meshnode.types import NodeId, NodeState
@@ -73,9 +73,7 @@ class Outbox:
         self._unanswered_directly[peer] = self._unanswered_directly.get(peer, 0) + 1
         if was_blocked or not self.is_blocked(peer):
             return []
-        detail = (
-            "it answers over its link or through others, but not by UDP: is a firewall between?"
-        )
+        detail = "datagrams do not get through (a firewall or NAT); its link carries everything"
         return [Emit("member.udp_blocked", peer, detail)]
 
     def forget(self, peer: NodeId) -> None:

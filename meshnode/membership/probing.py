@@ -26,13 +26,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshnode.effects import Effect, StartTimer
-from meshnode.membership.config import MAX_RELAYS, MembershipConfig
+from meshnode.limits import MAX_RELAYED_PROBES
 from meshnode.membership.messages import Ack, Incarnation, Ping, PingRequest, pack_id, unpack_id
 from meshnode.membership.timers import ProbeDeadline, ProbePeriod, ProbeTimeout, RelayExpired
 
 if TYPE_CHECKING:
     import random
 
+    from meshnode.membership.config import MembershipConfig
     from meshnode.membership.member import MemberTable
     from meshnode.membership.outbox import Outbox
     from meshnode.types import NodeId
@@ -53,7 +54,7 @@ class _Relay:
 
 
 class Prober:
-    """The probes under way: at most one per member, and `MAX_RELAYS` for others."""
+    """The probes under way: at most one per member, and `MAX_RELAYED_PROBES` for others."""
 
     def __init__(
         self, table: MemberTable, outbox: Outbox, config: MembershipConfig, rng: random.Random
@@ -150,7 +151,7 @@ class Prober:
     def relay(self, asker: NodeId, request: PingRequest) -> list[Effect]:
         """Ping a member for another one, by every way there is: the asker has tried the first."""
         target = unpack_id(request.target)
-        if self._table.get(target) is None or len(self._relays) >= MAX_RELAYS:
+        if self._table.get(target) is None or len(self._relays) >= MAX_RELAYED_PROBES:
             return []
         sequence = self._next_sequence()
         self._relays[sequence] = _Relay(asker, request.sequence, target)

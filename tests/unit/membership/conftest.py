@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from meshnode.config import MAX_META_BYTES
 from meshnode.effects import Dial, Effect, Emit, Persist, SendDatagram, SendNote, StartTimer
 from meshnode.events import (
     DatagramReceived,
@@ -27,6 +26,7 @@ from meshnode.events import (
     Start,
     TimerFired,
 )
+from meshnode.limits import MAX_META_BYTES
 from meshnode.membership import (
     LAN,
     MemberRecord,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from meshnode.membership.addresses import Kind, dialable, kind_of
+from meshnode.membership.addresses import (
+    Kind,
+    datagram_address,
+    dialable,
+    kind_of,
+    seeds_of_invite,
+)
 from meshnode.types import Address
 
 
@@ -46,3 +52,53 @@ def test_loopback_and_link_local_are_dialled_only_by_nodes_that_listen_there() -
     assert dialable(offered, [Address("127.0.0.1", 1)]) == (loopback, routed)
     assert dialable(offered, [nowhere, link_local]) == (routed, link_local)
     assert dialable((), [routed]) == ()
+
+
+ANYWHERE = frozenset({Kind.ROUTED, Kind.LOOPBACK})
+
+
+@pytest.mark.parametrize(
+    ("advertised", "remote", "has_dialled", "to"),
+    [
+        # A port mapping: what was dialled is where datagrams go, whatever the node listens at.
+        (["1.2.3.4:9000"], "1.2.3.4:9000", True, "1.2.3.4:9000"),
+        (["cloud.example:9000", "10.0.0.5:8471"], "1.2.3.4:9000", True, "1.2.3.4:9000"),
+        # It dialled us, from a port that is of no use.
+        (["10.0.0.5:8471", "10.0.0.6:9000"], "10.0.0.6:55555", False, "10.0.0.6:9000"),
+        (["10.0.0.5:8471"], "1.2.3.4:55555", False, "1.2.3.4:8471"),
+        (["cloud.example:9000"], "1.2.3.4:55555", False, "1.2.3.4:9000"),
+        # We are behind a proxy, or it is behind a NAT, and it says where it can be reached.
+        (["10.0.0.5:8471", "1.2.3.4:9000"], "172.17.0.1:55555", False, "1.2.3.4:9000"),
+        # No link yet.
+        (["cloud.example:9000", "1.2.3.4:9000"], None, False, "1.2.3.4:9000"),
+        (["169.254.169.254:80", "127.0.0.1:9"], None, False, "127.0.0.1:9"),
+        (["cloud.example:9000"], None, False, None),
+    ],
+)
+def test_datagrams_find_a_node_behind_a_port_mapping(
+    advertised: list[str], remote: str | None, has_dialled: bool, to: str | None
+) -> None:
+    found = datagram_address(
+        [Address.parse(each) for each in advertised],
+        None if remote is None else Address.parse(remote),
+        has_dialled=has_dialled,
+        kinds=ANYWHERE,
+    )
+    assert found == (None if to is None else Address.parse(to))
+
+
+def test_an_invite_names_the_inviter_and_then_others_public_ones_first() -> None:
+    own = [Address("192.168.1.10", 8471), Address("fd00::10", 8471)]
+    others = [
+        [Address("192.168.1.20", 8471)],
+        [Address("127.0.0.1", 8471)],
+        [Address("203.0.113.7", 8471), Address("10.0.0.7", 8471)],
+        [Address("box.example.org", 8471)],
+        [],
+        own,
+    ]
+    public = (Address("203.0.113.7", 8471), Address("box.example.org", 8471))
+    assert seeds_of_invite(own, others, 4) == (*own, *public)
+    assert seeds_of_invite(own, others, 5) == (*own, *public, Address("192.168.1.20", 8471))
+    assert seeds_of_invite(own, others, 2) == (own[0], public[0])
+    assert seeds_of_invite(own, [], 2) == tuple(own)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from meshnode.limits import MAX_TWINS_OUTBID
 from meshnode.membership import beliefs
 from meshnode.membership.member import MemberTable
 from meshnode.membership.messages import (
@@ -157,7 +158,7 @@ def test_each_of_a_few_twins_is_outbid_once(stage: Stage, tools: type[Tools]) ->
         before = stage.core.record.incarnation
         for epoch in (before.epoch + 1, before.epoch + 2):
             effects = stage.learn("me", epoch=epoch, boot=boot)
-            if boot - 20 < beliefs.MAX_TWINS and epoch == before.epoch + 1:
+            if boot - 20 < MAX_TWINS_OUTBID and epoch == before.epoch + 1:
                 assert tools.emits(effects) == [("member.conflict", stage.id)]
                 assert stage.core.record.incarnation == (epoch, 1)
             else:
@@ -206,7 +207,7 @@ def test_a_record_is_asked_of_its_subject_or_anyone_if_the_teller_has_no_link(
 def test_records_asked_for_are_bounded_and_forgotten(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beliefs, "MAX_ASKED", 2)
+    monkeypatch.setattr(beliefs, "MAX_RECORDS_AWAITED", 2)
     stage.link("gossip")
     assert [len(stage.hear(name, ALIVE)) for name in ("a", "b", "c")] == [1, 1, 0]
     stage.fire(SyncRound(), after_s=2.0)

@@ -142,21 +142,53 @@ def test_a_wait_for_a_member_that_became_linked_without_an_event_is_dropped(
     assert stage.fire(timer, 2.0) == []
 
 
-def test_one_dead_member_is_dialled_per_round_without_retries_and_the_departed_never(
+def round_of(stage: Stage, tools: type[Tools]) -> list[Any]:
+    """Run a round of reconnecting in which nobody answers, and return who was dialled."""
+    effects = stage.fire(ReconnectRound(), 10.0)
+    assert tools.timers(effects, ReconnectRound)
+    for dial in dials(effects):
+        assert stage.tell(DialFailed(dial.addresses, dial.expect, "refused")) == []
+    return [dial.expect for dial in dials(effects)]
+
+
+def test_one_dead_member_is_dialled_per_round_without_retries(
     stage: Stage, tools: type[Tools]
 ) -> None:
-    stage.learn("a", "b", "c", "alive")
+    stage.learn("a", "b", "alive")
     stage.link("alive")
-    for name, state in (("a", NodeState.DEAD), ("b", NodeState.DEAD), ("c", NodeState.LEFT)):
-        stage.hear(name, state)
-    dialled = set()
-    for _ in range(20):
-        effects = stage.fire(ReconnectRound(), 10.0)
-        assert tools.timers(effects, ReconnectRound)
-        (dial,) = dials(effects)
-        dialled.add(dial.expect)
-        assert stage.tell(DialFailed(dial.addresses, dial.expect, "refused")) == []
-    assert dialled == {tools.id("a"), tools.id("b")}
+    stage.hear("a", NodeState.DEAD)
+    stage.hear("b", NodeState.DEAD)
+    rounds = [round_of(stage, tools) for _ in range(20)]
+    assert {len(dialled) for dialled in rounds} == {1}
+    assert {dialled[0] for dialled in rounds} == {tools.id("a"), tools.id("b")}
+
+
+def test_members_that_left_are_dialled_now_and_then_and_cost_the_dead_no_round(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    """A box in a cloud comes back from an upgrade; nine laptops left for the night."""
+    departed = [f"departed-{index}" for index in range(10)]
+    stage.learn("dead", *departed, "alive")
+    stage.link("alive")
+    stage.hear("dead", NodeState.DEAD)
+    for name in departed:
+        stage.hear(name, NodeState.LEFT)
+    rounds = [round_of(stage, tools) for _ in range(3 * 60)]
+    assert all(tools.id("dead") in dialled for dialled in rounds)
+    assert [len(dialled) for dialled in rounds] == [1, 1, 2] * 60
+    others = {node_id for dialled in rounds for node_id in dialled} - {tools.id("dead")}
+    assert others == {tools.id(name) for name in departed}
+
+
+def test_members_that_left_are_dialled_no_more_after_the_retention_time(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    stage.learn("departed", "alive")
+    stage.link("alive")
+    stage.hear("departed", NodeState.LEFT)
+    assert any(round_of(stage, tools) for _ in range(3))
+    stage.fire(SyncRound(), LAN.retention_s)
+    assert not any(round_of(stage, tools) for _ in range(9))
 
 
 def test_a_dial_without_an_outcome_is_given_up_and_tried_again(tools: type[Tools]) -> None:
@@ -202,7 +234,7 @@ def test_known_nodes_are_tried_slowly_beside_a_live_mesh_and_then_forgotten(
     assert dials(stage.fire(ReconnectRound(), 10.0)) == []
 
 
-def test_the_list_on_disk_holds_live_dead_and_known_nodes_and_is_written_once_per_burst(
+def test_the_list_on_disk_holds_live_gone_and_known_nodes_and_is_written_once_per_burst(
     tools: type[Tools],
 ) -> None:
     stage = tools.stage(known=[tools.record("known"), tools.record("b")])
@@ -213,7 +245,7 @@ def test_the_list_on_disk_holds_live_dead_and_known_nodes_and_is_written_once_pe
     (persist,) = stage.fire(PersistDue(), 2.0)
     assert isinstance(persist, Persist)
     assert persist.key == "members"
-    assert [record.name for record in read_members(persist.value)] == ["a", "b", "c", "known"]
+    assert [record.name for record in read_members(persist.value)] == ["a", "b", "c", "d", "known"]
     assert tools.timers(stage.hear("c", NodeState.LEFT), PersistDue) == [PersistDue()]
 
 

@@ -189,6 +189,10 @@ def test_a_node_whose_udp_is_blocked_stays_alive_through_its_links_and_people_ar
         assert not node.emits("member.suspect", "member.dead")
         if node is not walled:
             assert node.emits("member.udp_blocked") == [walled.id]
+            (detail,) = (
+                emit.detail for _, emit in node.emitted if emit.kind == "member.udp_blocked"
+            )
+            assert "(a firewall or NAT); its link carries everything" in detail
     world.udp_cut = None
     world.run(20.0)
     assert nodes[0].emits("member.udp_open") == [walled.id]

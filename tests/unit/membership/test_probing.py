@@ -178,7 +178,7 @@ def test_a_helper_pings_by_every_way_and_passes_the_ack_on(
 def test_a_helper_forgets_what_comes_too_late_and_bounds_what_it_does(
     stage: Stage, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "MAX_RELAYS", 1)
+    monkeypatch.setattr(probing, "MAX_RELAYED_PROBES", 1)
     stage.learn("a", "b")
     assert stage.datagram("b", PingRequest(1, tools.raw("stranger"))) == []
     effects = stage.datagram("b", PingRequest(77, tools.raw("a")))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.config import MAX_META_BYTES
 from meshnode.effects import Emit, SendNote
 from meshnode.events import DatagramReceived, Event, NoteReceived, TimerFired
+from meshnode.limits import MAX_META_BYTES
 from meshnode.membership import antientropy
 from meshnode.membership.member import MemberTable
 from meshnode.membership.messages import (
