@@ -5,8 +5,8 @@
 with it: the table that routing chooses from, the beliefs about load, and which models run here.
 
 What the driver adds to the events of `meshnode.events`: `ReplicaChanged` and `ReplicaGone` tell how
-carrying out `LoadModel` and `UnloadModel` goes (and which models lie in the node's own folder), and
-`LoadSampled` how busy the node is.
+carrying out `LoadModel` and `UnloadModel` goes (and which models lie in the node's own folder),
+`LoadSampled` how busy the node is, and `CapabilitiesChanged` what its machine is and whether it serves.
 
 How things are kept in step. What a core emits names what changed, and marks models as *stale*:
 
@@ -30,15 +30,17 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshnode import advertisement
 from meshnode.advertisement import LOAD_KEY, NodeLoad, replica_key
+from meshnode.capabilities import paused_of
 from meshnode.deployments import Deployments, Fleet, Known, Target, describe
 from meshnode.directory import Directory
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
 from meshnode.errors import Forbidden, ModelNotFound, TooLarge, UsageError
 from meshnode.events import Event, Start, TimerFired
+from meshnode.limits import MAX_OWNER_VALUE_BYTES
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
 from meshnode.reconcile import OwnReplica, Reconciler, Wanted
@@ -52,7 +54,6 @@ from meshnode.state.desired import DesiredState
 from meshnode.state.desired_messages import Entry
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.state.owner import OwnerStates
-from meshnode.state.owner_messages import MAX_VALUE_BYTES
 from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from meshnode.membership.messages import MemberRecord
     from meshnode.models.manifest import Manifest
     from meshnode.routing.placement import Placement
+    from meshnode.state.api_keys import ApiKey
 
 _MEMBER_CHANGES: Final = frozenset(
     f"member.{what}"
@@ -98,6 +100,13 @@ class LoadSampled(Event):
     """How busy this node is now."""
 
     load: NodeLoad
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilitiesChanged(Event):
+    """This machine's facts are other ones now; a word under `paused` takes it out of service."""
+
+    capabilities: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +242,8 @@ class Node:
                 effects = self._replica_gone(model, version, now)
             case LoadSampled(load):
                 effects = self.owners.set(LOAD_KEY, advertisement.encode(load), now)
+            case CapabilitiesChanged(capabilities):
+                effects = self._capabilities_changed(capabilities, now)
             case TimerFired(ReconcileDue(at)):
                 effects = []
                 # A clock's rounding must not make a timer early for what it was started for.
@@ -290,6 +301,19 @@ class Node:
         effects = self._introduce(now, wall_s)
         return self._settle(effects + self.desired.delete(key, now, wall_s), now)
 
+    def keep_api_key(self, key: ApiKey, now: float, wall_s: float) -> list[Effect]:
+        """Tell the mesh of an API key, one that was made or one that was revoked; as `deploy`.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            TooLarge: if the desired state is full.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        value = key.encode()
+        self._require_permission(key.key, value)
+        effects = self._introduce(now, wall_s)
+        return self._settle(effects + self.desired.put(key.key, value, now, wall_s), now)
+
     def _introduce(self, now: float, wall_s: float) -> list[Effect]:
         """Put this node's admission beside what it writes.
 
@@ -300,10 +324,10 @@ class Node:
             return []
         return self.desired.put(key, chain, now, wall_s)
 
-    def _require_permission(self, key: str) -> None:
+    def _require_permission(self, key: str, value: bytes = b"") -> None:
         """Refuse what every other node would refuse, before this one holds it alone."""
-        entry = Entry(key, Stamp(0, 0), self.me, b"")
-        signed = Entry(key, entry.stamp, self.me, b"", self._sign(entry.signed_bytes))
+        entry = Entry(key, Stamp(0, 0), self.me, value)
+        signed = Entry(key, entry.stamp, self.me, value, self._sign(entry.signed_bytes))
         reason = self._may_write(signed)
         if reason is not None:
             raise Forbidden(f"this node may not change what the mesh serves: {reason}")
@@ -324,7 +348,33 @@ class Node:
         """Compute where a deployment's replicas belong now; the same on every node."""
         return self._fleet.placement(deployment)
 
+    @property
+    def paused(self) -> str:
+        """Why this node's replicas serve nobody at present, or an empty text."""
+        return paused_of(self.membership.record.capabilities)
+
+    def shown_state(self, replica: OwnReplica) -> ReplicaState:
+        """Return what others are told of a replica: a ready one of a paused node is paused."""
+        is_held = replica.state is ReplicaState.READY and bool(self.paused)
+        return ReplicaState.PAUSED if is_held else replica.state
+
     # This node's replicas
+
+    def _capabilities_changed(self, capabilities: dict[str, Any], now: float) -> list[Effect]:
+        """Tell the mesh what this machine is now.
+
+        A paused node stays a member, a gateway and a source of files. Its replicas are told to be
+        paused, so that no gateway uses them, and its record keeps placement from it, so that
+        another node takes over what is deployed.
+        """
+        before = self.paused
+        effects = self.membership.update_record(now, capabilities=capabilities)
+        if self.paused != before:
+            what = Emit("node.paused", self.me, self.paused)
+            effects.append(what if self.paused else Emit("node.resumed", self.me))
+            for model, version in self.own:
+                effects += self._publish(model, version, now)
+        return effects
 
     def _replica_changed(self, event: ReplicaChanged, now: float) -> list[Effect]:
         manifest = event.manifest
@@ -346,17 +396,19 @@ class Node:
         """Advertise a replica; one that cannot be described is told to have failed."""
         replica = self.own[model, version]
         key = replica_key(model, version)
+        state = self.shown_state(replica)
+        is_held = state is not replica.state
         full = advertisement.advert(
             replica.manifest,
-            replica.state,
+            state,
             digest=replica.digest,
-            reason=replica.reason,
+            reason=self.paused if is_held else replica.reason,
             slots=replica.slots,
             deployed=replica.deployed,
             service_ms=replica.service_ms,
         )
         value = advertisement.encode(full)
-        if len(value) > MAX_VALUE_BYTES:
+        if len(value) > MAX_OWNER_VALUE_BYTES:
             value = advertisement.encode(advertisement.undescribed(full))
         try:
             return self.owners.set(key, value, now)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, NewType
 
 import msgspec
 
+from meshnode.tracing import Trace
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
@@ -153,6 +155,8 @@ class InferRequest(msgspec.Struct, frozen=True):
         request_id: The caller's or a generated id; it appears in logs on every node involved.
         parameters: Free parameters for the model.
         timeout_s: Seconds that remain for an answer (a deadline travels as remaining time).
+        trace: This node's part in the trace that the request belongs to; None until a caller names
+            one, another node is asked, or a line is logged.
     """
 
     model: str
@@ -162,6 +166,7 @@ class InferRequest(msgspec.Struct, frozen=True):
     request_id: str = ""
     parameters: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
     timeout_s: float = 30.0
+    trace: Trace | None = None
 
     @property
     def rows(self) -> int:
@@ -222,11 +227,12 @@ class NodeState(StrEnum):
 
 
 class ReplicaState(StrEnum):
-    """A model version on one node."""
+    """A model version on one node; PAUSED is one that is ready on a node that serves nobody now."""
 
     FETCHING = "fetching"
     LOADING = "loading"
     READY = "ready"
+    PAUSED = "paused"
     FAILED = "failed"
     UNLOADING = "unloading"
 
@@ -243,3 +249,23 @@ class Role(StrEnum):
         order: Iterable[Role] = (Role.MEMBER, Role.OPERATOR, Role.ADMIN)
         ranks = {role: rank for rank, role in enumerate(order)}
         return ranks[self] >= ranks[needed]
+
+
+class Scope(StrEnum):
+    """What a caller of the HTTP API may do; each scope includes those before it.
+
+    `INFER` also reads what the mesh is and does. `OWNER` is never a key's: it is the control
+    channel's, for what only the owner of the machine may ask.
+    """
+
+    INFER = "infer"
+    DEPLOY = "deploy"
+    ADMIN = "admin"
+    OWNER = "owner"
+
+    def allows(self, needed: Scope) -> bool:
+        """Whether this scope includes the needed one."""
+        return _SCOPE_RANKS[self] >= _SCOPE_RANKS[needed]
+
+
+_SCOPE_RANKS = {scope: rank for rank, scope in enumerate(Scope)}

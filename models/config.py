@@ -39,9 +39,6 @@ _MODEL_FIELDS = frozenset({
 })  # fmt: skip
 _TENSOR_FIELDS = frozenset({"name", "data_type", "dims", "reshape"})
 
-MAX_CONFIG_BYTES = 1024 * 1024
-"""Text of one `config.pbtxt`: the longest ones known (ensembles) have a few tens of kilobytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class VersionPolicy:

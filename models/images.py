@@ -16,15 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from meshnode.errors import InvalidRequest, TooLarge
+from meshnode.limits import MAX_IMAGE_PIXELS
 from meshnode.models.tensors import DTYPES, from_numpy
 from meshnode.types import DataType, Tensor
 
 if TYPE_CHECKING:
     from meshnode.models.manifest import TensorSpec
-
-MAX_PIXELS = 50_000_000
-"""A decoded picture: the largest phone cameras' ordinary mode; 150 MB as RGB. A few kilobytes of
-PNG can claim far more (a decompression bomb)."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64)
@@ -55,7 +52,7 @@ def image_to_tensor(data: bytes, spec: TensorSpec) -> Tensor:
 
     Raises:
         InvalidRequest: if the input takes no pictures, or the data is none.
-        TooLarge: if the picture has more than `MAX_PIXELS`.
+        TooLarge: if the picture has more than `MAX_IMAGE_PIXELS`.
     """
     layout = _layout(spec)
     if layout is None:
@@ -94,9 +91,9 @@ def _decoded(data: bytes, channels: int) -> Image.Image:
             # Pillow warns of large pictures; the limit below is ours, and lower.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
+            if picture.width * picture.height > MAX_IMAGE_PIXELS:
                 raise TooLarge(
-                    f"the picture has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS}"
+                    f"the picture has {picture.width} x {picture.height} pixels; at most {MAX_IMAGE_PIXELS}"
                 )
             upright = ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:

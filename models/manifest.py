@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from meshnode.config import MAX_MODEL_FILE_BYTES
 from meshnode.errors import InvalidRequest, ModelError
+from meshnode.limits import (
+    MAX_MODEL_FILE_BYTES,
+    MAX_MODEL_FILES,
+    MAX_MODEL_NAME_LENGTH,
+    MAX_PATH_COMPONENT_LENGTH,
+)
 from meshnode.types import DataType, InferRequest, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-MAX_FILES = 4096  # a version's folder; TensorRT-LLM's largest engines have a few hundred
-_MAX_PATH_LENGTH = 255  # what common file systems allow for one component
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_MODEL_NAME_LENGTH - 1}}}")
 _BYTES_LENGTH_BYTES = 4  # before each element of a BYTES tensor
 _WINDOWS_RESERVED = frozenset('<>:"|?*\\')
 
@@ -119,8 +122,8 @@ def check_relative_path(path: str) -> str:
     parts = path.split("/")
     if (
         not path
-        or len(path) > 4 * _MAX_PATH_LENGTH
-        or any(part in ("", ".", "..") or len(part) > _MAX_PATH_LENGTH for part in parts)
+        or len(path) > 4 * MAX_PATH_COMPONENT_LENGTH
+        or any(part in ("", ".", "..") or len(part) > MAX_PATH_COMPONENT_LENGTH for part in parts)
         or any(ord(char) < 32 or char in _WINDOWS_RESERVED for char in path)
     ):
         raise ModelError(f"{path!r} is not a plain relative path")
@@ -138,8 +141,10 @@ def check_manifest(manifest: Manifest) -> Manifest:
         raise ModelError(
             f"version {manifest.version} of {manifest.model!r} is not a positive integer"
         )
-    if len(manifest.files) > MAX_FILES:
-        raise ModelError(f"{manifest.model!r} has {len(manifest.files)} files; at most {MAX_FILES}")
+    if len(manifest.files) > MAX_MODEL_FILES:
+        raise ModelError(
+            f"{manifest.model!r} has {len(manifest.files)} files; at most {MAX_MODEL_FILES}"
+        )
     for file in manifest.files:
         check_relative_path(file.path)
         if not 0 <= file.size_bytes <= MAX_MODEL_FILE_BYTES or len(file.sha256) != 32:

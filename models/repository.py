@@ -25,10 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_MODEL_FILE_BYTES, MAX_MODELS
 from meshnode.errors import ModelError
-from meshnode.models.config import MAX_CONFIG_BYTES, ModelConfig, VersionPolicy, parse_config
-from meshnode.models.manifest import MAX_FILES, check_model_name, check_relative_path
+from meshnode.limits import (
+    MAX_MODEL_CONFIG_BYTES,
+    MAX_MODEL_FILE_BYTES,
+    MAX_MODEL_FILES,
+    MAX_MODELS,
+)
+from meshnode.models.config import ModelConfig, VersionPolicy, parse_config
+from meshnode.models.manifest import check_model_name, check_relative_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,9 +215,9 @@ def _read_config(folder: Path) -> ModelConfig | None:
         return None
     if not _inside(path, folder):
         raise ModelError(f"{CONFIG_FILE} is a link that leads out of {folder}")
-    if _check_regular(path) > MAX_CONFIG_BYTES:
+    if _check_regular(path) > MAX_MODEL_CONFIG_BYTES:
         raise ModelError(
-            f"{CONFIG_FILE} of {folder.name!r} is longer than {MAX_CONFIG_BYTES} bytes"
+            f"{CONFIG_FILE} of {folder.name!r} is longer than {MAX_MODEL_CONFIG_BYTES} bytes"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -259,8 +264,8 @@ def _version_files(version: Path, model: Path, notes: list[str]) -> tuple[FoundF
             if not name.startswith("."):
                 path = Path(parent) / name
                 files.extend(_take(path, path.relative_to(version).as_posix(), model, notes))
-        if len(files) > MAX_FILES:
-            raise ModelError(f"version {version.name} has more than {MAX_FILES} files")
+        if len(files) > MAX_MODEL_FILES:
+            raise ModelError(f"version {version.name} has more than {MAX_MODEL_FILES} files")
     return tuple(sorted(files, key=lambda file: file.path))
 
 

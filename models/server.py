@@ -32,10 +32,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakValueDictionary
 
 from meshnode.errors import DeadlineExceeded, InferenceFailed, MeshError, ModelError, NotServing
+from meshnode.limits import MAX_WAITING_RUNS
 from meshnode.models.manifest import Manifest, check_request
 from meshnode.models.measure import RunTime, first_runs, unit_counter
 from meshnode.models.slots import Slots
@@ -69,7 +70,7 @@ class ServerConfig:
 
     inline_limit_s: float = 500e-6
     spread_limit_s: float = 2e-3
-    max_waiting: int = 256
+    max_waiting: int = MAX_WAITING_RUNS
     warm_up_runs: int = 3
 
 
@@ -94,10 +95,13 @@ class _Opened:
 class _Replica:
     """A version that is ready, or draining."""
 
-    __slots__ = ("manifest", "model", "outputs", "pool", "run_time", "slots", "units")
+    __slots__ = ("load_s", "manifest", "model", "outputs", "pool", "run_time", "slots", "units")
 
-    def __init__(self, manifest: Manifest, opened: _Opened, max_waiting: int) -> None:
+    def __init__(
+        self, manifest: Manifest, opened: _Opened, max_waiting: int, load_s: float
+    ) -> None:
         self.manifest = manifest
+        self.load_s = load_s
         self.model = opened.model
         self.run_time = opened.run_time
         self.slots = Slots(opened.slots, max_waiting)
@@ -152,6 +156,7 @@ class ModelServer:
         self._ready: dict[tuple[str, int], _Replica] = {}
         self._newest: dict[str, _Replica] = {}
         self._draining: dict[tuple[str, int], _Replica] = {}
+        self._refusal: tuple[type[MeshError], str] | None = None
         self._locks: WeakValueDictionary[tuple[str, int], asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -178,17 +183,32 @@ class ModelServer:
             slots.running + slots.waiting, slots.count, replica.run_time.request_s * 1000
         )
 
+    def load_times(self) -> dict[tuple[str, int], float]:
+        """Return how long opening and warming up took, in seconds, of each ready version."""
+        return {key: replica.load_s for key, replica in self._ready.items()}
+
+    def refuse(self, error: type[MeshError], reason: str) -> None:
+        """Refuse new requests with this error until `accept`; what runs or waits goes on."""
+        self._refusal = (error, reason)
+
+    def accept(self) -> None:
+        """Take new requests (again)."""
+        self._refusal = None
+
     # Requests
 
     def try_infer_inline(self, request: InferRequest) -> ResponsePart | None:
         """Run a short request at once, on the event loop, or return None: await `infer` instead.
 
         Raises:
-            NotServing: if the version is not ready here; nothing ran.
+            NotServing, Saturated: if the version is not ready here, or the node refuses for now
+                (`refuse`); nothing ran.
             InvalidRequest: if the request does not fit the model; nothing ran.
             DeadlineExceeded: if no time is left; nothing ran.
             InferenceFailed: if the model raised.
         """
+        if self._refusal is not None:
+            self._refuse()
         return self._run_inline(self._find(request.model, request.version), request)
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -202,11 +222,18 @@ class ModelServer:
             DeadlineExceeded: if the deadline passed in the queue (nothing ran) or during the run.
             NotServing, InvalidRequest, InferenceFailed: as `try_infer_inline`.
         """
+        if self._refusal is not None:
+            self._refuse()
         replica = self._find(request.model, request.version)
         part = self._run_inline(replica, request)
         if part is None:
             part = await self._run_in_thread(replica, request)
         return InferResponse(request.model, replica.manifest.version, part)
+
+    def _refuse(self) -> NoReturn:
+        assert self._refusal is not None
+        kind, reason = self._refusal
+        raise kind(reason)
 
     def _find(self, model: str, version: int | None) -> _Replica:
         replica = self._newest.get(model) if version is None else self._ready.get((model, version))
@@ -285,6 +312,7 @@ class ModelServer:
                     return current
                 await self._drain(key)
             self._set(manifest, ReplicaState.LOADING)
+            started = self._timer()
             try:
                 opened = await asyncio.to_thread(self._open, manifest, folder)
             except MeshError as error:
@@ -292,7 +320,8 @@ class ModelServer:
             except BaseException as error:
                 self._set(manifest, ReplicaState.FAILED, f"loading was interrupted: {error!r}")
                 raise
-            self._ready[key] = _Replica(manifest, opened, self._config.max_waiting)
+            load_s = self._timer() - started
+            self._ready[key] = _Replica(manifest, opened, self._config.max_waiting, load_s)
             self._find_newest(manifest.model)
             return self._set(manifest, ReplicaState.READY)
 

@@ -27,8 +27,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from meshnode.config import BLOB_CHUNK_BYTES
 from meshnode.errors import ConfigError, MeshError, ModelError, TransferFailed
+from meshnode.limits import BLOB_CHUNK_BYTES
 from meshnode.models.manifest import FileEntry, Manifest, check_relative_path
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_BODY_BYTES
 from meshnode.errors import MeshError, ModelError
+from meshnode.limits import MAX_BODY_BYTES
 from meshnode.models.measure import RunTime, has_free_sizes
 from meshnode.types import DataType, Tensor
 

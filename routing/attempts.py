@@ -271,7 +271,10 @@ class Attempts:
 
     def _nobody(self, candidates: Candidates, now: float) -> MeshError:
         if any(code == Saturated.code for _, code in self.tried):
-            return Saturated(f"every replica of model {self._model!r} is busy; try again later")
+            said = f" ({self._error})" if isinstance(self._error, Saturated) else ""
+            return Saturated(
+                f"every replica of model {self._model!r} is busy; try again later{said}"
+            )
         failed = dict(self.tried)
         reasons = [
             f"{name}: {failed.get(name, reason)}"

@@ -42,6 +42,7 @@ The table
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -244,6 +245,10 @@ class Breakers:
     def __repr__(self) -> str:
         closed = sum(each.state is BreakerState.CLOSED for each in self._breakers.values())
         return f"<Breakers {closed} closed of {len(self._breakers)}>"
+
+    def states(self) -> Counter[BreakerState]:
+        """Return how many breakers are in each state."""
+        return Counter(each.state for each in self._breakers.values())
 
     def of(self, node: NodeId, model: str, version: int) -> Breaker:
         """Return a replica's breaker."""

@@ -21,7 +21,12 @@ _BUCKETS = WINDOW_S + 1
 
 
 class RetryBudget:
-    """Counts requests, and grants retries while there are few enough."""
+    """Counts requests, and grants retries while there are few enough.
+
+    Attributes:
+        granted: Retries granted so far.
+        refused: Retries refused so far.
+    """
 
     def __init__(self, ratio: float, floor_per_s: float) -> None:
         """Allow `ratio` retries per request, and `floor_per_s` retries a second in any case."""
@@ -30,6 +35,8 @@ class RetryBudget:
         self._second = -(2**62)
         self._requests = [0] * _BUCKETS
         self._retries = [0] * _BUCKETS
+        self.granted = 0
+        self.refused = 0
 
     def __repr__(self) -> str:
         return f"<RetryBudget {sum(self._retries)} of {self.allowed:.0f} retries used>"
@@ -54,7 +61,9 @@ class RetryBudget:
         if second > self._second:
             self._advance(second)
         if sum(self._retries) + 1 > self.allowed:
+            self.refused += 1
             return False
+        self.granted += 1
         self._retries[self._second % _BUCKETS] += 1
         return True
 

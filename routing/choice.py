@@ -20,6 +20,7 @@ import math
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meshnode.limits import MAX_CANDIDATES_SCORED
 from meshnode.routing.breaker import Breaker, BreakerState
 from meshnode.routing.load import LinkState, Path, ReplicaLoad
 
@@ -38,9 +39,6 @@ STALE_S: Final = 5.0
 
 STALE_PENALTY: Final = 0.25
 """What a stale report adds to the score, as a share; a younger one adds in proportion."""
-
-MAX_SCAN: Final = 64
-"""Candidates scored per request: some 40 us, and enough that the best of them is a good one."""
 
 WEIGHTS_MAX_AGE_S: Final = 1.0
 """How long a large group's capacities may be reused for sampling; summing 1,000 takes 0.2 ms."""
@@ -164,14 +162,14 @@ class Candidates:
         return f"<Candidates {len(self.ready)} ready, {len(self.excluded)} not>"
 
     def sample(self, now: float, rng: random.Random) -> tuple[Candidate, ...]:
-        """Return all, or of many at most `MAX_SCAN`, drawn by capacity (slots over service time)."""
-        if len(self.ready) <= MAX_SCAN:
+        """Return all, or of many at most `MAX_CANDIDATES_SCORED`, drawn by capacity (slots over service time)."""
+        if len(self.ready) <= MAX_CANDIDATES_SCORED:
             return self.ready
         if now - self._weights_at >= WEIGHTS_MAX_AGE_S:
             loads = (each.load for each in self.ready)
             self._weights = list(accumulate(load.slots / load.service_ms for load in loads))
             self._weights_at = now
-        drawn = rng.choices(self.ready, cum_weights=self._weights, k=MAX_SCAN)
+        drawn = rng.choices(self.ready, cum_weights=self._weights, k=MAX_CANDIDATES_SCORED)
         return tuple(dict.fromkeys(drawn))
 
 

@@ -15,16 +15,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_NAME_LENGTH
+from meshnode.limits import MAX_NAME_LENGTH, MAX_TRIED_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meshnode.routing.choice import Route
 
-_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_PLAIN = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._-]")
-_MAX_TRIED = 8  # a request has three attempts; a header line stays far below 8 KiB
 
 
 def escape(name: str) -> str:
@@ -58,6 +57,6 @@ def mesh_route_header(
         f"candidates={route.candidates}; attempts={made}; reason={route.reason}"
     )
     if tried:
-        pairs = ",".join(f"{escape(name)}:{escape(code)}" for name, code in tried[:_MAX_TRIED])
+        pairs = ",".join(f"{escape(name)}:{escape(code)}" for name, code in tried[:MAX_TRIED_SHOWN])
         value += f'; tried="{pairs}"'
     return value

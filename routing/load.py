@@ -19,6 +19,8 @@ from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from meshnode.limits import MAX_CLAIMED_REQUESTS, MAX_CLAIMED_SERVICE_MS
+
 if TYPE_CHECKING:
     from meshnode.types import NodeId
     from meshnode.wire.messages import LoadReport
@@ -46,12 +48,6 @@ ratio of a model that takes microseconds would be noise."""
 
 MIN_SERVICE_MS: Final = 1e-3
 """A tiny model takes a few microseconds; zero would make any queue look free."""
-
-MAX_SERVICE_MS: Final = 3_600_000.0
-"""An hour: beyond any deadline."""
-
-MAX_COUNT: Final = 1_000_000
-"""Requests or slots that one replica may claim; more is a lie or a fault."""
 
 
 class LinkState(StrEnum):
@@ -195,10 +191,10 @@ class ReplicaLoad:
         if made_at < self.reported_at:
             return
         self.reported_at = made_at
-        self.in_system = min(MAX_COUNT, max(0, report.in_system))
-        self.slots = min(MAX_COUNT, max(1, report.slots))
+        self.in_system = min(MAX_CLAIMED_REQUESTS, max(0, report.in_system))
+        self.slots = min(MAX_CLAIMED_REQUESTS, max(1, report.slots))
         if math.isfinite(report.service_ms):
-            self.service_ms = min(MAX_SERVICE_MS, max(MIN_SERVICE_MS, report.service_ms))
+            self.service_ms = min(MAX_CLAIMED_SERVICE_MS, max(MIN_SERVICE_MS, report.service_ms))
         sent_before = made_at - rtt_ms / 2000
         since = self._since_report
         while since and since[0].started_at <= sent_before:

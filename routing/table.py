@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from meshnode.config import MAX_MODELS
 from meshnode.errors import ModelNotFound, NoReplica
+from meshnode.limits import MAX_MODELS, MAX_REPLICAS_PER_NODE, MAX_TABLE_REPLICAS
 from meshnode.routing.header import escape
 from meshnode.types import NodeId, NodeState, ReplicaState
 
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from meshnode.models.manifest import Manifest
-
-MAX_REPLICAS: Final = 65_536
-"""All replicas that a table holds: sixteen of each of `MAX_MODELS`, some 50 MB of memory."""
-
-MAX_REPLICAS_PER_NODE: Final = MAX_MODELS
-"""Replicas of one node: one version of each model, so that no node fills the table alone."""
 
 _GONE = (NodeState.DEAD, NodeState.LEFT)
 
@@ -326,7 +320,7 @@ class ReplicaTable:
 
     def _has_room(self, replica: Replica) -> bool:
         return (
-            self._size < MAX_REPLICAS
+            self._size < MAX_TABLE_REPLICAS
             and len(self._served_by.get(replica.node, ())) < MAX_REPLICAS_PER_NODE
             and (replica.model in self._models or len(self._models) < MAX_MODELS)
         )

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from meshnode.effects import Effect, LoadModel, StartTimer, UnloadModel
 from meshnode.events import Event, LinkDown, LinkUp, Start, TimerFired
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
-from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
+from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
 from meshnode.routing.load import LinkState
 from meshnode.sim.requests import (
     GATEWAY_LOST,
@@ -320,6 +320,17 @@ class SimMesh:
 
         self.world.leave(name)
         self.world.scheduler.after(self.world.network.config.leave_grace_s, stopped)
+
+    def pause(self, name: str, reason: str) -> None:
+        """Take a node out of service as its owner's limits do; it stays member and gateway."""
+        capabilities = self.node(name).membership.record.capabilities
+        self.world.tell(name, CapabilitiesChanged({**capabilities, "paused": reason}))
+
+    def resume(self, name: str) -> None:
+        """Let a paused node serve again."""
+        capabilities = dict(self.node(name).membership.record.capabilities)
+        del capabilities["paused"]
+        self.world.tell(name, CapabilitiesChanged(capabilities))
 
     def run_for(self, seconds: float) -> None:
         """Let virtual time pass."""

@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from meshnode.config import DEFAULT_MESH_PORT
 from meshnode.effects import (
     CloseLink,
     Dial,
@@ -45,6 +44,7 @@ from meshnode.effects import (
 )
 from meshnode.errors import UsageError
 from meshnode.events import DatagramReceived, Event, Leave, NoteReceived, Start, TimerFired
+from meshnode.options import DEFAULT_MESH_PORT
 from meshnode.sim.links import LinkHost, Links
 from meshnode.sim.network import Network, NetworkConfig
 from meshnode.sim.scheduler import Scheduler

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from meshnode.errors import InferenceFailed, MeshError, ModelError
+from meshnode.limits import MAX_RUNTIME_MESSAGE_LENGTH
 from meshnode.models.manifest import TensorSpec
 from meshnode.models.tensors import numpy_buffer, to_numpy
 from meshnode.types import DataType, Tensor
@@ -32,7 +33,6 @@ _TYPES = {
     "tensor(double)": DataType.FP64,
     "tensor(string)": DataType.BYTES,
 }
-_MAX_REASON = 300  # characters of a foreign message that a person reads in a table or an answer
 
 
 class OnnxModel:
@@ -91,7 +91,9 @@ def clean_reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
     text = re.sub(r"^Load model from .* failed: ?", "", text)
-    return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"
+    if len(text) <= MAX_RUNTIME_MESSAGE_LENGTH:
+        return text
+    return text[: MAX_RUNTIME_MESSAGE_LENGTH - 1] + "…"
 
 
 def _spec(kind: str, node: Any) -> TensorSpec:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import InferenceFailed
+from meshnode.limits import MAX_CANDIDATES_SCORED
 from meshnode.routing.breaker import Breaker, BreakerState, Verdict
-from meshnode.routing.choice import MAX_SCAN, Candidate, Candidates, choose, drops, score
+from meshnode.routing.choice import Candidate, Candidates, choose, drops, score
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.load import LinkState, Path, ReplicaLoad
 from meshnode.routing.table import Replica
@@ -178,12 +179,12 @@ def test_many_candidates_are_sampled_by_capacity() -> None:
     pool = [candidate(f"slow-{number}", service_ms=1000.0) for number in range(1000)]
     pool += [candidate(f"fast-{number}", service_ms=0.1, slots=8) for number in range(10)]
     sample = Candidates(tuple(pool)).sample(0.0, random.Random(1))
-    assert len(sample) <= MAX_SCAN
+    assert len(sample) <= MAX_CANDIDATES_SCORED
     assert set(names(pool, draws=50)) <= {f"fast-{number}" for number in range(10)}
 
 
 def test_capacities_are_summed_again_when_they_are_old() -> None:
-    pool = tuple(candidate(str(number)) for number in range(MAX_SCAN + 1))
+    pool = tuple(candidate(str(number)) for number in range(MAX_CANDIDATES_SCORED + 1))
     candidates = Candidates(pool)
     rng = random.Random(1)
     candidates.sample(0.0, rng)

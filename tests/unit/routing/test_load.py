@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnode.limits import MAX_CLAIMED_REQUESTS
 from meshnode.routing.load import (
-    MAX_COUNT,
     MAX_ERROR,
     MAX_RHO,
     MIN_SERVICE_MS,
@@ -68,7 +68,11 @@ def test_a_report_that_is_no_number_leaves_the_service_time(service_ms: float) -
 def test_absurd_reports_are_brought_into_range() -> None:
     load = ReplicaLoad(1, 10.0)
     load.report(LoadReport(10**12, 10**12, 0.0), made_at=1.0, rtt_ms=1.0)
-    assert (load.in_system, load.slots, load.service_ms) == (MAX_COUNT, MAX_COUNT, MIN_SERVICE_MS)
+    assert (load.in_system, load.slots, load.service_ms) == (
+        MAX_CLAIMED_REQUESTS,
+        MAX_CLAIMED_REQUESTS,
+        MIN_SERVICE_MS,
+    )
 
 
 def test_rho_rises_with_slow_answers_and_fades_with_time() -> None:

@@ -118,6 +118,6 @@ def test_a_full_table_says_so(
     make_router: MakeRouter, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = make_router("alpha")
-    monkeypatch.setattr(table_module, "MAX_REPLICAS", 1)
+    monkeypatch.setattr(table_module, "MAX_TABLE_REPLICAS", 1)
     assert not router.replica_changed(make_replica("beta"), 0.0)
     assert router.replica_changed(make_replica("alpha", slots=2), 0.0)

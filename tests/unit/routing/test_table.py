@@ -231,7 +231,7 @@ def test_a_full_table_takes_no_more_but_still_changes_what_it_has(
     assert table.set(make_replica("alpha", version=2, slots=2))
     monkeypatch.setattr(table_module, "MAX_MODELS", 1)
     assert not table.set(make_replica("beta", model="other"))
-    monkeypatch.setattr(table_module, "MAX_REPLICAS", 3)
+    monkeypatch.setattr(table_module, "MAX_TABLE_REPLICAS", 3)
     assert table.set(make_replica("beta"))
     assert not table.set(make_replica("gamma"))
     assert table.models() == {"digits": (1, 2)}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.errors import Forbidden
+from meshnode.advertisement import replica_key
+from meshnode.errors import Forbidden, NoReplica
 from meshnode.node import QUIET_START_S
 from meshnode.reconcile import HANDOVER_S, RETRY_FIRST_S
 from meshnode.sim.mesh import Load, SimMesh
@@ -135,6 +136,66 @@ def test_a_frozen_replica_delays_requests_by_no_more_than_its_links_patience(
     assert max(each.latency_s for each in load.requests) < 1.0 + 0.6
     # Once the link counts as stalled, nobody waits for it any more.
     assert len(slow) < 45
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_paused_node_hands_over_and_takes_back_without_a_failed_request(seed: int) -> None:
+    """Its battery is in use for a while: another node serves meanwhile, and it stays a gateway."""
+    mesh = deployed("a", "b", "c", seed=seed)
+    steady_gateway = bystander(mesh)
+    load = mesh.load([*mesh.world.running()], "digits", rate_per_s=30.0, duration_s=60.0)
+    mesh.run_for(5.0)
+    paused = favourite(mesh, load)
+    mesh.pause(paused, "on battery")
+    mesh.run_until(lambda: paused not in mesh.seen_from(steady_gateway, "digits"), limit_s=2.0)
+    deployment = mesh.node("a").deployment("digits")
+    assert deployment is not None
+    why = ((mesh.world.id_of(paused), "paused: on battery"),)
+    mesh.run_until(lambda: mesh.node("a").placement(deployment).ineligible == why, limit_s=5.0)
+    mesh.run_until(lambda: is_settled(mesh, "digits", 2), limit_s=15.0)
+    assert paused not in mesh.serving("digits")
+    mesh.run_for(5.0)
+    since = mesh.world.now()
+    mesh.run_for(5.0)
+    late = [each for each in load.requests if each.made_at > since and each.ok]
+    assert {mesh.name_of(each.served_by) for each in late} == {*mesh.serving("digits")}
+    assert any(each.gateway == paused for each in late)
+    mesh.resume(paused)
+    mesh.run_until(
+        lambda: paused in mesh.serving("digits") and is_settled(mesh, "digits", 2), limit_s=20.0
+    )
+    mesh.run_for(30.0)
+    mesh.finish()
+    assert load.failed == []
+
+
+def test_where_nobody_can_take_over_the_answer_names_the_reason() -> None:
+    mesh = deployed("a", "b", replicas=2)
+    for name in ("a", "b"):
+        mesh.pause(name, "too hot: 91 °C, and the limit is 85 °C")
+    mesh.run_for(2.0)
+    with pytest.raises(NoReplica, match=r"paused: too hot: 91 °C"):
+        mesh.node("a").router.resolve("digits", None)
+    assert mesh.serving("digits") == ["a", "b"]  # they keep it for when they are back
+    mesh.resume("a")
+    mesh.run_until(lambda: mesh.seen_from("b", "digits") == ["a"], limit_s=2.0)
+
+
+def test_a_node_that_does_not_know_a_replica_state_merely_does_not_use_the_replica() -> None:
+    """As older versions treat `paused`."""
+    mesh = deployed("a", "b", "c")
+    victim = mesh.serving("digits")[0]
+    owners = mesh.node(victim).owners
+    key = replica_key("digits", 1)
+    known = owners.get(mesh.world.id_of(victim), key)
+    assert known is not None
+    strange = known.replace(b"ready", b"dozes")
+    mesh.world.act(victim, lambda now, _: owners.set(key, strange, now))
+    mesh.run_for(2.0)
+    other = next(name for name in mesh.world.running() if name != victim)
+    assert victim not in mesh.seen_from(other, "digits")
+    assert mesh.request(other, "digits") is not None
+    mesh.finish()
 
 
 def test_a_clean_leave_fails_no_request() -> None:
