@@ -115,14 +115,16 @@ def errors() -> str:
 
 _METRICS = """
 `GET /metrics` at a node's gateway tells what it counts, in Prometheus' text format, or as OpenMetrics
-where the scraper asks for that. The gateway listens on loopback unless told otherwise; elsewhere a scraper
-needs an API key with the scope `infer`:
+where the scraper asks for that. The gateway listens on loopback unless told otherwise; elsewhere it should
+speak TLS (`--tls-cert`, `--tls-key`), and a scraper needs an API key with the scope `infer`:
 
 ```yaml
 scrape_configs:
   - job_name: meshnode
+    scheme: https
+    tls_config: { ca_file: /etc/prometheus/meshnode.crt } # not for a certificate of a known authority
     authorization: { credentials_file: /etc/prometheus/meshnode.key }
-    static_configs: [{ targets: ["10.0.0.5:8080"] }]
+    static_configs: [{ targets: ["10.0.0.5:8470"] }]
 ```
 
 Every node tells about itself; sums over nodes are the mesh. All labels have a bounded number of values.
@@ -201,13 +203,17 @@ A list replaces the list of a lower place as a whole; so do labels. Each value o
 of its own. A file that is named must exist; `.env` and the data folder's `config.toml` need not.
 
 A name that is no setting is a mistake, wherever it stands, and so is a value that breaks its rule, even
-where a higher place overrides it. Only the variables that Kubernetes makes for a service called
-`meshnode` (`MESHNODE_PORT…`, `MESHNODE_SERVICE_…`) are passed over.
+where a higher place overrides it. Only what Kubernetes tells a pod of a service called `meshnode` is passed
+over (such as `MESHNODE_PORT=tcp://10.0.0.9:8470` and `MESHNODE_SERVICE_HOST`), in a pod only.
 
 `--data-dir` (`MESHNODE_DATA_DIR`, from the environment or `.env`) names the data folder, for every command.
 It cannot stand in a TOML file, since it says where that file is. `MESHNODE_GATEWAY`,
 `MESHNODE_API_KEY`, `MESHNODE_API_KEY_FILE` and `MESHNODE_CA_FILE`, which commands use to reach a gateway
-(see [cli.md](cli.md)), work from `.env` as well. `INVITE`, `--new` and the like belong to one start and are
+(see [cli.md](cli.md)), work from `.env` as well, with one exception. An `.env` in the working folder that no
+option and no variable names may be anybody's. It may name a gateway together with `MESHNODE_API_KEY` in the same
+file, and then both count; where it alone says which gateway is asked, or by whose certificates a gateway is
+known, a command refuses to send any other key: name the gateway with `--gateway`, export the variable, or name
+the file with `MESHNODE_ENV_FILE`. `INVITE`, `--new` and the like belong to one start and are
 no settings.
 """
 

@@ -5,7 +5,10 @@
     a key came with it ── valid ──> the key's caller, with its scope
         │        └── wrong, expired, revoked ──> 401; 429 where that source did so too often
         │ none
-    peer and Host are loopback, and nothing was forwarded ──> LOCAL: infers and reads
+    no Host ──> 403
+        │ there is one
+    peer and Host are loopback, nothing was forwarded, and the owner
+    does not want a key of everybody ──> LOCAL: infers and reads
         │ otherwise
        401
 
@@ -13,7 +16,11 @@ Then `require` compares what the caller may with what the route needs.
 
 A proxy on this machine makes everybody's requests come from loopback. That it is one shows in the
 headers that proxies add, or in a Host that is not loopback; such a request needs a key like any other
-from elsewhere. A proxy that does neither (nginx, unless it is told to) makes strangers look local.
+from elsewhere. One that does neither (nginx, unless it is told to) cannot be told from a program of
+this machine: behind it, `require_key` wants a key of everybody.
+
+HTTP/1.0 may leave out Host. A browser never does, so no rebound name hides behind that, and a valid key
+passes; without one the request could be anything.
 
 Where no key is needed, what does not even look like one is ignored: some clients always send one.
 
@@ -56,9 +63,18 @@ if TYPE_CHECKING:
 
 _NO_DIGEST: Final = bytes(32)  # no SHA-256 of anything that is known
 _SHARED: Final = ""  # the source of all that have no row of their own
-_BY_NAME: Final = frozenset(
-    {b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip"}
-    | {b"cf-connecting-ip", b"fastly-client-ip"}
+_OF_PROXIES: Final = frozenset(
+    {b"via", b"client-ip", b"x-client-ip", b"x-client-cert", b"remote-user"}
+    | {b"do-connecting-ip", b"x-scheme", b"x-proxyuser-ip"}
+    | {b"x-host", b"x-rewrite-url", b"x-varnish", b"x-forward-for", b"front-end-https"}
+)
+_PREFIXES_OF_PROXIES: Final = (
+    *(b"x-real-", b"x-cluster-", b"x-remote-", b"x-original-", b"x-originating-"),
+    *(b"x-proxy-", b"x-nginx-", b"x-haproxy-", b"x-envoy-", b"x-auth-request-", b"x-webauth-"),
+    *(b"x-azure-", b"x-arr-", b"x-fd-", b"x-amzn-", b"x-amz-cf-", b"x-appengine-", b"x-goog-iap-"),
+    *(b"x-vercel-", b"x-nf-", b"x-heroku-", b"x-sucuri-", b"x-akamai-", b"x-ingress-"),
+    *(b"cf-", b"cdn-", b"fly-", b"fastly-", b"akamai-", b"incap-", b"ngrok-", b"tailscale-"),
+    *(b"true-client-", b"ssl-client-"),
 )
 
 
@@ -67,7 +83,7 @@ class Approach(NamedTuple):
 
     Attributes:
         peer: The address at the other end of the connection; empty if there is none.
-        host: The Host header.
+        host: The Host header, or what the request target names instead of it.
         origin: The Origin header.
         authorization: The Authorization header.
         api_key: The X-API-Key header.
@@ -104,15 +120,27 @@ class Access(Protocol):
 class GatewayAccess:
     """The rule for a gateway on TCP; see the top of this module."""
 
-    def __init__(self, policy: OriginPolicy, find: Callable[[str], ApiKey | None]) -> None:
+    def __init__(
+        self,
+        policy: OriginPolicy,
+        find: Callable[[str], ApiKey | None],
+        *,
+        require_key: bool = False,
+        on_refusal: Callable[[str, str], None] = lambda _peer, _reason: None,
+    ) -> None:
         """Decide by these.
 
         Args:
             policy: The Host and Origin check.
             find: Returns the key of an id, whatever its state, or None.
+            require_key: Want a key of programs on this machine too.
+            on_refusal: Told the peer's address and the reason, without what was shown as a key,
+                whenever nobody is recognised; not of what is throttled.
         """
         self._policy = policy
         self._find = find
+        self._require_key = require_key
+        self._on_refusal = on_refusal
         self._failures = _Failures()
         self._callers: dict[str, tuple[ApiKey, Caller]] = {}
         self._peers: dict[str, bool] = {}
@@ -131,10 +159,10 @@ class GatewayAccess:
             text = api_key
         key_id = id_in(text) if text is not None and len(text) <= MAX_KEY_LENGTH else None
         if key_id is None or text is None:
-            if is_local_host and self._is_loopback(peer) and self._is_direct(names):
+            if is_local_host and self._may_be_local(peer) and self._is_direct(names):
                 return LOCAL
             if not shown:
-                raise Unauthenticated(_NO_KEY)
+                self._refuse_without_key(peer, host)
             self._refuse(peer, _NO_FORM if text is None else _NO_SUCH_KEY, now)
         key = self._find(key_id)
         expected = _NO_DIGEST if key is None else key.sha256
@@ -162,10 +190,10 @@ class GatewayAccess:
         self._callers[key.id] = (key, caller)
         return caller
 
-    def _is_loopback(self, peer: str) -> bool:
+    def _may_be_local(self, peer: str) -> bool:
         known = self._peers.get(peer)
         if known is None:
-            known = is_loopback_host(peer)
+            known = is_loopback_host(peer) and not self._require_key
             if len(self._peers) >= MAX_REMEMBERED_HOSTS:
                 self._peers.clear()
             self._peers[peer] = known
@@ -180,6 +208,14 @@ class GatewayAccess:
             self._direct[names] = known
         return known
 
+    def _refuse_without_key(self, peer: str, host: str | None) -> NoReturn:
+        if host is None:
+            raise Forbidden(
+                "a request without a Host header needs an API key; send `Host`, or HTTP/1.1"
+            )
+        self._on_refusal(peer, "it showed no API key")
+        raise Unauthenticated(_NO_KEY_HERE if self._require_key else _NO_KEY)
+
     def _refuse(self, peer: str, flaw: str, now: float) -> NoReturn:
         wait_s = self._failures.count(_source(peer), now)
         if wait_s > 0:
@@ -188,6 +224,7 @@ class GatewayAccess:
                 f"try again in {wait_s} s, with a valid one",
                 wait_s,
             )
+        self._on_refusal(peer, flaw)
         raise Unauthenticated(f"{flaw}. {_HOW_TO_GET_ONE}")
 
 
@@ -202,6 +239,8 @@ class ChannelAccess:
     def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:  # noqa: ARG002 - as `Access`
         """Say who asks; see `Access`."""
         self._policy.check(approach.host, approach.origin)
+        if approach.host is None:
+            raise Forbidden("the control channel needs a Host header")
         if not self._authorizes(approach.authorization):
             raise Forbidden("the control channel needs the token of this node's data folder")
         return OWNER
@@ -214,6 +253,11 @@ _HOW_TO_GET_ONE: Final = (
 _NO_FORM: Final = "the Authorization header is not of the form `Bearer KEY`"
 _NO_SUCH_KEY: Final = "that is not an API key of this mesh; a key looks like mesh_…_…"
 _NO_KEY: Final = f"this gateway needs an API key for calls from other machines. {_HOW_TO_GET_ONE}"
+_NO_KEY_HERE: Final = (
+    "this gateway needs an API key of every caller, programs on its own machine included, because it "
+    "was started with --require-key or --allow-host: behind a proxy everybody seems to come from there. "
+    f"{_HOW_TO_GET_ONE}"
+)
 
 
 def require(caller: Caller, needed: Scope) -> None:
@@ -249,7 +293,8 @@ def is_forwarded(header_names: bytes) -> bool:
         header_names: Their names, a line each.
     """
     return any(
-        b"forwarded" in name or name in _BY_NAME for name in header_names.lower().split(b"\n")
+        b"forwarded" in name or name in _OF_PROXIES or name.startswith(_PREFIXES_OF_PROXIES)
+        for name in header_names.lower().replace(b"_", b"-").split(b"\n")
     )
 
 

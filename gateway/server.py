@@ -11,7 +11,7 @@ middlewares of that cost more than a small model. What it leaves open is decided
 | time for headers, and idle connections | `KEEP_ALIVE_S`: aiohttp's timer closes a connection on which no complete request has arrived |
 | a body | `MAX_BODY_BYTES`, by its Content-Length before it is read, chunked bodies as they grow; 413 |
 | time for a body | `BODY_GRACE_S` and then `MIN_BODY_BYTES_PER_S`; 408 |
-| all large bodies at once | `MAX_BODIES_BYTES`; 503 |
+| all large bodies, and all large answers, at once | `bodies`; 503 |
 | time to take a large answer | the same pace as for a body, then the connection is closed |
 
 A client that hangs up cancels the task that works for it.
@@ -26,21 +26,21 @@ import operator
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from email.utils import formatdate
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from multidict import CIMultiDict
 
 from meshnode.errors import ConfigError, MeshError, Saturated, TooLarge
 from meshnode.gateway.access import Approach, require
+from meshnode.gateway.answering import JOINED_BYTES, PlainAnswer, send
+from meshnode.gateway.bodies import Bodies, Body
 from meshnode.gateway.listening import TcpSite, bind_unix
 from meshnode.gateway.protocols.caller import OWNER
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
+from meshnode.gateway.protocols.request_target import one_host, split_target
 from meshnode.gateway.protocols.status import (
     HttpRefusal,
     error_response,
@@ -50,9 +50,7 @@ from meshnode.gateway.protocols.status import (
 from meshnode.limits import (
     BODY_GRACE_S,
     KEEP_ALIVE_S,
-    KIB,
     LINGER_S,
-    MAX_BODIES_BYTES,
     MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     MAX_HEADER_LINE_BYTES,
@@ -67,8 +65,6 @@ if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
-    from aiohttp.abc import AbstractStreamWriter
-
     from meshnode.gateway.access import Access
     from meshnode.gateway.dispatch import Dispatcher
     from meshnode.gateway.metrics import GatewayMetrics
@@ -78,7 +74,6 @@ log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-_JOINED_BYTES = 64 * KIB  # below it one copy is cheaper than a second write
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=-]{{1,{MAX_REQUEST_ID_LENGTH}}}")
 _STATUS_LABELS = {status: (str(status),) for status in (200, 400, 404, 503)}
 _HOST, _ORIGIN, _EXPECT = hdrs.HOST, hdrs.ORIGIN, hdrs.EXPECT
@@ -97,6 +92,7 @@ class HttpServer:
         metrics: GatewayMetrics,
         access: Access | None,
         *,
+        bodies: Bodies | None = None,
         grace_s: float = 10.0,
     ) -> None:
         """Make a server; call within a running loop.
@@ -105,6 +101,7 @@ class HttpServer:
             dispatcher: What answers.
             metrics: Where responses are counted.
             access: Who may ask; None where file permissions let nobody but the owner in.
+            bodies: Counts the memory of bodies, for all entrances together.
             grace_s: How long `stop` lets running requests finish, in seconds.
         """
         self._dispatcher = dispatcher
@@ -112,7 +109,7 @@ class HttpServer:
         self._responses = metrics.responses
         self._access = access
         self._loop = asyncio.get_running_loop()
-        self._bodies_bytes = 0
+        self._bodies = bodies or Bodies()
         self._is_leaving = False
         self._id_prefix = secrets.token_hex(4) + "-"
         self._ids = itertools.count(1)
@@ -196,10 +193,12 @@ class HttpServer:
         request_id = headers.get(_X_REQUEST_ID)
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._id_prefix}{next(self._ids):x}"
-        held_bytes = 0
+        held: Body | None = None
+        target = raw.raw_path
+        authority, target = (None, target) if target.startswith("/") else split_target(target)
         try:
-            caller = self._admit(raw)
-            path, _, query = raw.raw_path.partition("?")
+            caller = self._admit(raw, authority)
+            path, _, query = target.partition("?")
             match = self._dispatcher.match(raw.method, path)
             if not caller.scope.allows(match.scope):
                 require(caller, match.scope)
@@ -211,9 +210,7 @@ class HttpServer:
                     if len(body) > MAX_BODY_BYTES:
                         raise _too_large()
                 else:
-                    body = await self._read_body(raw)
-                    held_bytes = len(body)
-                    self._bodies_bytes += held_bytes
+                    body, held = await self._read_body(raw)
                 self._metrics.request_body_bytes += len(body)
             reply = match.answer(
                 HttpRequest(raw.method, path, query, headers, body, caller), request_id
@@ -221,48 +218,77 @@ class HttpServer:
             response = reply if isinstance(reply, HttpResponse) else await reply
         except MeshError as error:
             self._metrics.errors.add((error.code,))
-            response = error_response(error, with_code=_is_mesh_api(raw))
+            response = error_response(error, with_code=_is_mesh_api(target))
         except HttpRefusal as refusal:
-            response = refusal_response(refusal, with_code=_is_mesh_api(raw))
+            response = refusal_response(refusal, with_code=_is_mesh_api(target))
         except Exception:
             log.exception(
                 "request %s failed: %s %s",
                 request_id,
                 raw.method,
-                raw.raw_path[:200],
+                target[:200],
                 extra={"request_id": request_id},
             )
-            response = failure_response(request_id, with_code=_is_mesh_api(raw))
+            response = failure_response(request_id, with_code=_is_mesh_api(target))
         finally:
-            self._bodies_bytes -= held_bytes
+            if held is not None:
+                held.end()
+        if response.size_bytes > JOINED_BYTES:
+            return await self._reply_large(raw, response, request_id, target)
+        return await self._reply(raw, response, request_id)
+
+    async def _reply_large(
+        self, raw: web.BaseRequest, response: HttpResponse, request_id: str, target: str
+    ) -> web.StreamResponse:
+        """Answer, unless too many large answers wait for their readers."""
+        try:
+            with self._bodies.answering(response.size_bytes):
+                return await self._reply(raw, response, request_id)
+        except Saturated as error:
+            self._metrics.errors.add((error.code,))
+            instead = error_response(error, with_code=_is_mesh_api(target))
+        return await self._reply(raw, instead, request_id)
+
+    async def _reply(
+        self, raw: web.BaseRequest, response: HttpResponse, request_id: str
+    ) -> web.StreamResponse:
+        """Count an answer, and write it unless aiohttp does so at once."""
         self._responses.add(_STATUS_LABELS.get(response.status) or (str(response.status),))
         size_bytes = response.size_bytes
         self._metrics.response_body_bytes += size_bytes
         if (
-            size_bytes <= _JOINED_BYTES
+            size_bytes <= JOINED_BYTES
             and raw.keep_alive
             and raw.version == HttpVersion11
             and raw.method != "HEAD"
             and "Connection" not in response.headers
             and not self._is_leaving
         ):
-            return _Plain(response, request_id)
+            return PlainAnswer(response, request_id)
         if self._is_leaving:
             response = msgspec.structs.replace(
                 response, headers={**response.headers, "Connection": "close"}
             )
-        return await _send(raw, response, request_id)
+        return await send(raw, response, request_id)
 
-    def _admit(self, raw: web.BaseRequest) -> Caller:
-        """Say who asks, before anything else of a request is looked at."""
+    def _admit(self, raw: web.BaseRequest, authority: str | None) -> Caller:
+        """Say who asks, before anything else of a request is looked at.
+
+        Args:
+            raw: The request.
+            authority: What its target names as the host, if it names one.
+        """
         if sum(map(len, itertools.chain.from_iterable(raw.raw_headers))) > MAX_HEADER_BYTES:
             raise HttpRefusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
         if self._access is None:
             return OWNER
         headers = raw.headers
+        host = headers.get(_HOST)
+        if authority is not None:
+            host = one_host(authority, host)
         approach = Approach(
             raw.remote or "",
-            headers.get(_HOST),
+            host,
             headers.get(_ORIGIN),
             headers.get(_AUTHORIZATION),
             headers.get(_X_API_KEY),
@@ -270,50 +296,50 @@ class HttpServer:
         )
         return self._access.admit(approach, self._loop.time(), time.time())
 
-    async def _read_body(self, raw: web.BaseRequest) -> bytes:
-        """Read a body that has not arrived completely.
+    async def _read_body(self, raw: web.BaseRequest) -> tuple[bytearray, Body]:
+        """Read a body that has not arrived completely; `Body.end` lets it go.
 
         Raises:
             TooLarge: if it exceeds its limit, by its Content-Length or as it grows.
-            Saturated: if too many large bodies are being held.
+            Saturated: if too many large bodies are being held, or this one is dropped for others.
             HttpRefusal: if it arrives too slowly.
         """
         announced = raw.content_length or 0
         if announced > MAX_BODY_BYTES:
             raise _too_large()
-        if self._bodies_bytes + announced > MAX_BODIES_BYTES:
-            raise Saturated("this gateway holds too many large requests; try again later")
-        await _continue(raw)
-        chunks: list[bytes] = []
-        size_bytes = 0
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        timer = asyncio.timeout(BODY_GRACE_S)
+        held = self._bodies.begin(announced, lambda: timer.reschedule(self._loop.time()))
+        # One buffer that grows: pieces to be joined would take twice the memory at the end.
+        data = bytearray()
+        started = self._loop.time()
         try:
-            async with asyncio.timeout(BODY_GRACE_S) as timer:
+            async with timer:
+                await _continue(raw)
                 while chunk := await raw.content.readany():
-                    chunks.append(chunk)
-                    size_bytes += len(chunk)
-                    self._bodies_bytes += len(chunk)
-                    if size_bytes > MAX_BODY_BYTES:
+                    data += chunk
+                    held.grow(len(chunk))
+                    if len(data) > MAX_BODY_BYTES:
                         raise _too_large()
-                    if self._bodies_bytes > MAX_BODIES_BYTES:
-                        raise Saturated("this gateway holds too many large requests; try again")
-                    timer.reschedule(started + BODY_GRACE_S + size_bytes / MIN_BODY_BYTES_PER_S)
+                    timer.reschedule(started + BODY_GRACE_S + len(data) / MIN_BODY_BYTES_PER_S)
+            held.complete()
         except TimeoutError:
+            if held.dropped is not None:
+                raise held.dropped from None
             raise HttpRefusal(408, "the body arrives too slowly", {"Connection": "close"}) from None
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise HttpRefusal(400, "the body is not valid HTTP", {"Connection": "close"}) from error
         finally:
-            self._bodies_bytes -= size_bytes
-        return b"".join(chunks)
+            if not held.is_complete:
+                held.end()
+        return data, held
 
 
 def _too_large() -> TooLarge:
     return TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
 
 
-def _is_mesh_api(raw: web.BaseRequest) -> bool:
-    return raw.raw_path.startswith("/mesh/")
+def _is_mesh_api(target: str) -> bool:
+    return target.startswith("/mesh/")
 
 
 async def _continue(raw: web.BaseRequest) -> None:
@@ -321,105 +347,6 @@ async def _continue(raw: web.BaseRequest) -> None:
     if raw.headers.get(_EXPECT, "").lower() == "100-continue":
         await raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         raw.writer.output_size = 0  # of the answer; as aiohttp's own handler does
-
-
-async def _send(
-    raw: web.BaseRequest, response: HttpResponse, request_id: str
-) -> web.StreamResponse:
-    headers = CIMultiDict(response.headers)
-    headers["Server"] = "meshnode"
-    headers[_X_REQUEST_ID] = request_id
-    body = response.body
-    if response.size_bytes > _JOINED_BYTES:
-        parts = [body] if isinstance(body, bytes) else body
-        return await _send_parts(raw, response.status, headers, parts)
-    if not isinstance(body, bytes):
-        body = b"".join(body)
-    answer = web.Response(body=body, status=response.status, headers=headers)
-    if "Connection" in headers:
-        answer.force_close()
-    return answer
-
-
-async def _send_parts(
-    raw: web.BaseRequest, status: int, headers: CIMultiDict[str], parts: Sequence[Buffer]
-) -> web.StreamResponse:
-    """Send a large answer without joining it, as long as the client takes it at a fair pace."""
-    size_bytes = sum(memoryview(part).nbytes for part in parts)
-    answer = web.StreamResponse(status=status, headers=headers)
-    answer.content_length = size_bytes
-    if "Connection" in headers:
-        answer.force_close()
-    await answer.prepare(raw)
-    if raw.method == "HEAD":
-        return answer
-    seconds = BODY_GRACE_S + size_bytes / MIN_BODY_BYTES_PER_S
-    try:
-        async with asyncio.timeout(seconds):
-            for part in parts:
-                await answer.write(memoryview(part).cast("B"))
-    except (TimeoutError, ConnectionError):
-        if raw.transport is not None:
-            raw.transport.abort()
-    return answer
-
-
-class _Plain(web.StreamResponse):
-    """A small answer to a plain HTTP/1.1 request, ready as bytes.
-
-    aiohttp's own response spends more on its header table than a small model on its answer.
-    """
-
-    def __init__(self, response: HttpResponse, request_id: str) -> None:
-        super().__init__()
-        lines = [
-            _STATUS_LINES[response.status],
-            *map(": ".join, response.headers.items()),
-            "Server: meshnode",
-            "X-Request-Id: " + request_id,
-            "Date: " + _DATE.text(),
-            "Content-Length: " + str(response.size_bytes),
-            "\r\n",
-        ]
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
-            raise ValueError("a header's value contains a line end")
-        body = response.body
-        self._wire = head.encode() + (body if isinstance(body, bytes) else b"".join(body))
-
-    @property
-    def keep_alive(self) -> bool:
-        """The connection stays open."""
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Write everything, and wait if the client does not read what it is sent."""
-        writer = request.writer
-        await writer.write(self._wire)
-        await writer.drain()
-        return writer
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""
-
-
-class _Date:
-    """The Date header's value, formatted once a second."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._text = ""
-
-    def text(self) -> str:
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._text = formatdate(second, usegmt=True)
-        return self._text
-
-
-_DATE = _Date()
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
 
 
 class _Server(web.Server):

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshnode.errors import ConfigError
-from meshnode.limits import MAX_TLS_FILE_BYTES, TLS_POLL_S
+from meshnode.gateway.tls_files import Pair, dates_of, load_pair
+from meshnode.limits import TLS_EXPIRY_REPEAT_S, TLS_EXPIRY_WARNING_S, TLS_POLL_S
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
+    from datetime import datetime
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,13 @@ class GatewayTls:
         self._key = Path(key)
         self._wall_s = wall_s
         self._seen = self._stamps()
-        self.context = self._current = _load(self._certificate, self._key)
+        self._told: set[type[Exception]] = set()
+        self._dates: tuple[datetime, datetime] | None = None
+        self._warned_at_s: float | None = None
+        pair = load_pair(self._certificate, self._key)
+        self.context = pair.context
         self.context.sni_callback = self._switch
-        self._warn_of_dates()
+        self._take(pair)
 
     def __repr__(self) -> str:
         return f"<GatewayTls {self._certificate}>"
@@ -62,21 +68,33 @@ class GatewayTls:
         stamps = self._stamps()
         if stamps == self._seen:
             return False
-        self._seen = stamps
         try:
-            self._current = _load(self._certificate, self._key)
+            pair = load_pair(self._certificate, self._key)
         except ConfigError as error:
+            self._seen = stamps
             log.error("the renewed certificate is not used, the one before stays: %s", error)
             return False
+        self._seen = stamps
         log.info("the certificate was renewed")
-        self._warn_of_dates()
+        self._take(pair)
         return True
 
     async def follow(self, interval_s: float = TLS_POLL_S) -> None:
-        """Look at the files every so many seconds, for ever."""
+        """Look at the files and at the certificate's end every so many seconds, for ever."""
         while True:
             await asyncio.sleep(interval_s)
-            await asyncio.to_thread(self.reload)
+            try:
+                await asyncio.to_thread(self.reload)
+                self._warn_of_dates()
+            except Exception as error:  # noqa: BLE001 - a renewal after this one must still be seen
+                if type(error) not in self._told:
+                    self._told.add(type(error))
+                    log.error(
+                        "the certificate %s cannot be followed (%r); the one before stays, and it is "
+                        "looked at again",
+                        self._certificate,
+                        error,
+                    )
 
     def _switch(
         self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
@@ -87,75 +105,42 @@ class GatewayTls:
     def _stamps(self) -> tuple[_Stamp | None, _Stamp | None]:
         return _stamp(self._certificate), _stamp(self._key)
 
+    def _take(self, pair: Pair) -> None:
+        self._current = pair.context
+        self._dates = None
+        self._warned_at_s = None
+        try:
+            self._dates = dates_of(pair.certificate)
+        except ValueError as error:
+            log.warning(
+                "nobody will be warned before the certificate %s expires, since its dates cannot be "
+                "read (%s); a plain one can be: openssl x509 -in %s -out plain.pem",
+                self._certificate,
+                error,
+                self._certificate.name,
+            )
+        self._warn_of_dates()
+
     def _warn_of_dates(self) -> None:
-        from cryptography import x509  # only where there is TLS
-
-        leaf = x509.load_pem_x509_certificates(self._certificate.read_bytes())[0]
-        begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-        wall_s = self._wall_s()
-        if ends.timestamp() <= wall_s:
-            log.warning(
-                "the certificate %s expired at %s: clients will refuse it; renew it",
-                self._certificate,
-                ends.isoformat(),
-            )
+        """Say that the certificate is out of its time, or soon will be; daily, if it stays so."""
+        if self._dates is None:
+            return
+        begins, ends = self._dates
+        wall_s, last_s = self._wall_s(), self._warned_at_s
+        if last_s is not None and abs(wall_s - last_s) < TLS_EXPIRY_REPEAT_S:
+            return
+        left_s = ends.timestamp() - wall_s
+        if left_s <= 0:
+            what = "expired at %s: clients will refuse it; renew it"
         elif begins.timestamp() > wall_s:
-            log.warning(
-                "the certificate %s is valid from %s on: renew it, or set this machine's clock right",
-                self._certificate,
-                begins.isoformat(),
-            )
-
-
-def _load(certificate: Path, key: Path) -> ssl.SSLContext:
-    for option, path in (("--tls-cert", certificate), ("--tls-key", key)):
-        text = _read(option, path)
-        if b"-----BEGIN " not in text:
-            raise ConfigError(f"{option} {path} is not a PEM file: it has no -----BEGIN line")
-        if path is key and b"ENCRYPTED" in text:
-            raise ConfigError(
-                f"{option} {path} has a password, which nobody could type when the node starts by "
-                f"itself; remove it: openssl pkey -in {path.name} -out {path.stem}-plain.pem"
-            )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")
-    except ssl.SSLError as error:
-        reason = error.reason or str(error)
-        if "MISMATCH" in reason:
-            raise ConfigError(
-                f"--tls-key {key} is not the key of --tls-cert {certificate}; name the two files that "
-                "belong together (the certificate first in its file, then its chain)"
-            ) from None
-        what = reason.replace("_", " ").lower()
-        raise ConfigError(
-            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({what}); they must be a "
-            "certificate with its chain and its private key, in PEM"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"--tls-cert {certificate} cannot be used: {error.strerror or error}"
-        ) from None
-    return context
-
-
-def _read(option: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TLS_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{option} {path} does not exist") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {path} cannot be read by this user: {error.strerror or error}"
-        ) from None
-    if len(content) > MAX_TLS_FILE_BYTES:
-        raise ConfigError(
-            f"{option} {path} is no certificate or key: it has more than {MAX_TLS_FILE_BYTES} bytes"
-        )
-    return content
+            ends = begins
+            what = "is valid from %s on: renew it, or set this machine's clock right"
+        elif left_s <= TLS_EXPIRY_WARNING_S:
+            what = "expires at %s, and nothing has renewed it: renew it before clients refuse it"
+        else:
+            return
+        self._warned_at_s = wall_s
+        log.warning(f"the certificate %s {what}", self._certificate, ends.isoformat())  # noqa: G004 - one of three fixed texts
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -218,6 +218,16 @@ class DataFolder:
             sync_folder(path.parent)
 
 
+def is_member(data_dir: Path) -> bool:
+    """Whether a data folder belongs to a mesh; it need not exist, or be locked.
+
+    Raises:
+        ConfigError: if the folder is closed to this user.
+    """
+    with _explained(f"cannot read {data_dir}", data_dir):
+        return (data_dir / "mesh").exists()
+
+
 def read_mesh(data_dir: Path) -> MeshFile | None:
     """Return the mesh that a data folder belongs to, or None; the folder need not be locked.
 

@@ -68,7 +68,10 @@ class StartTimer(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Persist(Effect):
-    """Write `value` under `key` durably (fsync) before carrying out any later effect."""
+    """Write `value` under `key` durably (fsync) before carrying out any later effect.
+
+    A driver that cannot goes on trying, and meanwhile tells nobody what only this value holds.
+    """
 
     key: str
     value: bytes

@@ -6,6 +6,9 @@ docs/limits.md show them. Sizes that the protocol fixes (a nonce, a frame's head
 protocol; settings that an algorithm is tuned by stand beside the algorithm.
 
 A limit's unit comes last in its name: `_BYTES`, `_S`, `_MS`, `_LENGTH` (characters), else a count.
+
+The file is longer than others because one place is its purpose: whoever asks what bounds a node reads
+this list and no code. It holds no statement besides the constants.
 """
 
 from __future__ import annotations
@@ -35,7 +38,12 @@ MAX_BODY_BYTES: Final = 64 * MIB
 """An HTTP request body or one response part: a batch of 100 images as float32, with room."""
 
 MAX_BODIES_BYTES: Final = 8 * MAX_BODY_BYTES
-"""Bodies that did not arrive in one piece, together: half a gigabyte of a gateway's memory."""
+"""Bodies that did not arrive in one piece, together: half a gigabyte of a gateway's memory. Large
+answers that wait for their readers may take as much again, and so may what a link's peer sends."""
+
+BODIES_MEMORY_SHARE: Final = 0.25
+"""Share of --max-memory that such bodies may take at most, and that answers and a link may: a daemon
+takes a third of a small limit for itself, and its models need the rest."""
 
 MAX_HEADER_BYTES: Final = 16 * KIB
 """All headers of an HTTP request together: twice what nginx and Node.js accept."""
@@ -116,6 +124,13 @@ KEY_FAILURE_REFILL_S: Final = 6.0
 """Seconds until one more wrong key is looked at: ten a minute. No rate finds 256 bits; this keeps
 the guessing cheap for the gateway and short in its log."""
 
+MAX_KEY_LOG_LINES: Final = 3
+"""Log lines about callers without a valid key, per address within `KEY_LOG_WINDOW_S`: enough to see who
+it is and what is wrong."""
+
+KEY_LOG_WINDOW_S: Final = 3600.0
+"""A health check that lacks a key costs `MAX_KEY_LOG_LINES` lines of log an hour, not one a second."""
+
 MAX_THROTTLED_SOURCES: Final = 4096
 """Addresses (IPv6: networks of /64) whose wrong keys are counted each; all others share one count."""
 
@@ -149,6 +164,13 @@ MAX_TLS_FILE_BYTES: Final = MIB
 
 TLS_HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Seconds for a client's TLS handshake: several round trips by satellite, and no slow loris."""
+
+TLS_EXPIRY_WARNING_S: Final = 14 * 86_400.0
+"""How long before a certificate's end its owner is warned: what renews by itself does so 30 days before,
+so by then it has failed for two weeks, and two are left to mend it."""
+
+TLS_EXPIRY_REPEAT_S: Final = 86_400.0
+"""How often that is said again: daily, so that a log of one day shows it."""
 
 TLS_POLL_S: Final = 60.0
 """How often the certificate's files are looked at: renewals come weeks before the old one ends."""
@@ -517,6 +539,37 @@ CLIENT_CONNECT_TIMEOUT_S: Final = 5.0
 """Seconds for connecting to a gateway, TLS included: three round trips over a satellite and a lost
 packet."""
 
+MAX_CLIENT_TIMEOUT_S: Final = 7 * 86_400.0
+"""The longest time that a call may be given: a week; longer is a mistake, and some systems' timers end at
+seven of them."""
+
+CLIENT_PROBE_TIMEOUT_S: Final = 1.0
+"""How long a client waits for a silent gateway's sign of life: a connection and one small answer, also
+over a satellite."""
+
+CLIENT_PROGRESS_BYTES: Final = 1024
+"""So much of an answer is progress; a gateway that trickles less is asked for a sign of life, which costs
+nothing where it is only the line that is slow."""
+
+CLIENT_PIECE_TIMEOUT_S: Final = 120.0
+"""Seconds for one piece of an upload: 8 MiB (`UPLOAD_PIECE_BYTES`) at half a megabit per second."""
+
+CLIENT_PUBLISH_TIMEOUT_S: Final = 120.0
+"""Seconds, at least, for taking a deployment: the node hashes all files before it answers, some 60 GB in
+this time."""
+
+DAEMON_ANSWER_TIMEOUT_S: Final = 10.0
+"""Seconds that a command waits for what a daemon answers from its own tables: it has it at hand, and
+longer means that it hangs."""
+
+MAX_CLIENT_SILENCE_S: Final = 5.0
+"""The latest that a client of several gateways asks a silent one for a sign of life, where models take
+long: a call with the usual 30 s can still go elsewhere."""
+
+MAX_CLIENT_BACKOFF_S: Final = 30.0
+"""The longest that a gateway which failed stays behind the others: a rebooted machine is back by then,
+and until then it is asked only when all others failed too."""
+
 MAX_TRIES_PER_GATEWAY: Final = 3
 """How often one call asks one gateway: more would only add load to what is overloaded."""
 
@@ -587,6 +640,9 @@ MAX_PROBE_WRITE_BYTES: Final = 64 * MIB
 MAX_HARDWARE_FILE_BYTES: Final = 64 * KIB
 """The kept result of the probe; a larger file is not ours."""
 
+SYSCTL_TIMEOUT_S: Final = 2.0
+"""How long macOS may take to name its processor: `sysctl` answers in milliseconds."""
+
 # Local network (mDNS)
 
 MAX_MDNS_ANNOUNCEMENTS: Final = 1024
@@ -615,6 +671,15 @@ DETACH_TIMEOUT_S: Final = 30.0
 
 DRAIN_LIMIT_S: Final = 30.0
 """How long running requests may take to finish when the node stops: the default deadline."""
+
+SERVICE_STOP_TIMEOUT_S: Final = round(DRAIN_LIMIT_S) + 15
+"""How long a supervisor waits before it kills: the daemon needs `DRAIN_LIMIT_S`, then closes."""
+
+SERVICE_START_TIMEOUT_S: Final = 180
+"""How long a start may take before it counts as failed: a rejoin tries several addresses in turn."""
+
+SERVICE_TOOL_TIMEOUT_S: Final = 90.0
+"""How long `systemctl` and its like may take: starting waits until the node is a member."""
 
 HTTP_GOODBYE_LIMIT_S: Final = 2.0
 """How long a leaving node waits for its gateway to be quiet before it tells the mesh: most requests

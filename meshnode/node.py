@@ -37,8 +37,9 @@ from meshnode.advertisement import LOAD_KEY, NodeLoad, replica_key
 from meshnode.capabilities import paused_of
 from meshnode.deployments import Deployments, Fleet, Known, Target, describe
 from meshnode.directory import Directory
+from meshnode.drafts import Drafts
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
-from meshnode.errors import Forbidden, ModelNotFound, TooLarge, UsageError
+from meshnode.errors import TooLarge
 from meshnode.events import Event, Start, TimerFired
 from meshnode.limits import MAX_OWNER_VALUE_BYTES
 from meshnode.membership.config import LAN, MembershipConfig
@@ -47,12 +48,9 @@ from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
 from meshnode.routing.table import Goal
-from meshnode.state.admission import admission_key
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
-from meshnode.state.desired_messages import Entry
-from meshnode.state.hybrid_clock import Stamp
 from meshnode.state.owner import OwnerStates
 from meshnode.types import Address, NodeId, ReplicaState
 
@@ -62,7 +60,8 @@ if TYPE_CHECKING:
     from meshnode.membership.messages import MemberRecord
     from meshnode.models.manifest import Manifest
     from meshnode.routing.placement import Placement
-    from meshnode.state.api_keys import ApiKey
+    from meshnode.state.desired import Draft
+    from meshnode.state.desired_messages import Entry
 
 _MEMBER_CHANGES: Final = frozenset(
     f"member.{what}"
@@ -152,6 +151,7 @@ class Node:
         desired: What the mesh is asked to do.
         router: Where requests go.
         own: This node's replicas by (model, version).
+        drafts: Prepares what this node asks of the mesh.
         has_friends: Whether it knew at its start of others to look for.
     """
 
@@ -208,9 +208,15 @@ class Node:
             rng=random.Random(rng.getrandbits(64)),
         )
         self.own: dict[tuple[str, int], OwnReplica] = {}
+        self.drafts = Drafts(
+            self.me,
+            desired=self.desired,
+            membership=self.membership,
+            own=self.own,
+            sign=trust.sign,
+            verify_entry=trust.verify_entry,
+        )
         self.has_friends = bool(seeds or known)
-        self._may_write = trust.verify_entry
-        self._sign = trust.sign
         self._deployments = Deployments(self.desired)
         self._fleet = Fleet()
         self._fleet.update(self.membership.members.values())
@@ -266,71 +272,9 @@ class Node:
         self._quiet_until = now + QUIET_START_S
         return self._wake_at(self._quiet_until, now)
 
-    def deploy(self, deployment: Deployment, now: float, wall_s: float) -> list[Effect]:
-        """Ask the mesh to serve a model; durable here before anyone else hears of it.
-
-        Raises:
-            Forbidden: if this node's role does not allow it.
-            ModelError: if a field is not within its limits.
-            TooLarge: if it is too large to be shared, or a version's description is.
-            UsageError: if this node's clock is far behind what it has seen.
-        """
-        for manifest in deployment.manifests:
-            advertisement.require_advertisable(manifest)
-        value = deployment.encode()
-        self._require_permission(deployment.key)
-        effects = self._introduce(now, wall_s)
-        return self._settle(effects + self.desired.put(deployment.key, value, now, wall_s), now)
-
-    def undeploy(self, name: str, now: float, wall_s: float) -> list[Effect]:
-        """Ask the mesh to stop serving a model.
-
-        Raises:
-            Forbidden: if this node's role does not allow it.
-            ModelNotFound: if there is no such deployment.
-            UsageError: if the model lies in this node's own folder, or the clock is far behind.
-        """
-        key = KEY_PREFIX + name
-        if self.desired.get(key) is None:
-            if any(model == name and not own.deployed for (model, _), own in self.own.items()):
-                raise UsageError(
-                    f"{name!r} is served from a node's own model folder (--models), not deployed"
-                )
-            raise ModelNotFound(f"nothing is deployed under the name {name!r}")
-        self._require_permission(key)
-        effects = self._introduce(now, wall_s)
-        return self._settle(effects + self.desired.delete(key, now, wall_s), now)
-
-    def keep_api_key(self, key: ApiKey, now: float, wall_s: float) -> list[Effect]:
-        """Tell the mesh of an API key, one that was made or one that was revoked; as `deploy`.
-
-        Raises:
-            Forbidden: if this node's role does not allow it.
-            TooLarge: if the desired state is full.
-            UsageError: if this node's clock is far behind what it has seen.
-        """
-        value = key.encode()
-        self._require_permission(key.key, value)
-        effects = self._introduce(now, wall_s)
-        return self._settle(effects + self.desired.put(key.key, value, now, wall_s), now)
-
-    def _introduce(self, now: float, wall_s: float) -> list[Effect]:
-        """Put this node's admission beside what it writes.
-
-        A node that joins while the author is away could not check the author's entries otherwise.
-        """
-        key, chain = admission_key(self.me), self.membership.record.chain
-        if self.desired.get(key) == chain:
-            return []
-        return self.desired.put(key, chain, now, wall_s)
-
-    def _require_permission(self, key: str, value: bytes = b"") -> None:
-        """Refuse what every other node would refuse, before this one holds it alone."""
-        entry = Entry(key, Stamp(0, 0), self.me, value)
-        signed = Entry(key, entry.stamp, self.me, value, self._sign(entry.signed_bytes))
-        reason = self._may_write(signed)
-        if reason is not None:
-            raise Forbidden(f"this node may not change what the mesh serves: {reason}")
+    def commit(self, draft: Draft, now: float) -> list[Effect]:
+        """Let a draft of `drafts` count whose `persist` was carried out, and tell the mesh."""
+        return self._settle(self.desired.commit(draft), now)
 
     # What is known
 

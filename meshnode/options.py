@@ -71,6 +71,7 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         profile: Preset of membership's settings.
         membership: Fields of it that differ, as text; replaced as a whole, like lists.
         allow_hosts: Further names of the gateway.
+        require_key: Whether the gateway wants a key of everybody.
         tls_cert: Absolute path; empty for none.
         tls_key: Absolute path; empty for none.
         max_memory: A size or share; empty for no limit.
@@ -95,6 +96,7 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     profile: str | None = None
     membership: dict[str, str] | None = None
     allow_hosts: tuple[str, ...] | None = None
+    require_key: bool | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
     max_memory: str | None = None
@@ -155,12 +157,14 @@ class JoinOptions:
         data_dir: Absolute path of the folder with this node's identity and state.
         models: Absolute path of a model repository whose every model this node serves, or None.
         new: Found a mesh without looking for others.
+        rejoin: Be a member already, or do not start: never found a mesh.
         mdns: Announce this node and look for others on the local network.
         mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
             all that are suitable.
         advertise: Addresses that others are told instead of those found on the interfaces; empty
             for the found ones.
         allow_hosts: Names besides its own addresses under which the gateway may be asked.
+        require_key: The gateway wants a key of every caller, programs on this machine included.
         tls_cert: Absolute path of the gateway's certificate chain (PEM), or None for plain HTTP.
         tls_key: Absolute path of its private key (PEM); given exactly where `tls_cert` is.
         profile: Which preset of `MembershipConfig` this node follows.
@@ -187,9 +191,11 @@ class JoinOptions:
     models: str | None
     new: bool
     mdns: bool
+    rejoin: bool = False
     mdns_interfaces: tuple[str, ...] = ()
     advertise: tuple[Address, ...] = ()
     allow_hosts: tuple[str, ...] = ()
+    require_key: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
     profile: Profile = "lan"
@@ -203,6 +209,23 @@ class JoinOptions:
     log_format: LogFormat = "text"
     config_files: tuple[str, ...] = ()
     chosen: Chosen = field(default_factory=Chosen)
+
+    @property
+    def is_key_required_here(self) -> bool:
+        """Whether programs on this machine need a key, too.
+
+        A gateway with a public name is behind a proxy, or will be; from a proxy on this machine
+        everybody seems to come from here.
+        """
+        return self.require_key or bool(self.allow_hosts)
+
+
+def no_mesh_to_rejoin(data_dir: str) -> str:
+    """Return what to say where a start may only rejoin and the folder belongs to no mesh."""
+    return (
+        f"{data_dir} belongs to no mesh, perhaps since `meshnode leave`, and this start may only rejoin "
+        "one; join or found a mesh first: meshnode join, with an invite or without"
+    )
 
 
 def check_name(what: str, text: str) -> str:

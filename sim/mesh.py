@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from meshnode.advertisement import NodeLoad
     from meshnode.models.manifest import Manifest
     from meshnode.sim.network import NetworkConfig
+    from meshnode.state.desired import Draft
     from meshnode.types import Address
 
 LOAD_INTERVAL_S: Final = 1.0
@@ -161,6 +162,11 @@ class Daemon:
                 case _:
                     rest.append(effect)
         return rest
+
+    def write(self, draft: Draft, now: float, wall_s: float) -> list[Effect]:
+        """Let a change of this node count; a simulated disk takes everything."""
+        durable = [] if draft.persist is None else [draft.persist]
+        return [*durable, *self.carry_out(self.node.commit(draft, now), now, wall_s)]
 
     def _react(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         match event:
@@ -356,7 +362,7 @@ class SimMesh:
         daemon = self.daemon(by)
 
         def act(now: float, wall_s: float) -> list[Effect]:
-            return daemon.carry_out(daemon.node.deploy(deployment, now, wall_s), now, wall_s)
+            return daemon.write(daemon.node.drafts.deployment(deployment, wall_s), now, wall_s)
 
         daemon.host.files.update(manifest.digest for manifest in manifests)
         self.world.act(by, act)
@@ -367,7 +373,7 @@ class SimMesh:
         daemon = self.daemon(by)
 
         def act(now: float, wall_s: float) -> list[Effect]:
-            return daemon.carry_out(daemon.node.undeploy(model, now, wall_s), now, wall_s)
+            return daemon.write(daemon.node.drafts.undeployment(model, wall_s), now, wall_s)
 
         self.world.act(by, act)
 

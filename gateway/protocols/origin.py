@@ -55,25 +55,30 @@ class OriginPolicy:
         """Pass, or refuse.
 
         Args:
-            host: The Host header's value.
+            host: The Host header's value, or None if there is none: then it names nobody, and who
+                asks decides whether that will do.
             origin: The Origin header's value, or None if there is none.
 
         Returns:
             Whether Host names this machine's loopback: an address of it, or `localhost`.
 
         Raises:
-            Forbidden: if either is not this gateway's.
+            Forbidden: if either is not this gateway's, or a page asks without a Host.
         """
         is_local = self._remembered.get(host) if host is not None else None
         if is_local is None:
             is_local = self._judge(host)
-        if origin is not None and not self._is_own_page(origin.lower(), str(host).lower()):
+        if origin is not None and (
+            host is None or not self._is_own_page(origin.lower(), host.lower())
+        ):
             raise Forbidden("pages of other origins may not use this gateway")
         return is_local
 
     def _judge(self, host: str | None) -> bool:
-        name = None if host is None else _without_port(host)
-        if host is None or name is None or not self._is_mine(name):
+        if host is None:
+            return False
+        name = _without_port(host)
+        if name is None or not self._is_mine(name):
             raise Forbidden(
                 "the Host header does not name this gateway: use its IP address or localhost, or "
                 "let its owner allow the name: meshnode join --allow-host NAME"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meshnode.cli.settings import data_folder, environment
+from meshnode.cli.settings import client_environment, data_folder, environment
 from meshnode.errors import ConfigError, ModelNotFound
+from meshnode.limits import DAEMON_ANSWER_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,9 +60,6 @@ CaFile = Annotated[
     ),
 ]
 
-ANSWER_TIMEOUT_S: Final = 10.0
-"""For answers that a daemon gives from its own tables; it has them at hand."""
-
 
 def client_of(
     data_dir: str | None,
@@ -84,6 +82,8 @@ def client_of(
     """
     # A daemon imports this module with `join`, and needs no client.
     from meshnode.client.endpoints import (
+        API_KEY_FILE_VARIABLE,
+        CA_FILE_VARIABLE,
         GATEWAY_VARIABLE,
         control_target,
         gateway_target,
@@ -103,8 +103,16 @@ def client_of(
             raise ConfigError("--key-file is for a gateway: name one with --gateway")
         if ca_file:
             raise ConfigError("--ca-file is for a gateway: name one with --gateway")
-        return MeshClient.of(control_target(data_folder(data_dir)), timeout_s=ANSWER_TIMEOUT_S)
-    target = gateway_target(urls, None, environment(), key_file=key_file, ca_file=ca_file)
+        return MeshClient.of(
+            control_target(data_folder(data_dir)), timeout_s=DAEMON_ANSWER_TIMEOUT_S
+        )
+    options = {
+        GATEWAY_VARIABLE: gateway,
+        API_KEY_FILE_VARIABLE: key_file,
+        CA_FILE_VARIABLE: ca_file,
+    }
+    variables = client_environment({name for name, value in options.items() if value})
+    target = gateway_target(urls, None, variables, key_file=key_file, ca_file=ca_file)
     shown = [endpoint.url for endpoint in target.endpoints if endpoint.shows_key]
     if target.api_key and shown:
         typer.echo(
@@ -112,7 +120,7 @@ def client_of(
             "listen",
             err=True,
         )
-    return MeshClient.of(target, timeout_s=ANSWER_TIMEOUT_S)
+    return MeshClient.of(target, timeout_s=DAEMON_ANSWER_TIMEOUT_S)
 
 
 def unknown_model(client: MeshClient, name: str, error: ModelNotFound) -> ModelNotFound:

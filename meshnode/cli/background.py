@@ -7,6 +7,7 @@ goes on in the data folder. The argument only tells people which node a process 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -26,31 +27,28 @@ log = logging.getLogger("meshnode")
 def main() -> int:
     """Be the daemon; return its exit code."""
     options: JoinOptions = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own parent's pipe
-    _give_up(0, os.O_RDONLY)
+    _read_nothing()
     from meshnode.daemon import run
+    from meshnode.daemon.terminal import flush, let_go
 
     os.chdir(Path(options.data_dir).anchor)  # no file system is kept from being unmounted
     try:
-        return run(options, _let_go)
+        return run(options, let_go)
     except MeshError as error:
-        print_error(error)
+        with contextlib.suppress(OSError):  # nobody is there any more
+            print_error(error)
         return error.exit_code
     except Exception:
         log.exception("the daemon ended by a defect; please report it")  # nobody sees its stderr
         raise
+    finally:
+        flush()
 
 
-def _let_go() -> None:
-    """Leave the parent's terminal; that standard output ends tells the parent."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    _give_up(2, os.O_WRONLY)
-    _give_up(1, os.O_WRONLY)
-
-
-def _give_up(descriptor: int, flags: int) -> None:
-    nowhere = os.open(os.devnull, flags)
-    os.dup2(nowhere, descriptor)
+def _read_nothing() -> None:
+    """Leave the parent's pipe."""
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
     os.close(nowhere)
 
 

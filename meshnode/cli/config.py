@@ -8,12 +8,15 @@ import typer
 from meshnode.cli.arguments import AsJson, DataDir
 from meshnode.cli.output import print_error, print_json, print_table
 from meshnode.cli.settings import ConfigFile, EnvFile, load_settings
+from meshnode.errors import MeshError
+from meshnode.folderlock import holder
 
 if TYPE_CHECKING:
     from meshnode.settings.layers import Fault, Setting, Settings
     from meshnode.settings.load import Loaded
 
 _EXIT_FAULTS = 2
+_ANSWER_S = 2.0  # a status is answered from the daemon's own tables
 
 app = typer.Typer(name="config", help="Show and check this node's settings.", no_args_is_help=True)
 
@@ -53,6 +56,7 @@ def show(
             *([each.field.key, each.text, _origin(each)] for each in _shown(settings)),
         ]
         print_table(["SETTING", "VALUE", "FROM"], rows, empty="")
+        _tell_of_other_files(loaded)
     _end(settings.faults, quiet=json)
 
 
@@ -72,8 +76,9 @@ def check(
     """
     if file is not None:
         from meshnode.settings.load import check_file
+        from meshnode.settings.machine import on_this_machine
 
-        settings, files = check_file(file), (str(file),)
+        settings, files = on_this_machine(check_file(file)), (str(file),)
     else:
         loaded = load_settings({}, data_dir=data_dir, config=config, env_file=env_file)
         settings, files = loaded.settings, loaded.files
@@ -92,6 +97,27 @@ def example() -> None:
     from meshnode.settings.document import example as text
 
     typer.echo(text(), nl=False)
+
+
+def _tell_of_other_files(loaded: "Loaded") -> None:
+    """Say where the daemon that runs has other settings than a start from here would have."""
+    from meshnode.client.mesh import MeshClient
+
+    try:
+        if holder(loaded.data_dir) is None:
+            return
+        with MeshClient.local(loaded.data_dir) as client:
+            status = client.get("/mesh/v1/status", timeout_s=_ANSWER_S)
+    except MeshError:
+        return
+    kept = str(loaded.data_dir / "options")
+    read = [path for path in status.get("config_files", ()) if path != kept]
+    if read != [path for path in loaded.files if path != kept]:
+        typer.echo(
+            f"note: this is what a start from here takes. The daemon that runs now was started with "
+            f"{', '.join(read) or 'no file'}",
+            err=True,
+        )
 
 
 def _shown(settings: "Settings") -> "list[Setting]":

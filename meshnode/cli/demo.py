@@ -21,9 +21,9 @@ from meshnode.cli.demo_load import DURING_S, LoadReport, RequestStream, report
 from meshnode.cli.demo_mesh import DemoMesh, DemoNode, Interrupts, wait_until
 from meshnode.cli.inputs import image_array
 from meshnode.cli.output import plain, print_json, print_table
+from meshnode.cli.requests import Document, metadata_of
 from meshnode.client.calls import model_path
 from meshnode.client.infer import infer_call, infer_document, parse_route
-from meshnode.client.inference import Document, metadata_of
 from meshnode.client.tensors import encode_inputs
 from meshnode.errors import PeerError
 

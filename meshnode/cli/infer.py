@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from meshnode.cli.answers import output_lines
 from meshnode.cli.arguments import (
     AsJson,
     CaFile,
@@ -20,9 +21,9 @@ from meshnode.cli.arguments import (
 )
 from meshnode.cli.inputs import Given, prepare, read_arguments, takes_image
 from meshnode.cli.output import plain, print_json, print_table
+from meshnode.cli.requests import example_body, metadata_of
 from meshnode.client.calls import Reply, ask, model_path
 from meshnode.client.infer import infer_call, read_result
-from meshnode.client.inference import example_body, metadata_of, output_lines
 from meshnode.client.mesh import MeshClient
 from meshnode.errors import ConfigError, ModelNotFound
 from meshnode.options import parse_duration
@@ -34,7 +35,7 @@ def infer(
         list[str] | None,
         typer.Argument(
             metavar="[INPUT]...",
-            help="A file (JSON, .npy, .npz, PNG or JPEG; - for stdin), or NAME=VALUE for each input; "
+            help="A file (JSON, .npy, .npz, PNG, JPEG, WebP or GIF; - for stdin), or NAME=VALUE for each input; "
             "NAME=@FILE reads the value from a file. Without any, the model's inputs are shown.",
         ),
     ] = None,
@@ -97,6 +98,8 @@ def _send(
     form: _Form,
 ) -> Reply:
     request = prepare(given, metadata, metadata_of(metadata))
+    for note in request.notes:
+        typer.echo(f"note: {plain(note)}", err=True)
     document = request.document
     if form == "npz":
         parameters = {**(document.get("parameters") or {}), "binary_data_output": True}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meshnode.cli.requests import Document, build_request
 from meshnode.client.infer import infer_document
-from meshnode.client.inference import Document, build_request
 from meshnode.client.results import ModelMetadata, TensorInfo
-from meshnode.client.shapes import describe_specs
-from meshnode.client.tensors import encode_inputs
+from meshnode.client.shapes import describe_specs, fit_shape
+from meshnode.client.tensors import InputTensor, encode_inputs
 from meshnode.errors import ConfigError, InvalidRequest, TooLarge
 from meshnode.limits import MAX_BODY_BYTES, MAX_REQUEST_TENSORS
 from meshnode.types import Buffer, DataType
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from meshnode.models.manifest import TensorSpec
 
-_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # PNG, JPEG
+_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")  # the second is JPEG
 _NPY_START = b"\x93NUMPY"
 _NPZ_START = b"PK\x03\x04"
+_TAKEN = "taken are JSON, .npy, .npz, and pictures in PNG, JPEG, WebP or GIF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,11 @@ class Given:
 
 
 class Prepared(NamedTuple):
-    """A request: its JSON part, and the bytes of the inputs that are not in it."""
+    """A request: its JSON part, the bytes of the inputs that are not in it, what to tell the person."""
 
     document: Document
     buffers: tuple[Buffer, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_arguments(arguments: Sequence[str]) -> list[Given]:
@@ -116,8 +118,8 @@ def prepare(given: Sequence[Given], metadata: Document, typed: ModelMetadata) ->
         content = given[0].content
         if content.startswith(_NPZ_START):
             return _encode(_read_npz(content, given[0].label), typed)
-        if not content.startswith((*_IMAGE_STARTS, _NPY_START)):
-            return Prepared(build_request(_read_json(content), metadata))
+        if not _is_image(content) and not content.startswith(_NPY_START):
+            return Prepared(build_request(_read_json(content, given[0].label), metadata))
         return _encode({_only_input(typed).name: _value(given[0], _only_input(typed))}, typed)
     specs = {spec.name: spec for spec in typed.inputs}
     values: dict[str, Any] = {}
@@ -134,8 +136,32 @@ def prepare(given: Sequence[Given], metadata: Document, typed: ModelMetadata) ->
 
 
 def _encode(values: dict[str, Any], typed: ModelMetadata) -> Prepared:
+    specs = {spec.name: spec for spec in typed.inputs}
+    notes: list[str] = []
+    for name, value in values.items():
+        if name in specs and hasattr(value, "dtype"):  # an array
+            values[name] = _fitted(value, specs[name], notes)
     encoded = encode_inputs(values, typed.name, typed.inputs)
-    return Prepared(infer_document(encoded), encoded.buffers)
+    return Prepared(infer_document(encoded), encoded.buffers, tuple(notes))
+
+
+def _fitted(array: "NDArray[Any]", spec: TensorInfo, notes: list[str]) -> Any:
+    """Return an array as an input takes it: with its batch dimension, and its numbers in its type."""
+    import numpy as np
+
+    from meshnode.models.tensors import DTYPES
+
+    array = array.reshape(fit_shape(list(array.shape), spec.shape))
+    if array.dtype.kind not in "biuf" or spec.datatype == DataType.BYTES:
+        return array
+    # NumPy has no BF16: a byte is all that it holds exactly.
+    target = DTYPES.get(DataType(spec.datatype), np.dtype(np.int8))
+    if not np.can_cast(array.dtype, target, "safe"):
+        notes.append(
+            f"input {spec.name!r} is sent as {spec.datatype}, as the model takes it; the file holds "
+            f"{array.dtype.name}, so digits may be lost"
+        )
+    return InputTensor(array, spec.datatype)
 
 
 def _only_input(typed: ModelMetadata) -> TensorInfo:
@@ -156,9 +182,14 @@ def _value(given: Given, spec: TensorInfo) -> Any:
         return read_npy(given.content, given.label)
     if is_text:
         return [given.content]  # a model of BYTES reads files of any kind itself
-    if given.content.startswith(_IMAGE_STARTS):
+    if _is_image(given.content):
         return image_array(given.content, spec)
-    return _read_json(given.content)
+    return _read_json(given.content, given.label)
+
+
+def _is_image(content: bytes) -> bool:
+    is_webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
+    return is_webp or content.startswith(_IMAGE_STARTS)
 
 
 def _read_text(given: Given, spec: TensorInfo, *, is_text: bool) -> Any:
@@ -178,14 +209,21 @@ def _read_text(given: Given, spec: TensorInfo, *, is_text: bool) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _read_json(content: bytes) -> object:
+def _read_json(content: bytes, label: str) -> object:
+    if not content.strip():
+        raise InvalidRequest(f"{_named(label)} is empty; {_TAKEN}")
     try:
         document: object = json.loads(content)
     except (ValueError, RecursionError) as error:
+        why = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidRequest(
-            f"the input is neither JSON ({error}) nor a PNG or JPEG image, nor a NumPy array"
+            f"{_named(label)} is of no form that is known, and no JSON ({why}); {_TAKEN}"
         ) from None
     return document
+
+
+def _named(label: str) -> str:
+    return "the standard input" if label == "-" else repr(label)
 
 
 def read_npy(content: bytes, label: str) -> "NDArray[Any]":
@@ -229,7 +267,7 @@ def _read_npz(content: bytes, label: str) -> dict[str, Any]:
 
 
 def image_array(content: bytes, spec: TensorInfo) -> "NDArray[Any]":
-    """Return a PNG or JPEG picture as a batch of one, in the size and layout of an input.
+    """Return a picture's file as a batch of one, in the size and layout of an input.
 
     Raises:
         InvalidRequest: if the input takes no pictures, or the picture is damaged.

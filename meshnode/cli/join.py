@@ -7,7 +7,9 @@ import typer
 
 from meshnode.cli.invite import read_invite
 from meshnode.cli.settings import ConfigFile, EnvFile, load_settings, option
+from meshnode.datafolder import is_member
 from meshnode.errors import ConfigError
+from meshnode.options import no_mesh_to_rejoin
 from meshnode.settings.fields import HTTP, MESH, RUNNING
 
 
@@ -60,11 +62,20 @@ def join(
             "--new", help="Found a new mesh without looking for others.", rich_help_panel=MESH
         ),
     ] = False,
+    rejoin: Annotated[
+        bool,
+        typer.Option(
+            "--rejoin",
+            help="Only rejoin the mesh that this device is a member of; never found one.",
+            rich_help_panel=MESH,
+        ),
+    ] = False,
     http: Annotated[str | None, option("http")] = None,
     no_gateway: Annotated[
         bool, typer.Option("--no-gateway", help="Offer no HTTP.", rich_help_panel=HTTP)
     ] = False,
     allow_host: Annotated[list[str] | None, option("allow_hosts")] = None,
+    require_key: Annotated[bool | None, option("require_key")] = None,
     tls_cert: Annotated[str | None, option("tls_cert")] = None,
     tls_key: Annotated[str | None, option("tls_key")] = None,
     max_memory: Annotated[str | None, option("max_memory")] = None,
@@ -99,6 +110,11 @@ def join(
     invite = read_invite(invite, invite_file)
     if invite is not None and new:
         raise ConfigError("an invite joins an existing mesh and --new founds one; give one of them")
+    if rejoin and (new or invite is not None):
+        raise ConfigError(
+            "--rejoin is for a device that is a member already; leave it out to join by an invite or to "
+            "found a mesh with --new"
+        )
     if no_gateway and http is not None:
         raise ConfigError("--http says where the gateway listens and --no-gateway leaves it out")
     loaded = load_settings(
@@ -115,6 +131,7 @@ def join(
             "profile": profile,
             "http": "off" if no_gateway else http,
             "allow_hosts": allow_host,
+            "require_key": require_key,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "max_memory": max_memory,
@@ -131,7 +148,11 @@ def join(
         env_file=env_file,
     )
     options = loaded.settings.options(data_dir=str(loaded.data_dir), invite=invite, new=new)
-    options = replace(options, config_files=loaded.files)
+    if rejoin and not is_member(loaded.data_dir):
+        raise ConfigError(no_mesh_to_rejoin(str(loaded.data_dir)))
+    # A member that is left while its daemon starts must not found a mesh of its own then.
+    rejoin = rejoin or (invite is None and not new and is_member(loaded.data_dir))
+    options = replace(options, rejoin=rejoin, config_files=loaded.files)
     if detach:
         from meshnode.cli.detach import start_detached
 

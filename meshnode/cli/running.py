@@ -2,6 +2,7 @@
 
 import sys
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,11 @@ import typer
 from meshnode.cli.arguments import AsJson, DataDir
 from meshnode.cli.output import print_json
 from meshnode.cli.settings import data_folder
+from meshnode.client.control import was_cut_off
 from meshnode.client.ending import ask_to_end, end_at_once
 from meshnode.client.log_files import LogReader
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, MeshError, PeerError
+from meshnode.folderlock import Holder, holder
 from meshnode.options import parse_duration
 
 FOLLOW_INTERVAL_S = 0.25
@@ -21,6 +24,10 @@ FOLLOW_INTERVAL_S = 0.25
 Timeout = Annotated[
     str, typer.Option(help="How long to wait until it has ended.", metavar="DURATION")
 ]
+_NOT_NAMED = (
+    "no line names {request}: unless the node was started with --log-level debug, it logs only requests "
+    "that were slow or failed through no fault of the client; another node may have taken it"
+)
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -55,22 +62,73 @@ def leave(
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Leave the mesh: say goodbye and forget it; to come back, this device needs a new invite."""
+    """Leave the mesh: say goodbye and forget it; to come back, this device needs a new invite.
+
+    A service that starts this node at boot is removed, too, unless told to --keep.
+    """
     folder = data_folder(data_dir)
     limit_s = parse_duration("--timeout", timeout)
     if not keep and not (folder / "mesh").exists():
+        _require_not_starting(folder)
         _tell_no_member(folder, json=json)
         return
     alone = _is_alone(folder)
     if keep:
-        ended = ask_to_end(folder, timeout_s=limit_s, say=_progress)
-        _tell_left(json=json, told=ended is not None, forgotten=False, alone=alone)
+        ended = ask_to_end(folder, timeout_s=limit_s, leave=False, only_ready=True, say=_progress)
+        outcome = _outcome(ended, did_the_rest=not was_cut_off(folder))
+        _tell_left(outcome, json=json, forgotten=False, alone=alone, services=())
         return
     _confirm(folder, yes=yes, alone=alone)
-    ended = ask_to_end(folder, timeout_s=limit_s, leave=True, say=_progress)
-    if ended is None or (folder / "mesh").exists():  # it does not run, or could not finish
+    ended = ask_to_end(folder, timeout_s=limit_s, leave=True, only_ready=True, say=_progress)
+    outcome = _outcome(ended, did_the_rest=not (folder / "mesh").exists())
+    if outcome is not _Outcome.TOLD:
         _forget(folder)
-    _tell_left(json=json, told=ended is not None, forgotten=True, alone=alone)
+    removed = _remove_services(folder)
+    _tell_left(outcome, json=json, forgotten=True, alone=alone, services=removed)
+
+
+class _Outcome(Enum):
+    """What became of the daemon of a node that leaves."""
+
+    TOLD = "it said goodbye"
+    CUT_OFF = "it ended before its goodbye"
+    NOT_RUNNING = "it did not run"
+
+
+def _outcome(ended: Holder | None, *, did_the_rest: bool) -> _Outcome:
+    """Tell it by whether a daemon ran, and whether it did what comes after a goodbye."""
+    if ended is None:
+        return _Outcome.NOT_RUNNING
+    return _Outcome.TOLD if did_the_rest else _Outcome.CUT_OFF
+
+
+def _require_not_starting(folder: Path) -> None:
+    running = holder(folder)
+    if running is not None:
+        raise PeerError(
+            f"{running} is about to join or to found a mesh on {folder}; try again once "
+            "`meshnode status` answers, or end it with `meshnode stop`"
+        )
+
+
+def _remove_services(folder: Path) -> tuple[str, ...]:
+    """Take away what would start this node at boot; return its files, and tell of what stays."""
+    from meshnode.cli.supervisors import installed_for
+
+    removed = []
+    for service in installed_for(folder):
+        try:
+            service.require_here()
+            service.remove()
+        except MeshError as error:
+            typer.echo(
+                f"warning: the service {service.file} could not be removed ({error}). It will not found "
+                "a mesh by itself; remove it with `meshnode service uninstall`, as root if it is root's",
+                err=True,
+            )
+        else:
+            removed.append(str(service.file))
+    return tuple(removed)
 
 
 def _confirm(folder: Path, *, yes: bool, alone: bool) -> None:
@@ -121,24 +179,34 @@ def _forget(folder: Path) -> None:
 
 def _tell_no_member(folder: Path, *, json: bool) -> None:
     if json:
-        print_json({"told": False, "forgotten": False})
+        print_json({"told": False, "forgotten": False, "services_removed": []})
     else:
         typer.echo(f"{folder} belongs to no mesh; there is nothing to leave.")
 
 
-def _tell_left(*, json: bool, told: bool, forgotten: bool, alone: bool) -> None:
+def _tell_left(
+    outcome: _Outcome, *, json: bool, forgotten: bool, alone: bool, services: tuple[str, ...]
+) -> None:
     if json:
-        print_json({"told": told, "forgotten": forgotten})
+        told = outcome is _Outcome.TOLD
+        print_json({"told": told, "forgotten": forgotten, "services_removed": list(services)})
         return
     if alone:
         typer.echo("No other node is in this mesh, so none had to be told.")
-    elif told:
+    elif outcome is _Outcome.TOLD:
         typer.echo("The other nodes have been told.")
     else:
-        typer.echo(
-            "The daemon does not run, so the other nodes could not be told: they see this node as "
-            "dead, and forget it in time."
+        reason = (
+            "The daemon does not run"
+            if outcome is _Outcome.NOT_RUNNING
+            else "The daemon ended before its goodbye (see `meshnode logs`)"
         )
+        typer.echo(
+            f"{reason}, so the other nodes could not be told: they see this node as dead, and forget "
+            "it in time."
+        )
+    for file in services:
+        typer.echo(f"The service that started this node is removed: {file}")
     if forgotten:
         typer.echo("The mesh is forgotten; to join one again, use a new invite.")
     else:
@@ -187,8 +255,11 @@ def logs(
     with LogReader(path) as log:
         if not log.exists and not follow:
             raise ConfigError(f"there is no log at {path}: no node has run on this folder yet")
-        for record in log.last(lines, wanted):
+        found = log.last(lines, wanted)
+        for record in found:
             show(record)
+        if request is not None and lines and not found:
+            typer.echo(_NOT_NAMED.format(request=request), err=True)
         while follow:
             for record in filter(wanted, log.new()):
                 show(record)

@@ -5,27 +5,33 @@
 | Linux with systemd | a user unit | a system unit, run as the owner of the data folder | yes |
 | macOS | a launchd agent | the same | no |
 | Windows | a scheduled task at log-on | the same | no |
+
+A service starts in no shell and in no folder of its owner's, so the files of settings that count where it
+is installed are written into it by their absolute paths, and what cannot come along is told.
 """
 
-import os
+import re
 import shlex
-import shutil
-import subprocess
 import sys
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from meshnode.cli import service_files
 from meshnode.cli.arguments import AsJson, DataDir
-from meshnode.cli.output import plain, print_json, print_table
-from meshnode.cli.settings import data_folder, working_folder
-from meshnode.errors import ConfigError, MeshError, PeerError
-from meshnode.folderlock import holder
+from meshnode.cli.output import print_json, print_table
+from meshnode.cli.settings import ConfigFile, EnvFile, data_folder, load_settings, settings_in
+from meshnode.cli.supervisors import State, Supervisor, supervisor
+from meshnode.errors import ConfigError, MeshError
+from meshnode.folderlock import Holder, holder
 from meshnode.options import check_name
+from meshnode.settings.environment import read_text
+from meshnode.settings.layers import ENVIRONMENT, Kind
+from meshnode.settings.load import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from meshnode.settings.load import Loaded
 
 app = typer.Typer(
     name="service",
@@ -33,10 +39,8 @@ app = typer.Typer(
     help="Start this device's node at boot (systemd; launchd and Windows untested).",
 )
 
-SYSTEM_UNITS = Path("/etc/systemd/system")
-"""Where an administrator's units lie (systemd.unit(5))."""
-
-_TOOL_TIMEOUT_S = 90.0  # starting waits until the node is a member
+_ANSWER_S = 2.0  # a status is answered from the daemon's own tables
+_VARIABLE = re.compile(r"^\s*(?:export\s+)?MESHNODE_", re.MULTILINE)  # in TOML, that begins no line
 
 ForSystem = Annotated[
     bool | None,
@@ -59,238 +63,6 @@ Name = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is known of an installed service.
-
-    Attributes:
-        installed: Whether its file is there.
-        enabled: Whether it starts by itself.
-        active: What the supervisor calls its state, such as `active`.
-        pid: Its process, or None.
-    """
-
-    installed: bool
-    enabled: bool
-    active: str
-    pid: int | None
-
-
-class Supervisor(ABC):
-    """One platform's way to keep a program running.
-
-    Attributes:
-        file: What tells it about the daemon.
-        text: That file's content.
-    """
-
-    file: Path
-    text: str
-
-    @abstractmethod
-    def require_here(self) -> None:
-        """Raise ConfigError, with what to do instead, where it does not run."""
-
-    @abstractmethod
-    def activate(self) -> None:
-        """Let it start the daemon now and at each boot; the file is there."""
-
-    @abstractmethod
-    def deactivate(self) -> None:
-        """Stop the daemon and let it start no more; the file is still there."""
-
-    @abstractmethod
-    def forget(self) -> None:
-        """Notice that the file is gone."""
-
-    @abstractmethod
-    def state(self) -> State:
-        """Ask for the daemon's state."""
-
-    def installed_text(self) -> str:
-        """Return what is installed now under this name; empty for nothing, or nothing readable."""
-        try:
-            return self.file.read_text(errors="replace")
-        except OSError:
-            return ""
-
-    def write(self) -> bool:
-        """Write the file; False if it was there already, as it is now."""
-        encoding = (
-            "utf-16" if self.text.startswith('<?xml version="1.0" encoding="UTF-16"') else "utf-8"
-        )
-        content = self.text.encode(encoding)
-        try:
-            if self.file.exists() and self.file.read_bytes() == content:
-                return False
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_bytes(content)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.file} cannot be written ({error.strerror or error}); use --user for a service "
-                "of your own, or run this as root"
-            ) from None
-        return True
-
-    def hint(self) -> str:
-        """Return what else its owner may want to do; empty for nothing."""
-        return ""
-
-
-class Systemd(Supervisor):
-    """systemd, as the machine's or as this user's."""
-
-    def __init__(self, name: str, command: list[str], data_dir: Path, *, system: bool) -> None:
-        """Make the unit's text."""
-        self._system = system
-        self._tool = ["systemctl"] if system else ["systemctl", "--user"]
-        self._unit = f"{name}.service"
-        user = _owner(data_dir) if system else None
-        self.text = service_files.systemd_unit(command, str(data_dir), user=user)
-        config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-        own = Path(config).expanduser() / "systemd" / "user"
-        self.file = (SYSTEM_UNITS if system else own) / self._unit
-
-    def require_here(self) -> None:
-        """Raise ConfigError where systemd does not run, or not for this user."""
-        if shutil.which("systemctl") is None:
-            raise ConfigError(f"there is no systemd on this machine; {_instead()}")
-        asked = _run([*self._tool, "show", "--property=Version"])
-        if asked.returncode != 0:
-            whose = "here" if self._system else "for this user"
-            raise ConfigError(f"systemd does not run {whose} ({_said(asked)}); {_instead()}")
-
-    def activate(self) -> None:
-        """Reload, enable, and start anew."""
-        self._call("daemon-reload")
-        self._call("enable", self._unit)
-        self._call("restart", self._unit)
-
-    def deactivate(self) -> None:
-        """Stop and disable."""
-        self._call("disable", "--now", self._unit)
-
-    def forget(self) -> None:
-        """Reload."""
-        self._call("daemon-reload")
-
-    def state(self) -> State:
-        """Read the unit's properties."""
-        names = ("ActiveState", "UnitFileState", "MainPID")
-        asked = _run([*self._tool, "show", self._unit, f"--property={','.join(names)}"])
-        found = dict(line.partition("=")[::2] for line in asked.stdout.splitlines())
-        pid = found.get("MainPID", "0")
-        return State(
-            installed=self.file.exists(),
-            enabled=found.get("UnitFileState", "").startswith("enabled"),
-            active=found.get("ActiveState") or "unknown",
-            pid=int(pid) if pid.isdigit() and pid != "0" else None,
-        )
-
-    def hint(self) -> str:
-        """Tell what a user's unit needs to start without a log-in."""
-        if self._system:
-            return ""
-        return (
-            "A user's service starts when you log in. To start it at boot: loginctl enable-linger "
-            "(or install it as root, with --data-dir of this node)"
-        )
-
-    def _call(self, *arguments: str) -> None:
-        done = _run([*self._tool, *arguments])
-        if done.returncode != 0:
-            scope = "" if self._system else "--user "
-            raise PeerError(
-                f"`{shlex.join([*self._tool, *arguments])}` failed: {_said(done)}. See why with: "
-                f"journalctl {scope}-u {self._unit} -e, and: meshnode logs"
-            )
-
-
-class Launchd(Supervisor):
-    """launchd, for this user. Written from its manual; never tried on a Mac."""
-
-    def __init__(self, name: str, command: list[str]) -> None:
-        """Make the property list."""
-        more = name.removeprefix(service_files.NAME).replace("-", ".", 1)
-        label = service_files.LAUNCHD_LABEL + more
-        self.text = service_files.launchd_plist(command, label)
-        agents = Path("~/Library/LaunchAgents").expanduser()
-        self.file = agents / f"{label}.plist"
-        self._domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
-        self._target = f"{self._domain}/{label}"
-
-    def require_here(self) -> None:
-        """Raise ConfigError where there is no launchctl."""
-        if shutil.which("launchctl") is None:
-            raise ConfigError(f"there is no launchctl on this machine; {_instead()}")
-
-    def activate(self) -> None:
-        """Load the job anew; it starts at once."""
-        _run(["launchctl", "bootout", self._target])
-        _require(["launchctl", "bootstrap", self._domain, str(self.file)])
-
-    def deactivate(self) -> None:
-        """Unload the job, which stops it."""
-        _require(["launchctl", "bootout", self._target])
-
-    def forget(self) -> None:
-        """Nothing: launchd reads the folder at log-in."""
-
-    def state(self) -> State:
-        """Ask for the job."""
-        asked = _run(["launchctl", "print", self._target])
-        lines = [line.strip().partition(" = ") for line in asked.stdout.splitlines()]
-        found = {key: value for key, _, value in lines}
-        pid = found.get("pid", "")
-        return State(
-            installed=self.file.exists(),
-            enabled=asked.returncode == 0,
-            active=found.get("state") or "not loaded",
-            pid=int(pid) if pid.isdigit() else None,
-        )
-
-
-class TaskScheduler(Supervisor):
-    """Windows' task scheduler, for this user. Written from its manual; never tried on Windows."""
-
-    def __init__(self, name: str, command: list[str], data_dir: Path) -> None:
-        """Make the task's text."""
-        self._task = name
-        domain, name = os.environ.get("USERDOMAIN", ""), os.environ.get("USERNAME", "")
-        user = f"{domain}\\{name}" if domain else name
-        self.text = service_files.windows_task(command, user)
-        self.file = data_dir / "service.xml"
-
-    def installed_text(self) -> str:
-        """Ask for the task: its file lies in the data folder, and another one has another."""
-        asked = _run(["schtasks", "/Query", "/TN", self._task, "/XML"])
-        return asked.stdout if asked.returncode == 0 else ""
-
-    def require_here(self) -> None:
-        """Raise ConfigError where there is no schtasks."""
-        if shutil.which("schtasks") is None:
-            raise ConfigError(f"there is no schtasks on this machine; {_instead()}")
-
-    def activate(self) -> None:
-        """Create the task, and run it."""
-        _require(["schtasks", "/Create", "/TN", self._task, "/XML", str(self.file), "/F"])
-        _require(["schtasks", "/Run", "/TN", self._task])
-
-    def deactivate(self) -> None:
-        """Delete the task; `meshnode stop` ends the daemon itself."""
-        _require(["schtasks", "/Delete", "/TN", self._task, "/F"])
-
-    def forget(self) -> None:
-        """Nothing is left to do."""
-
-    def state(self) -> State:
-        """Ask for the task."""
-        asked = _run(["schtasks", "/Query", "/TN", self._task, "/FO", "CSV", "/NH"])
-        there = asked.returncode == 0
-        active = asked.stdout.strip().rpartition(",")[2].strip('"') if there else "not installed"
-        return State(installed=self.file.exists(), enabled=there, active=active, pid=None)
-
-
 @app.command()
 def install(
     show: Annotated[
@@ -299,31 +71,39 @@ def install(
     name: Name = None,
     system: ForSystem = None,
     data_dir: DataDir = None,
+    config: ConfigFile = None,
+    env_file: EnvFile = None,
 ) -> None:
-    """Start this node now and at each boot; a second time brings the service up to date."""
-    folder, env_file = data_folder(data_dir), _env_file()
-    supervisor = _supervisor(folder, name=name, system=system, env_file=env_file)
+    """Start this node now and at each boot; a second time brings the service up to date.
+
+    The files of settings that count here are written into it: those that --config and --env-file name,
+    else those that MESHNODE_CONFIG and MESHNODE_ENV_FILE name, else .env, else those of the service as
+    it is. Variables of this shell do not reach it.
+    """
+    loaded = load_settings({}, data_dir=data_dir, config=config, env_file=env_file)
+    folder = loaded.data_dir
+    existing = _supervisor(folder, name=name, system=system)
+    files = _files(loaded, existing.installed_text())
+    _warn_of_what_stays_here(loaded, files)
+    made = _supervisor(folder, name=name, system=system, files=files)
     if show:
-        typer.echo(supervisor.text, nl=False)
+        typer.echo(made.text, nl=False)
         return
-    supervisor.require_here()
+    made.require_here()
     _require_member(folder)
-    _require_own(supervisor, folder)
-    running, state = holder(folder), supervisor.state()
+    _require_own(made, folder)
+    running, state = holder(folder), made.state()
     if running is not None and running.pid != state.pid:
-        raise ConfigError(
-            f"{running} runs on {folder} by itself; stop it first with `meshnode stop`, then install "
-            "the service, which starts it again"
-        )
-    is_new = supervisor.write()
+        raise _runs_by_itself(running, folder)
+    is_new = made.write()
     if not is_new and state.enabled and running is not None:
-        typer.echo(f"The service is installed and running already: {supervisor.file}")
+        typer.echo(f"The service is installed and running already: {made.file}")
         return
-    supervisor.activate()
-    typer.echo(f"Installed and started: {supervisor.file}")
-    if env_file is not None:
-        typer.echo(f"It reads {env_file} at each start: keep that file.")
-    if hint := supervisor.hint():
+    made.activate()
+    typer.echo(f"Installed and started: {made.file}")
+    for path in files.values():
+        typer.echo(f"It reads {path} at each start: keep that file.")
+    if hint := made.hint():
         typer.echo(hint)
 
 
@@ -331,21 +111,14 @@ def install(
 def uninstall(name: Name = None, system: ForSystem = None, data_dir: DataDir = None) -> None:
     """Stop the service and remove it; the node's data stays."""
     folder = data_folder(data_dir)
-    supervisor = _supervisor(folder, name=name, system=system)
-    if not supervisor.file.exists():
-        typer.echo(f"No service is installed: there is no {supervisor.file}.")
+    found = _supervisor(folder, name=name, system=system)
+    if not found.file.exists():
+        typer.echo(f"No service is installed: there is no {found.file}.")
         return
-    supervisor.require_here()
+    found.require_here()
     if data_dir is not None:  # else its name says which one is meant
-        _require_own(supervisor, folder)
-    supervisor.deactivate()
-    try:
-        supervisor.file.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{supervisor.file} cannot be removed ({error.strerror}); run this as root"
-        ) from None
-    supervisor.forget()
+        _require_own(found, folder)
+    found.remove()
     typer.echo("The service is stopped and removed. The node's data stays; see `meshnode leave`.")
 
 
@@ -354,53 +127,116 @@ def status(
     name: Name = None, system: ForSystem = None, json: AsJson = False, data_dir: DataDir = None
 ) -> None:
     """Show whether the service is installed, starts by itself, and runs."""
-    supervisor = _supervisor(data_folder(data_dir), name=name, system=system)
-    if supervisor.file.exists():
-        supervisor.require_here()
-        state = supervisor.state()
+    found = _supervisor(data_folder(data_dir), name=name, system=system)
+    if found.file.exists():
+        found.require_here()
+        state = found.state()
     else:
         state = State(installed=False, enabled=False, active="not installed", pid=None)
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "installed": state.installed,
         "enabled": state.enabled,
         "active": state.active,
         "pid": state.pid,
-        "file": str(supervisor.file),
-        "data_dir": service_files.folder_of(supervisor.installed_text())
-        if state.installed
-        else None,
+        "file": str(found.file),
+        "data_dir": service_files.folder_of(found.installed_text()) if state.installed else None,
     }
     if json:
-        print_json(found)
+        print_json(document)
         return
     words = {True: "yes", False: "no"}
-    rows = [(name, words.get(value, value)) for name, value in found.items()]
+    rows = [(name, words.get(value, value)) for name, value in document.items()]
     print_table(("SERVICE", ""), rows, empty="")
 
 
 def _supervisor(
-    folder: Path, *, name: str | None, system: bool | None, env_file: Path | None = None
+    folder: Path,
+    *,
+    name: str | None,
+    system: bool | None,
+    files: dict[str, str] | None = None,
 ) -> Supervisor:
-    command = [sys.executable, "-m", "meshnode", "join", "--data-dir", str(folder)]
-    if env_file is not None:  # a service has another working folder
-        command += ["--env-file", str(env_file)]
+    command = [sys.executable, "-m", "meshnode", "join", "--rejoin", "--data-dir", str(folder)]
+    for option, path in (files or {}).items():
+        command += [option, path]
     called = service_files.NAME
     if name is not None:
         called += f"-{check_name('--name', name)}"
-    if sys.platform == "darwin":
-        return Launchd(called, command)
-    if sys.platform == "win32":
-        return TaskScheduler(called, command, folder)
-    is_root = os.geteuid() == 0
-    return Systemd(called, command, folder, system=is_root if system is None else system)
+    return supervisor(called, command, folder, system=system)
 
 
-def _env_file() -> Path | None:
-    """Return the `.env` file whose variables count for a node that is started here, if there is one."""
-    from meshnode.settings.environment import read_env_file
+def _files(loaded: "Loaded", installed: str) -> dict[str, str]:
+    """Return the files of settings that a service must name, by option: what it finds itself is not one.
 
-    found = read_env_file(os.environ, working_folder(), None)
-    return None if found is None else found[0]
+    Args:
+        loaded: What counts here.
+        installed: The service as it is, whose files stay where nothing else was named.
+    """
+    found = {"--config": loaded.config_file, "--env-file": loaded.env_file}
+    if service_files.folder_of(installed) == str(loaded.data_dir):
+        for option, path in found.items():
+            before = service_files.option_of(installed, option)
+            if not path and before is not None and Path(before).is_file():
+                found[option] = before
+    if found["--config"] == str(loaded.data_dir / CONFIG_NAME):
+        found["--config"] = ""
+    return {option: path for option, path in found.items() if path}
+
+
+def _warn_of_what_stays_here(loaded: "Loaded", files: dict[str, str]) -> None:
+    """Tell which settings count here and not in the service.
+
+    Raises:
+        ConfigError: if the service could not start with what is left.
+    """
+    folder = loaded.data_dir
+    service = settings_in(folder, files.get("--config"), files.get("--env-file"))
+    service.require_sound()
+    differ = [
+        each
+        for key, each in loaded.settings.by_key.items()
+        if key in service.by_key and each.value != service.by_key[key].value
+    ]
+    variables = [each.field.variable for each in differ if each.source == ENVIRONMENT]
+    if variables:
+        typer.echo(
+            f"warning: {', '.join(variables)} of this shell will not reach the service; put what it shall "
+            f"have into {folder / CONFIG_NAME} (`meshnode config show` tells what counts)",
+            err=True,
+        )
+    for each in differ:
+        if each.source.kind is Kind.ENV_FILE:
+            typer.echo(
+                f"warning: {each.said()} is another path for the service, which starts in another "
+                "folder; write it in full",
+                err=True,
+            )
+
+
+def _runs_by_itself(running: Holder, folder: Path) -> ConfigError:
+    """Return the error for a node that runs already, with the files that its service must name."""
+    from meshnode.client.mesh import MeshClient
+
+    again = ["meshnode", "service", "install", "--data-dir", str(folder)]
+    try:
+        with MeshClient.local(folder) as client:
+            read = client.get("/mesh/v1/status", timeout_s=_ANSWER_S).get("config_files", ())
+    except MeshError:
+        read = ()
+    for path in read:
+        if path not in (str(folder / "options"), str(folder / CONFIG_NAME)):
+            again += ["--env-file" if _is_env_file(path) else "--config", path]
+    return ConfigError(
+        f"{running} runs on {folder} by itself; stop it first with `meshnode stop`, then install "
+        f"the service, which starts it again: {shlex.join(again)}"
+    )
+
+
+def _is_env_file(path: str) -> bool:
+    try:
+        return _VARIABLE.search(read_text(Path(path))) is not None
+    except ConfigError:
+        return False
 
 
 def _require_own(supervisor: Supervisor, folder: Path) -> None:
@@ -420,40 +256,3 @@ def _require_member(folder: Path) -> None:
             f"{folder} belongs to no mesh yet; join or found one first: meshnode join --data-dir "
             f"{shlex.quote(str(folder))} --detach, then meshnode stop, then install the service"
         )
-
-
-def _owner(folder: Path) -> str:
-    """Return who owns the data folder: the user that a machine's service runs as."""
-    try:
-        return folder.owner()
-    except (OSError, KeyError):
-        return "root"
-
-
-def _instead() -> str:
-    return "start the node by hand with `meshnode join --detach`, and again after each boot"
-
-
-def _require(command: list[str]) -> None:
-    done = _run(command)
-    if done.returncode != 0:
-        raise PeerError(f"`{shlex.join(command)}` failed: {_said(done)}; see also: meshnode logs")
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(  # noqa: S603 - the platform's own tool, with our own words
-            command, capture_output=True, text=True, check=False, timeout=_TOOL_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _unusable(command[0], error) from None
-
-
-def _unusable(tool: str, error: Exception) -> MeshError:
-    return PeerError(f"{tool} did not work: {error}; {_instead()}")
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr or done.stdout or f"exit code {done.returncode}").strip().splitlines()
-    return plain(" ".join(lines))

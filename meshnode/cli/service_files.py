@@ -9,7 +9,7 @@ import re
 from html import unescape
 from typing import TYPE_CHECKING, Final
 
-from meshnode.limits import DRAIN_LIMIT_S
+from meshnode.limits import SERVICE_START_TIMEOUT_S, SERVICE_STOP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,20 +20,14 @@ NAME: Final = "meshnode"
 LAUNCHD_LABEL: Final = "org.meshnode.node"
 """The launchd job's name."""
 
-STOP_TIMEOUT_S: Final = round(DRAIN_LIMIT_S) + 15
-"""How long a supervisor waits before it kills: the daemon needs `DRAIN_LIMIT_S`, then closes."""
-
-START_TIMEOUT_S: Final = 180
-"""How long a start may take before it counts as failed: a rejoin tries several addresses in turn."""
-
 RESTART_S: Final = 5
 """Pause before a daemon that failed is started again; it gives up after `_RESTARTS` in ten minutes."""
 
 _RESTARTS = 30  # a network that comes up late, or a disk that is freed, has some minutes
 
-_UNIT_FOLDER = re.compile(r'^ExecStart=.*"--data-dir" "((?:[^"\\]|\\.)*)"', re.MULTILINE)
-_PLIST_FOLDER = re.compile(r"<string>--data-dir</string>\s*<string>(.*?)</string>", re.DOTALL)
-_TASK_FOLDER = re.compile(r'<Arguments>.*--data-dir (?:"([^"]*)"|([^\s"<]+))')
+_IN_UNIT = r'^ExecStart=.*"{}" "((?:[^"\\]|\\.)*)"'
+_IN_PLIST = r"<string>{}</string>\s*<string>(.*?)</string>"
+_IN_TASK = r'<Arguments>.*{} (?:"([^"]*)"|([^\s"<]+))'
 
 # Options that systemd itself enforces by seccomp or prctl: these work in user units too.
 _SEALED = (
@@ -69,6 +63,7 @@ def systemd_unit(command: Sequence[str], data_dir: str, *, user: str | None) -> 
         "# Written by `meshnode service install`; it is replaced when that is run again.",
         "[Unit]",
         "Description=meshnode: this device's part of an inference mesh",
+        *_only_on_a_member(data_dir),
         *(("Wants=network-online.target", "After=network-online.target") if system else ()),
         "StartLimitIntervalSec=600",
         f"StartLimitBurst={_RESTARTS}",
@@ -77,11 +72,12 @@ def systemd_unit(command: Sequence[str], data_dir: str, *, user: str | None) -> 
         "Type=notify",
         "NotifyAccess=main",
         *((f"User={user}",) if user not in (None, "root") else ()),
+        "WorkingDirectory=/",
         f"ExecStart={_systemd_command(command)}",
         "Restart=on-failure",
         f"RestartSec={RESTART_S}",
-        f"TimeoutStartSec={START_TIMEOUT_S}",
-        f"TimeoutStopSec={STOP_TIMEOUT_S}",
+        f"TimeoutStartSec={SERVICE_START_TIMEOUT_S}",
+        f"TimeoutStopSec={SERVICE_STOP_TIMEOUT_S}",
         "UMask=0077",
         "# What it prints at a terminal holds an invite, which the journal must not keep.",
         "StandardOutput=null",
@@ -93,6 +89,17 @@ def systemd_unit(command: Sequence[str], data_dir: str, *, user: str | None) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _only_on_a_member(data_dir: str) -> tuple[str, ...]:
+    """Let systemd pass over a node that has left its mesh; `join --rejoin` refuses it in any case.
+
+    A condition takes the rest of its line as it is, but for `%`: there is no way to write every path.
+    """
+    path = f"{data_dir}/mesh"
+    if not path.isprintable():
+        return ()
+    return (f"ConditionPathExists={path.replace('%', '%%')}",)
 
 
 def _systemd_command(command: Sequence[str]) -> str:
@@ -120,11 +127,16 @@ def _systemd_word(text: str, *, expands: bool) -> str:
 
 def folder_of(text: str) -> str | None:
     """Return the data folder that a file written here starts its daemon on, or None if it is not ours."""
-    if (found := _UNIT_FOLDER.search(text)) is not None:
+    return option_of(text, "--data-dir")
+
+
+def option_of(text: str, option: str) -> str | None:
+    """Return what a file written here gives its daemon as an option, such as `--config`, or None."""
+    if (found := re.search(_IN_UNIT.format(option), text, re.MULTILINE)) is not None:
         return _of_systemd_word(found[1])
-    if (found := _PLIST_FOLDER.search(text)) is not None:
+    if (found := re.search(_IN_PLIST.format(option), text, re.DOTALL)) is not None:
         return unescape(found[1])
-    if (found := _TASK_FOLDER.search(text)) is not None:
+    if (found := re.search(_IN_TASK.format(option), text)) is not None:
         quoted, bare = found[1], found[2]
         return bare if quoted is None else unescape(quoted).replace("\\\\", "\\")
     return None
@@ -152,7 +164,7 @@ def launchd_plist(command: Sequence[str], label: str = LAUNCHD_LABEL) -> str:
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": RESTART_S,
-        "ExitTimeOut": STOP_TIMEOUT_S,
+        "ExitTimeOut": SERVICE_STOP_TIMEOUT_S,
         "Umask": 0o077,
         "StandardOutPath": "/dev/null",  # it holds an invite
         "StandardErrorPath": "/dev/null",  # the log file in the data folder has it all

@@ -1,7 +1,8 @@
 """How commands reach the settings: options declared from the table of fields, sources read once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,20 @@ def environment() -> Mapping[str, str]:
     return effective(os.environ, working_folder())
 
 
+def client_environment(given: Collection[str]) -> Mapping[str, str]:
+    """Return the variables that tell a client its gateways and its key.
+
+    Args:
+        given: The variables in whose place options were given.
+
+    Raises:
+        ConfigError: if a key would go where an `.env` file leads that nobody named, or it cannot be read.
+    """
+    from meshnode.settings.environment import effective_for_client
+
+    return effective_for_client(os.environ, working_folder(), given)
+
+
 def data_folder(option: str | None) -> Path:
     """Return the data folder that `--data-dir`, MESHNODE_DATA_DIR (also of `.env`) or nothing means.
 
@@ -99,6 +114,7 @@ def load_settings(
         env_file: What `--env-file` said.
     """
     from meshnode.settings.load import Given, load
+    from meshnode.settings.machine import on_this_machine
 
     given = Given(
         {key: value for key, value in values.items() if value is not None},
@@ -107,4 +123,20 @@ def load_settings(
         config,
         env_file,
     )
-    return load(given, os.environ, working_folder(), choose_data_dir)
+    loaded = load(given, os.environ, working_folder(), choose_data_dir)
+    return replace(loaded, settings=on_this_machine(loaded.settings))
+
+
+def settings_in(folder: Path, config: str | None, env_file: str | None) -> Any:
+    """Return the settings of a start in no shell, such as a service's, as `meshnode.settings.layers.Settings`.
+
+    Args:
+        folder: The data folder.
+        config: The TOML file that it names.
+        env_file: The `.env` file that it names.
+    """
+    from meshnode.settings.load import Given, load
+    from meshnode.settings.machine import on_this_machine
+
+    given = Given({}, None, str(folder), config, env_file)
+    return on_this_machine(load(given, {}, Path(folder.anchor), choose_data_dir).settings)

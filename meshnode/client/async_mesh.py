@@ -17,9 +17,10 @@ from meshnode.client.calls import (
     Reply,
     delete_document,
     get_document,
+    names_of,
     post_document,
 )
-from meshnode.client.driving import accepted, call_plan, call_timeout_s, settle
+from meshnode.client.driving import accepted, call_plan, call_timeout_s, checked_timeout_s, settle
 from meshnode.client.endpoints import control_target, gateway_target
 from meshnode.client.infer import InferResult, MetadataCache, get_metadata, infer
 from meshnode.client.mesh import DEFAULT_INVITE_TTL_S
@@ -96,7 +97,7 @@ class AsyncMeshClient:
 
     def _start(self, target: Target, timeout_s: float) -> None:
         self._target = target
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout_s(timeout_s)
         self._rng = random.Random()
         self._gateways = Gateways(len(target.endpoints))
         self._cache = MetadataCache()
@@ -193,9 +194,9 @@ class AsyncMeshClient:
         progress: Callable[[DeployProgress], object] | None = None,
     ) -> ModelInfo:
         """Serve a model on the mesh; arguments, result and errors are those of `MeshClient.deploy`."""
-        nodes = (on,) if isinstance(on, str) else tuple(on)
-        wish = deploying.Wish(str(path), name, replicas, nodes)
-        flow = self.deployment(wish, timeout_s if wait else None, progress or deploying.ignore)
+        wish = deploying.Wish(str(path), name, replicas, names_of("on", on))
+        wait_s = checked_timeout_s(timeout_s) if wait else None
+        flow = self.deployment(wish, wait_s, progress or deploying.ignore)
         return read_as(ModelInfo, await self.run(flow))
 
     def deployment(
@@ -224,9 +225,9 @@ class AsyncMeshClient:
         progress: Callable[[DeployProgress], object] | None = None,
     ) -> ModelInfo:
         """Wait until a model is served; arguments and errors are those of `MeshClient.wait_ready`."""
-        watch = progress or deploying.ignore
+        watch, wait_s = progress or deploying.ignore, checked_timeout_s(timeout_s)
         return await self.run(
-            deploying.wait_ready(name, replicas, version, watch, time.monotonic, timeout_s)
+            deploying.wait_ready(name, replicas, version, watch, time.monotonic, wait_s)
         )
 
     async def undeploy(self, name: str, *, timeout_s: float | None = None) -> None:
@@ -276,7 +277,9 @@ class AsyncMeshClient:
 
     async def run(self, flow: Flow[T], *, timeout_s: float | None = None) -> T:
         """Carry out a flow of calls, as `MeshClient.run` does."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None
+        if timeout_s is not None:
+            deadline = time.monotonic() + checked_timeout_s(timeout_s)
         try:
             step = next(flow)
             while True:
@@ -310,6 +313,11 @@ class AsyncMeshClient:
     async def _call(self, call: Call, deadline: float | None) -> Reply:
         if self._closed:
             raise UsageError("this client was closed; make a new one")
+        if self._pool is not None and self._pool.is_elsewhere:
+            raise UsageError(
+                "this AsyncMeshClient belongs to the event loop in which it was first used; make one "
+                "in each loop, that is, within each asyncio.run"
+            )
         now = time.monotonic()
         timeout_s = call_timeout_s(call, deadline, self._timeout_s, now)
         plan = call_plan(call, self._gateways, self._target, now, now + timeout_s, self._rng)

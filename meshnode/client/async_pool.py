@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -16,12 +16,20 @@ from meshnode.client.tries import (
     LIVENESS_PATH,
     TryFailed,
     foreign_daemon,
+    hung_up,
     no_daemon,
+    tls_failed,
     too_large,
     untrusted,
     why_unreachable,
 )
-from meshnode.limits import CLIENT_IDLE_S, MAX_CLIENT_ANSWER_BYTES, MAX_CLIENT_CONNECTIONS
+from meshnode.errors import TooLarge
+from meshnode.limits import (
+    CLIENT_IDLE_S,
+    CLIENT_PROGRESS_BYTES,
+    MAX_CLIENT_ANSWER_BYTES,
+    MAX_CLIENT_CONNECTIONS,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -39,11 +47,26 @@ _NO_DAEMON: Final = (FileNotFoundError, NotADirectoryError, ConnectionRefusedErr
 
 
 class _Progress:
-    """How far one exchange is: whether the request is on its way, and when something last moved."""
+    """How far one exchange is.
+
+    Attributes:
+        is_reused: Whether its connection was kept from an earlier exchange.
+        sent: Whether the request is on its way.
+        moved_at: When something last moved that counts.
+    """
 
     def __init__(self, now: float) -> None:
+        self.is_reused = False
         self.sent = False
         self.moved_at = now
+
+
+class _Lost(Exception):
+    """A connection that ended before it had answered. aiohttp repeats no request that ends so."""
+
+    def __init__(self, cause: aiohttp.ClientError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class AsyncPool:
@@ -56,35 +79,41 @@ class AsyncPool:
         self._headers = {"Accept-Encoding": "identity"}
         if target.api_key:
             self._headers["Authorization"] = f"Bearer {target.api_key}"
-        self._session: aiohttp.ClientSession | None = None
+        self._slots = [asyncio.Semaphore(MAX_CLIENT_CONNECTIONS) for _ in target.endpoints]
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
         self._tls: ssl.SSLContext | bool = True
         if not target.is_local:
             if any(endpoint.tls for endpoint in target.endpoints):
                 self._tls = tls_context(target)
-            self._session = _session(
-                aiohttp.TCPConnector(
-                    limit=0,
-                    limit_per_host=MAX_CLIENT_CONNECTIONS,
-                    keepalive_timeout=CLIENT_IDLE_S,
-                    ssl=self._tls,
-                )
-            )
+            keeping = aiohttp.TCPConnector(limit=0, keepalive_timeout=CLIENT_IDLE_S, ssl=self._tls)
+            self._kept = _session(keeping)
+            self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls))
 
     def __repr__(self) -> str:
         return f"<AsyncPool of {len(self._endpoints)} gateways>"
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another event loop than the pool's is running."""
+        return asyncio.get_running_loop() is not self._loop
+
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        # A loop that has ended took its connections with it; their transports cannot be told.
+        with suppress(RuntimeError) if self._loop.is_closed() else nullcontext():
+            for session in (self._kept, self._fresh):
+                if session is not None:
+                    await session.close()
 
     async def attempt(self, call: Call, step: Try) -> Reply:
-        """Ask a gateway once; raises as `Pool.attempt` does."""
+        """Ask a gateway once, on a fresh connection if the call must not be repeated.
+
+        Raises as `Pool.attempt` does.
+        """
         message = call.message(step.timeout_s)
         progress = _Progress(self._loop.time())
-        work = asyncio.ensure_future(
-            self._exchange(step, call.method, call.path, message, progress)
-        )
+        work = asyncio.ensure_future(self._ask(call, step, message, progress))
         try:
             await self._watch(work, step, progress)
             return await work
@@ -123,44 +152,67 @@ class AsyncPool:
             try:
                 async with (
                     asyncio.timeout(timeout_s),
-                    session.get(url, timeout=_timeout(probe), allow_redirects=False),
+                    session.get(url, timeout=_timeout(probe), allow_redirects=False) as response,
                 ):
+                    await self._read(response, _Progress(self._loop.time()))
                     return True
-            except (TimeoutError, aiohttp.ClientError, OSError):
+            except (TimeoutError, aiohttp.ClientError, OSError, TooLarge, _Lost):
                 return False
 
+    async def _ask(self, call: Call, step: Try, message: Message, progress: _Progress) -> Reply:
+        endpoint = self._endpoints[step.gateway]
+        async with self._slots[step.gateway]:
+            try:
+                if call.repeatable:
+                    try:
+                        return await self._exchange(self._kept, call, step, message, progress)
+                    except _Lost:
+                        # It had been closed meanwhile: that says nothing about the gateway.
+                        if not progress.is_reused:
+                            raise
+                        progress.is_reused = progress.sent = False
+                return await self._exchange(self._fresh, call, step, message, progress)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _meaning(endpoint, error, progress) from None
+            except _Lost as lost:
+                if not progress.sent:
+                    raise _meaning(endpoint, lost.cause, progress) from None
+                raise hung_up(endpoint) from None
+
     async def _exchange(
-        self, step: Try, method: str, path: str, message: Message, progress: _Progress
+        self,
+        session: aiohttp.ClientSession | None,
+        call: Call,
+        step: Try,
+        message: Message,
+        progress: _Progress,
     ) -> Reply:
         endpoint = self._endpoints[step.gateway]
         headers = {**self._headers, **message.headers}
-        try:
-            async with (
-                self._reach(endpoint, headers) as (session, base),
-                session.request(
-                    method,
-                    URL(base + path, encoded=True),
-                    data=_body(message.parts, headers),
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=_timeout(step),
-                    trace_request_ctx=progress,
-                ) as response,
-            ):
-                progress.moved_at = self._loop.time()
-                body = await self._read(response, progress)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _meaning(endpoint, error, progress) from None
+        async with (
+            self._reach(session, endpoint, headers) as (reached, base),
+            reached.request(
+                call.method,
+                URL(base + call.path, encoded=True),
+                data=_body(message.parts, headers),
+                headers=headers,
+                allow_redirects=False,
+                timeout=_timeout(step),
+                trace_request_ctx=progress,
+            ) as response,
+        ):
+            progress.moved_at = self._loop.time()
+            body = await self._read(response, progress)
         names = {name.lower(): value for name, value in response.headers.items()}
         return Reply(response.status, names, body, step.gateway, str(endpoint))
 
     @asynccontextmanager
     async def _reach(
-        self, endpoint: Endpoint, headers: dict[str, str]
+        self, session: aiohttp.ClientSession | None, endpoint: Endpoint, headers: dict[str, str]
     ) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
         """Yield a session that reaches an endpoint, and what its URLs begin with."""
-        if self._session is not None:
-            yield self._session, endpoint.url
+        if session is not None:
+            yield session, endpoint.url
             return
         # A control channel: nothing is held between calls, and the daemon may be another by now.
         address = endpoint.control_address()
@@ -171,16 +223,19 @@ class AsyncPool:
             connector = aiohttp.UnixConnector(address.unix, force_close=True)
         else:
             connector = aiohttp.TCPConnector(force_close=True)
-        async with _session(connector) as session:
-            yield session, f"http://{address.tcp or 'localhost'}"
+        async with _session(connector) as own:
+            yield own, f"http://{address.tcp or 'localhost'}"
 
     async def _read(self, response: aiohttp.ClientResponse, progress: _Progress) -> Buffer:
         if (response.content_length or 0) > MAX_CLIENT_ANSWER_BYTES:
             raise too_large()
         body = bytearray()
+        counted = 0
         async for chunk in response.content.iter_any():
             body += chunk
-            progress.moved_at = self._loop.time()
+            if len(body) - counted >= CLIENT_PROGRESS_BYTES:
+                counted = len(body)
+                progress.moved_at = self._loop.time()
             if len(body) > MAX_CLIENT_ANSWER_BYTES:
                 raise too_large()
         return body
@@ -188,20 +243,44 @@ class AsyncPool:
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reused)
     trace.on_request_headers_sent.append(_note_sent)
+    trace.on_request_chunk_sent.append(_note_sent)
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
         trace_configs=[trace],
+        middlewares=(_never_twice,),
     )
+
+
+async def _never_twice(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a request again by itself, as it does with a lost GET or DELETE."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Lost(error) from None
+
+
+async def _note_reused(
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.is_reused = True
 
 
 async def _note_sent(
     _session: aiohttp.ClientSession,
     context: SimpleNamespace,
-    _params: aiohttp.TraceRequestHeadersSentParams,
+    _params: aiohttp.TraceRequestHeadersSentParams | aiohttp.TraceRequestChunkSentParams,
 ) -> None:
     progress = context.trace_request_ctx
     if progress is not None:
@@ -211,7 +290,7 @@ async def _note_sent(
 
 def _timeout(step: Try) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(
-        total=None, sock_connect=step.connect_s, ceil_threshold=step.timeout_s + 1
+        total=None, connect=step.connect_s, ceil_threshold=step.timeout_s + 1
     )
 
 
@@ -244,9 +323,9 @@ def _out_of_time(step: Try, progress: _Progress) -> TryFailed:
 def _meaning(endpoint: Endpoint, error: Exception, progress: _Progress) -> TryFailed | MeshError:
     """Translate what aiohttp raised."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return untrusted(endpoint, str(error.certificate_error))
-    if isinstance(error, aiohttp.ClientSSLError):
-        return TryFailed(Fault.UNREACHABLE, f"TLS failed ({error})")
+        return untrusted(error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return tls_failed(endpoint, error.os_error)
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if endpoint.control is not None and isinstance(cause, _NO_DAEMON):
         return no_daemon(endpoint)

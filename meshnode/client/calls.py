@@ -7,13 +7,15 @@ flows with threads and sockets, `AsyncMeshClient` on an event loop.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Generator, Mapping
+import operator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from meshnode.errors import ProtocolError
+from meshnode.errors import InvalidRequest, ProtocolError
 from meshnode.limits import MAX_TRIES_PER_GATEWAY
 
 if TYPE_CHECKING:
@@ -112,40 +114,103 @@ def ask(call: Call) -> Flow[Reply]:
     return reply
 
 
+def json_bytes(document: object) -> bytes:
+    """Return a document as JSON.
+
+    Raises:
+        InvalidRequest: if it cannot be.
+    """
+    try:
+        return json.dumps(document).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
+
+
 def json_message(document: object) -> Callable[[float], Message]:
-    """Return a maker of messages that carry a JSON document."""
-    body = json.dumps(document).encode()
+    """Return a maker of messages that carry a JSON document; raises as `json_bytes` does."""
+    body = json_bytes(document)
     return lambda _remaining_s: Message({"Content-Type": "application/json"}, (body,))
 
 
 def get_document(path: str, **more: Any) -> Flow[Any]:
     """GET a path and return its JSON document."""
-    return (yield from ask(Call("GET", path, **more))).document()
+    return (yield from ask(Call("GET", _checked_path(path), **more))).document()
 
 
 def post_document(path: str, document: object, **more: Any) -> Flow[Any]:
     """POST a JSON document, once at most, and return the answer's."""
-    call = Call("POST", path, json_message(document), **{"repeatable": False, **more})
+    message = json_message(document)
+    call = Call("POST", _checked_path(path), message, **{"repeatable": False, **more})
     return (yield from ask(call)).document()
 
 
 def delete_document(path: str, **more: Any) -> Flow[Any]:
     """DELETE a path, once at most, and return the answer's document, if it has one."""
-    call = Call("DELETE", path, **{"repeatable": False, **more})
+    call = Call("DELETE", _checked_path(path), **{"repeatable": False, **more})
     return (yield from ask(call)).document()
 
 
+def _checked_path(path: object) -> str:
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise InvalidRequest(f"{path!r} is no path of the HTTP API; one begins with '/'")
+    if not path.isascii() or not path.isprintable() or " " in path:
+        raise InvalidRequest(f"the path {path[:200]!r} must be quoted: use urllib.parse.quote")
+    return path
+
+
+def quoted_name(name: object) -> str:
+    """Return a name as it stands in a path.
+
+    Raises:
+        InvalidRequest: if it is none.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{name!r} is no name; give text that is not empty")
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name!r} is no name: it is not valid Unicode") from None
+
+
+def names_of(argument: str, given: Sequence[str]) -> list[str]:
+    """Return several names; one alone counts as a list of it.
+
+    Raises:
+        InvalidRequest: if something else was given for the argument.
+    """
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Iterable):
+        raise InvalidRequest(f"{argument} must be a list of names, and is {given!r}")
+    listed = list(names)
+    if not all(isinstance(name, str) for name in listed):
+        raise InvalidRequest(f"{argument} must be a list of names, and is {given!r}")
+    return listed
+
+
 def model_path(model: str, version: int | None = None) -> str:
-    """Return the Open Inference Protocol's path of a model or one version of it."""
-    path = f"/v2/models/{quote(model, safe='')}"
-    return path if version is None else f"{path}/versions/{version}"
+    """Return the Open Inference Protocol's path of a model or one version of it.
+
+    Raises:
+        InvalidRequest: if the name or the version is none.
+    """
+    path = f"/v2/models/{quoted_name(model)}"
+    return path if version is None else f"{path}/versions/{_checked_version(version)}"
+
+
+def _checked_version(version: object) -> int:
+    number = 0
+    with contextlib.suppress(TypeError):
+        number = operator.index(version)  # type: ignore[arg-type]
+    if number < 1:
+        raise InvalidRequest(f"version {version!r} must be a whole number from 1, or None")
+    return number
 
 
 def mesh_model_path(model: str) -> str:
-    """Return the path of a model's entry in the mesh's own API."""
-    return f"/mesh/v1/models/{quote(model, safe='')}"
+    """Return the path of a model's entry in the mesh's own API; raises as `quoted_name` does."""
+    return f"/mesh/v1/models/{quoted_name(model)}"
 
 
 def deployment_path(model: str) -> str:
-    """Return the path of a model's deployment."""
-    return f"/mesh/v1/deployments/{quote(model, safe='')}"
+    """Return the path of a model's deployment; raises as `quoted_name` does."""
+    return f"/mesh/v1/deployments/{quoted_name(model)}"

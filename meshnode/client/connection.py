@@ -20,13 +20,19 @@ from meshnode.client.plan import Fault, Try
 from meshnode.client.tries import (
     TryFailed,
     foreign_daemon,
+    hung_up,
     no_daemon,
+    tls_failed,
     too_large,
     untrusted,
     why_unreachable,
 )
 from meshnode.errors import ConfigError
-from meshnode.limits import MAX_CLIENT_ANSWER_BYTES, MAX_RESOLVED_ADDRESSES
+from meshnode.limits import (
+    CLIENT_PROGRESS_BYTES,
+    MAX_CLIENT_ANSWER_BYTES,
+    MAX_RESOLVED_ADDRESSES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,14 +57,21 @@ class Stale(Exception):
 class Watch:
     """The time of one try: how long to wait for the next byte, and what when none comes."""
 
-    def __init__(self, step: Try, is_alive: Callable[[float], bool], now: float) -> None:
+    def __init__(
+        self,
+        step: Try,
+        is_alive: Callable[[float], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begin.
 
         Args:
             step: The times that were decided for this try.
             is_alive: Asks the gateway for a sign of life; takes the seconds that it has.
-            now: Monotonic seconds.
+            clock: Monotonic seconds.
         """
+        now = clock()
+        self._clock = clock
         self._is_alive = is_alive
         self._probe_s = step.probe_s
         self._silence_s = step.silence_s
@@ -74,19 +87,19 @@ class Watch:
 
     def wait_s(self) -> float:
         """Seconds until a wait must be interrupted."""
-        return max(self._next_check - time.monotonic(), _MIN_WAIT_S)
+        return max(self._next_check - self._clock(), _MIN_WAIT_S)
 
     def heard(self) -> None:
         """Something moved: silence begins anew."""
-        self._next_check = self._after(time.monotonic())
+        self._next_check = self._after(self._clock())
 
-    def silent(self) -> None:
-        """The wait was interrupted; go on, or raise.
+    def check(self) -> None:
+        """Look at the time: before every byte, since bytes may never cease to come, and after a wait.
 
         Raises:
             TryFailed: if the time is over, or the gateway gave no sign of life.
         """
-        now = time.monotonic()
+        now = self._clock()
         if now >= self.deadline:
             raise TryFailed(Fault.SILENT, f"no complete answer within {self._timeout_s:.3g} s")
         if self._silence_s is None or now < self._next_check:
@@ -94,17 +107,28 @@ class Watch:
         if not self._is_alive(min(self._probe_s, self.deadline - now)):
             raise TryFailed(Fault.SILENT, "accepts connections but gives no sign of life")
         self._silence_s *= 2  # it lives; the model takes its time
-        self._next_check = self._after(time.monotonic())
+        self._next_check = self._after(self._clock())
 
 
 class _Reader(io.RawIOBase):
-    """What `http.client` reads an answer from."""
+    """What `http.client` reads an answer from.
+
+    A head is small, so what comes of it, and of `100 Continue` before it, is no progress until it is
+    complete; of a body, each `CLIENT_PROGRESS_BYTES` are.
+    """
 
     def __init__(self, line: socket.socket, watch: Watch) -> None:
         super().__init__()
         self._line = line
         self._watch = watch
+        self._counts = False
+        self._uncounted_bytes = 0
         self.received = False
+
+    def head_is_complete(self) -> None:
+        """From here on bytes count."""
+        self._counts = True
+        self._watch.heard()
 
     def makefile(self, *_: object) -> io.BufferedReader:
         return io.BufferedReader(self, 64 * 1024)
@@ -114,14 +138,17 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while True:
+            self._watch.check()
             self._line.settimeout(self._watch.wait_s())
             try:
                 count = self._line.recv_into(buffer)
             except TimeoutError:
-                self._watch.silent()
                 continue
-            self._watch.heard()
             self.received = self.received or count > 0
+            self._uncounted_bytes += count
+            if self._counts and self._uncounted_bytes >= CLIENT_PROGRESS_BYTES:
+                self._uncounted_bytes = 0
+                self._watch.heard()
             return count
 
 
@@ -187,12 +214,16 @@ class Connection:
             response = http.client.HTTPResponse(cast("socket.socket", reader), method=method)
             try:
                 response.begin()
+                _check_length(response)
+                reader.head_is_complete()
                 body = _read_body(response)
             finally:
                 response.close()
         except (http.client.HTTPException, OSError) as error:
             if was_used and not reader.received:
                 raise Stale from None
+            if not reader.received:
+                raise hung_up(self.endpoint) from None
             raise TryFailed(
                 Fault.BROKEN, f"broke off before it had answered ({_why(error)})"
             ) from None
@@ -239,14 +270,21 @@ class Connection:
     def _write(self, data: Buffer, watch: Watch) -> None:
         view = memoryview(data).cast("B")
         while view:
+            watch.check()
             self._line.settimeout(watch.wait_s())
             try:
                 sent = self._line.send(view[:_WRITTEN_AT_ONCE_BYTES])
             except TimeoutError:
-                watch.silent()
                 continue
             watch.heard()
             view = view[sent:]
+
+
+def _check_length(response: http.client.HTTPResponse) -> None:
+    """Refuse a length that is none: `http.client` would read on until the connection ends."""
+    text = response.getheader("Content-Length")
+    if text is not None and not (text.isascii() and text.isdigit()):
+        raise http.client.HTTPException
 
 
 def _read_body(response: http.client.HTTPResponse) -> Buffer:
@@ -294,8 +332,7 @@ def connect(endpoint: Endpoint, context: Callable[[], ssl.SSLContext], watch: Wa
 
     Raises:
         TryFailed: if none can be made.
-        ConfigError: if no daemon runs on the data folder of a control channel, or the gateway's
-            certificate is not trusted.
+        ConfigError: if no daemon runs on the data folder of a control channel.
     """
     if endpoint.control is not None:
         return _connect_control(endpoint, watch)
@@ -307,10 +344,10 @@ def connect(endpoint: Endpoint, context: Callable[[], ssl.SSLContext], watch: Wa
         secured = context().wrap_socket(line, server_hostname=endpoint.address.host)
     except ssl.SSLCertVerificationError as error:
         line.close()
-        raise untrusted(endpoint, error.verify_message) from None
+        raise untrusted(error) from None
     except OSError as error:
         line.close()
-        raise TryFailed(Fault.UNREACHABLE, f"TLS failed ({_why(error)})") from None
+        raise tls_failed(endpoint, error) from None
     except BaseException:
         line.close()
         raise

@@ -170,6 +170,18 @@ def remove_control(data_dir: str | Path, address: ControlAddress) -> None:
             socket_path.parent.rmdir()
 
 
+def was_cut_off(data_dir: Path) -> bool:
+    """Whether the last daemon of a data folder, which has ended, left its control channel behind.
+
+    It removes that after its goodbye, so that a killed one can be told from one that has left.
+    """
+    try:
+        address = control_address(data_dir)
+    except ConfigError:
+        return True
+    return address.unix is None or Path(address.unix).exists()
+
+
 def control_address(data_dir: str | Path) -> ControlAddress:
     """Return where the daemon of a data folder listens, whether or not it runs.
 

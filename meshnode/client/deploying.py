@@ -27,6 +27,7 @@ from meshnode.errors import (
     PeerError,
     ProtocolError,
 )
+from meshnode.limits import CLIENT_PUBLISH_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,9 +39,6 @@ DEPLOYMENTS_PATH: Final = "/mesh/v1/deployments"
 
 POLL_INTERVAL_S: Final = 0.2
 """Between looks at a deployment: below what a person notices, and cheap for the daemon."""
-
-_MIN_PUBLISH_S: Final = 120.0
-"""For taking a deployment: the node hashes all files before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def _post(
         json_message(document),
         repeatable=False,
         only=only,
-        timeout_s=max(wait_s or 0.0, _MIN_PUBLISH_S),
+        timeout_s=max(wait_s or 0.0, CLIENT_PUBLISH_TIMEOUT_S),
     )
     return _entry((yield from ask(call)))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ssl
+import contextlib
+import math
 from typing import TYPE_CHECKING
 
 from meshnode.client.plan import CallPlan, Failure, Gateways
 from meshnode.client.replies import error_of_reply
-from meshnode.errors import ConfigError
-from meshnode.limits import MAX_TRIES_PER_GATEWAY
+from meshnode.errors import ConfigError, UsageError
+from meshnode.limits import MAX_CLIENT_TIMEOUT_S, MAX_TRIES_PER_GATEWAY
 
 if TYPE_CHECKING:
     import random
+    import ssl
 
     from meshnode.client.calls import Call, Reply
     from meshnode.client.endpoints import Target
@@ -23,6 +25,8 @@ def tls_context(target: Target) -> ssl.SSLContext:
     Raises:
         ConfigError: if the file of certificates cannot be used.
     """
+    import ssl
+
     try:
         return ssl.create_default_context(cafile=target.ca_file)
     except (OSError, ssl.SSLError) as error:
@@ -30,6 +34,24 @@ def tls_context(target: Target) -> ssl.SSLContext:
             f"the file of trusted certificates {target.ca_file!r} cannot be used ({error}); it must "
             "be PEM"
         ) from None
+
+
+def checked_timeout_s(timeout_s: object) -> float:
+    """Return a time that a caller gave, as seconds.
+
+    Raises:
+        UsageError: if it is none in which anything could happen.
+    """
+    seconds = math.nan
+    if not isinstance(timeout_s, bool | str | bytes):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            seconds = float(timeout_s)  # type: ignore[arg-type]
+    if not 0 < seconds <= MAX_CLIENT_TIMEOUT_S:
+        raise UsageError(
+            f"timeout_s must be a number of seconds, above 0 and up to {MAX_CLIENT_TIMEOUT_S:.0f} (a "
+            f"week), and is {timeout_s!r}"
+        )
+    return seconds
 
 
 def call_timeout_s(call: Call, deadline: float | None, default_s: float, now: float) -> float:

@@ -36,6 +36,7 @@ def ask_to_end(
     *,
     timeout_s: float,
     leave: bool = False,
+    only_ready: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Holder | None:
     """Ask the daemon of a data folder to end, and wait until it has.
@@ -44,6 +45,7 @@ def ask_to_end(
         data_dir: The folder.
         timeout_s: How long to wait for that, in seconds.
         leave: Whether it shall forget its mesh as well.
+        only_ready: Whether one that is still starting shall be left alone: it says no goodbye.
         say: Told what is waited for.
 
     Returns:
@@ -51,13 +53,14 @@ def ask_to_end(
 
     Raises:
         ConfigError: if it belongs to another user.
-        PeerError: if it does not answer; the message names it and says what to do.
+        PeerError: if it does not answer, or is still starting where only a ready one is meant; the
+            message names it and says what to do.
         DeadlineExceeded: if it has not ended in time; it goes on ending.
     """
     running = holder(data_dir)
     if running is None:
         return None
-    _ask(data_dir, running, leave=leave)
+    _ask(data_dir, running, leave=leave, only_ready=only_ready or leave)
     say(f"stopping {running}: it says goodbye and finishes what runs ...")
     if not _is_gone(data_dir, running, timeout_s):
         raise DeadlineExceeded(
@@ -101,13 +104,13 @@ def end_at_once(data_dir: Path) -> Holder | None:
     return running
 
 
-def _ask(data_dir: Path, running: Holder, *, leave: bool) -> None:
+def _ask(data_dir: Path, running: Holder, *, leave: bool, only_ready: bool) -> None:
     try:
         MeshClient.local(data_dir).post("/mesh/v1/shutdown", {"leave": leave}, timeout_s=ANSWER_S)
     except ConfigError:
         # It has no control channel yet (it is still joining) or no more. A signal does as well,
-        # unless it shall also forget.
-        if leave or running.pid is None or sys.platform == "win32":
+        # unless it shall also forget, or say goodbye.
+        if only_ready or running.pid is None or sys.platform == "win32":
             raise PeerError(
                 f"{running} is still starting, or ending; try again in a moment"
             ) from None

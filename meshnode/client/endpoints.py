@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +16,7 @@ from meshnode.options import is_loopback
 from meshnode.types import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 GATEWAY_VARIABLE: Final = "MESHNODE_GATEWAY"
 """Environment variable with the URLs of gateways, separated by commas."""
@@ -128,6 +130,8 @@ def gateway_target(
     Raises:
         ConfigError: if a URL, the key or a file cannot be used; no message repeats a secret.
     """
+    if urls is not None and not isinstance(urls, Iterable):
+        raise ConfigError(f"gateways must be a URL or a list of them, and are {urls!r}")
     given = [urls] if isinstance(urls, str) else list(urls or ())
     if not given:
         given = split_urls(environ.get(GATEWAY_VARIABLE, "")) or [DEFAULT_GATEWAY]
@@ -141,6 +145,8 @@ def _ca_file(given: str | None, environ: Mapping[str, str]) -> str | None:
     name = environ.get(CA_FILE_VARIABLE) or None if given is None else given
     if name is None:
         return None
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"ca_file must name a file of certificates (PEM), and is {name!r}")
     path = Path(name).expanduser()
     if not path.is_file():
         what = CA_FILE_VARIABLE if given is None else "the file of trusted certificates"
@@ -159,6 +165,8 @@ def parse_url(text: str) -> Endpoint:
     Raises:
         ConfigError: if it is no http or https URL of a host, or holds credentials.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"a gateway's URL must be text, and is {text!r}")
     if "@" in text:
         raise ConfigError(
             "a gateway's URL must not contain a user, a password or a key: they end up in logs and "
@@ -218,6 +226,8 @@ def _key_of_file(name: str) -> str:
 
 
 def _checked(key: str, what: str) -> str:
+    if not isinstance(key, str):
+        raise ConfigError(f"{what} must be text, and is of type {type(key).__name__}")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(
             f"{what} is not an API key: a key has only letters, digits and '_', in one line"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from meshnode.client.calls import (
     Call,
@@ -13,7 +12,9 @@ from meshnode.client.calls import (
     deployment_path,
     get_document,
     mesh_model_path,
+    names_of,
     post_document,
+    quoted_name,
 )
 from meshnode.client.results import (
     InviteInfo,
@@ -68,7 +69,7 @@ def undeploy(name: str) -> Flow[None]:
 
 def create_key(name: str, scopes: Sequence[str], ttl_s: int | None) -> Flow[NewKey]:
     """Make an API key."""
-    request = {"name": name, "scopes": list(scopes), "ttl_s": ttl_s}
+    request = {"name": name, "scopes": names_of("scopes", scopes), "ttl_s": ttl_s}
     return read_as(NewKey, (yield from post_document(KEYS_PATH, request)))
 
 
@@ -79,7 +80,7 @@ def keys() -> Flow[list[KeyInfo]]:
 
 def revoke_key(name_or_id: str) -> Flow[KeyInfo]:
     """Revoke an API key; a second time changes nothing."""
-    call = Call("DELETE", f"{KEYS_PATH}/{quote(name_or_id, safe='')}")
+    call = Call("DELETE", f"{KEYS_PATH}/{quoted_name(name_or_id)}")
     return read_as(KeyInfo, (yield from ask(call)).document())
 
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from meshnode.client.calls import Call, Flow, Message, Reply, ask, get_document, model_path
+from meshnode.client.calls import (
+    Call,
+    Flow,
+    Message,
+    Reply,
+    ask,
+    get_document,
+    json_bytes,
+    model_path,
+    names_of,
+)
 from meshnode.client.results import ModelMetadata, TensorInfo, read_as
 from meshnode.client.tensors import (
     HEADER_LENGTH,
@@ -213,6 +223,7 @@ def infer(
 ) -> Flow[InferResult]:
     """Run a model once; `MeshClient.infer` says the rest."""
     specs = None
+    model_path(model, version)  # is refused before anything is asked
     if needs_metadata(inputs):
         specs = cache.get(model, version)
         if specs is None:
@@ -256,8 +267,9 @@ def infer_document(
     """
     document: dict[str, Any] = {"inputs": encoded.described}
     if outputs:
-        names = (outputs,) if isinstance(outputs, str) else outputs
-        document["outputs"] = [{"name": name} for name in names]
+        document["outputs"] = [{"name": name} for name in names_of("outputs", outputs)]
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InvalidRequest(f"parameters must be a map from name to value, and are {parameters!r}")
     more = dict(parameters or {})
     if binary:
         more["binary_data_output"] = True
@@ -295,7 +307,7 @@ def infer_call(
     def message(remaining_s: float) -> Message:
         told_s = remaining_s - min(remaining_s * _MARGIN, _LONGEST_MARGIN_S)
         parameters = {"timeout": max(round(told_s * 1e6), 1), **given}
-        head = _json({**document, "parameters": parameters})
+        head = json_bytes({**document, "parameters": parameters})
         if not buffers:
             return Message({"Content-Type": "application/json", **own}, (head,))
         headers = {
@@ -308,16 +320,9 @@ def infer_call(
     return Call("POST", f"{model_path(model, version)}/infer", message)
 
 
-def _json(document: object) -> bytes:
-    import json
-
-    try:
-        return json.dumps(document).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
-
-
 def _checked_id(text: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"request_id must be text, and is {text!r}")
     if (
         not text
         or len(text) > MAX_REQUEST_ID_LENGTH

@@ -17,14 +17,21 @@ from meshnode.client.calls import (
     Reply,
     delete_document,
     get_document,
+    names_of,
     post_document,
 )
-from meshnode.client.driving import accepted, call_plan, call_timeout_s, settle, tls_context
+from meshnode.client.driving import (
+    accepted,
+    call_plan,
+    call_timeout_s,
+    checked_timeout_s,
+    settle,
+    tls_context,
+)
 from meshnode.client.endpoints import control_target, gateway_target
 from meshnode.client.infer import InferResult, MetadataCache, get_metadata, infer
 from meshnode.client.paths import data_dir as default_data_dir
 from meshnode.client.plan import Failure, Gateways, GiveUp, Try, Wait
-from meshnode.client.pool import Pool
 from meshnode.client.replies import error_of_end, failure_of
 from meshnode.client.results import ModelInfo, read_as
 from meshnode.client.tries import TryFailed
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from meshnode.client.endpoints import Target
+    from meshnode.client.pool import Pool
     from meshnode.client.results import (
         DeployProgress,
         InviteInfo,
@@ -127,8 +135,11 @@ class MeshClient:
         return client
 
     def _start(self, target: Target, timeout_s: float) -> None:
+        # Sockets, HTTP and TLS are a third of the import, and no concern of an `AsyncMeshClient`.
+        from meshnode.client.pool import Pool
+
         self._target = target
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout_s(timeout_s)
         self._rng = random.Random()
         self._gateways = Gateways(len(target.endpoints))
         self._cache = MetadataCache()
@@ -137,7 +148,7 @@ class MeshClient:
         self._closed = False
         key = target.api_key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._pools = [
+        self._pools: list[Pool] = [
             Pool(index, endpoint, headers, self._context)
             for index, endpoint in enumerate(target.endpoints)
         ]
@@ -291,9 +302,9 @@ class MeshClient:
             GatewayUnavailable: if the gateway was lost; the message says if the deployment may have
                 been made.
         """
-        nodes = (on,) if isinstance(on, str) else tuple(on)
-        wish = deploying.Wish(str(path), name, replicas, nodes)
-        flow = self.deployment(wish, timeout_s if wait else None, progress or deploying.ignore)
+        wish = deploying.Wish(str(path), name, replicas, names_of("on", on))
+        wait_s = checked_timeout_s(timeout_s) if wait else None
+        flow = self.deployment(wish, wait_s, progress or deploying.ignore)
         return read_as(ModelInfo, self.run(flow))
 
     def deployment(
@@ -340,9 +351,9 @@ class MeshClient:
             PeerError: if a replica failed.
             DeadlineExceeded: with what is missing.
         """
-        watch = progress or deploying.ignore
+        watch, wait_s = progress or deploying.ignore, checked_timeout_s(timeout_s)
         return self.run(
-            deploying.wait_ready(name, replicas, version, watch, time.monotonic, timeout_s)
+            deploying.wait_ready(name, replicas, version, watch, time.monotonic, wait_s)
         )
 
     def undeploy(self, name: str, *, timeout_s: float | None = None) -> None:
@@ -415,7 +426,9 @@ class MeshClient:
             flow: From the modules of this package.
             timeout_s: Seconds for all of it; None where only each call is limited.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None
+        if timeout_s is not None:
+            deadline = time.monotonic() + checked_timeout_s(timeout_s)
         try:
             step = next(flow)
             while True:

@@ -10,6 +10,7 @@ for one call; the `Gateways` of a client remember how each gateway has behaved, 
 - The gateway that answered last comes first; one that failed goes behind the others until its
   back-off is over. Each is tried once before any is tried twice.
 - What ends a call well or badly at once is no failure: any answer but 429, 502 and 503.
+- A gateway whose certificate is not trusted is not asked again in the call.
 - A call that must not be carried out twice goes elsewhere only when it certainly was not carried
   out: the connection was never made, or the gateway said that it did nothing.
 - A gateway may accept a connection and then say nothing (a stopped process, a dead NAT entry), and a
@@ -24,7 +25,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
-from meshnode.limits import CLIENT_CONNECT_TIMEOUT_S, MAX_TRIES_PER_GATEWAY
+from meshnode.limits import (
+    CLIENT_CONNECT_TIMEOUT_S,
+    CLIENT_PROBE_TIMEOUT_S,
+    MAX_CLIENT_BACKOFF_S,
+    MAX_CLIENT_SILENCE_S,
+    MAX_TRIES_PER_GATEWAY,
+)
 
 if TYPE_CHECKING:
     import random
@@ -42,20 +49,11 @@ listens again within about a second, and a person does not notice a tenth of one
 FIRST_BACKOFF_S: Final = 0.5
 """How long a gateway stays behind the others after one failure; doubled with each in a row."""
 
-LONGEST_BACKOFF_S: Final = 30.0
-"""The longest that it stays behind them: it is asked again only when all others failed too."""
-
 SHORTEST_SILENCE_S: Final = 0.25
 """The earliest that a silent gateway is asked for a sign of life; most answers are there by then."""
 
-LONGEST_SILENCE_S: Final = 5.0
-"""The latest, where models take long."""
-
 SILENCE_FACTOR: Final = 4.0
 """Silence is suspicious after this many times what answers take on average."""
-
-LONGEST_PROBE_S: Final = 1.0
-"""How long a sign of life may take: a connection and one small answer, also over a satellite."""
 
 _SMOOTHING: Final = 0.2  # the weight of the latest answer: about the last ten count
 
@@ -65,6 +63,8 @@ class Fault(StrEnum):
 
     UNREACHABLE = "unreachable"
     """No connection was made: nothing can have been carried out."""
+    UNTRUSTED = "untrusted"
+    """Its certificate is not trusted, so nothing was sent; asking it again changes nothing."""
     REFUSED = "refused"
     """The gateway answered that it did nothing and may be asked again: its queues are full."""
     UNWELL = "unwell"
@@ -75,7 +75,7 @@ class Fault(StrEnum):
     """No answer, and no sign of life either; the call may have been carried out."""
 
 
-_NOTHING_RAN: Final = frozenset({Fault.UNREACHABLE, Fault.REFUSED})
+_NOTHING_RAN: Final = frozenset({Fault.UNREACHABLE, Fault.UNTRUSTED, Fault.REFUSED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +184,10 @@ class Gateways:
     def failed(self, failure: Failure, now: float, rng: random.Random) -> None:
         """Put a gateway behind the others for a while."""
         health = self._health[failure.gateway]
-        backoff_s = min(FIRST_BACKOFF_S * 2.0**health.strikes, LONGEST_BACKOFF_S) * _jitter(rng)
+        backoff_s = min(FIRST_BACKOFF_S * 2.0**health.strikes, MAX_CLIENT_BACKOFF_S) * _jitter(rng)
         health.strikes = min(health.strikes + 1, 16)  # beyond it the doubling no longer counts
         health.behind_until = now + max(
-            backoff_s, min(failure.retry_after_s or 0.0, LONGEST_BACKOFF_S)
+            backoff_s, min(failure.retry_after_s or 0.0, MAX_CLIENT_BACKOFF_S)
         )
         if self._last_good == failure.gateway:
             self._last_good = None
@@ -195,7 +195,7 @@ class Gateways:
     @property
     def silence_s(self) -> float:
         """Seconds of silence that are out of the ordinary."""
-        return min(max(SILENCE_FACTOR * self._answer_s, SHORTEST_SILENCE_S), LONGEST_SILENCE_S)
+        return min(max(SILENCE_FACTOR * self._answer_s, SHORTEST_SILENCE_S), MAX_CLIENT_SILENCE_S)
 
 
 class CallPlan:
@@ -267,6 +267,8 @@ class CallPlan:
         self._gateways.failed(failure, now, self._rng)
         pause_s = FIRST_PAUSE_S * 2.0 ** (self._tries[gateway] - 1) * _jitter(self._rng)
         self._due[gateway] = now + max(pause_s, failure.retry_after_s or 0.0)
+        if failure.fault is Fault.UNTRUSTED:
+            self._tries[gateway] = self._max_tries
         if not self._repeatable and failure.fault not in _NOTHING_RAN:
             self._unrepeatable = True
 
@@ -277,7 +279,7 @@ class CallPlan:
         untried = sum(1 for tries in self._tries.values() if not tries)
         if len(self._gateways) == 1:
             connect_s = min(CLIENT_CONNECT_TIMEOUT_S, remaining_s)
-            return Try(gateway, remaining_s, connect_s, None, LONGEST_PROBE_S)
+            return Try(gateway, remaining_s, connect_s, None, CLIENT_PROBE_TIMEOUT_S)
         # The others, or another try, shall have as much time as this one.
         share_s = remaining_s / (max(untried, 1) + 1)
         return Try(
@@ -285,7 +287,7 @@ class CallPlan:
             timeout_s=remaining_s,
             connect_s=min(CLIENT_CONNECT_TIMEOUT_S, share_s),
             silence_s=min(self._gateways.silence_s, share_s / 2),
-            probe_s=min(LONGEST_PROBE_S, share_s / 2),
+            probe_s=min(CLIENT_PROBE_TIMEOUT_S, share_s / 2),
         )
 
     def _give_up(self, cause: Literal["deadline", "exhausted", "unrepeatable"]) -> GiveUp:

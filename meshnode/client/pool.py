@@ -77,7 +77,7 @@ class Pool:
             MeshError: if no gateway could do better.
         """
         message = call.message(step.timeout_s)
-        watch = Watch(step, self._is_alive, time.monotonic())
+        watch = Watch(step, self._is_alive)
         if not self._slots.acquire(timeout=step.timeout_s):
             raise TryFailed(
                 Fault.UNREACHABLE, f"all {MAX_CLIENT_CONNECTIONS} connections to it are in use"
@@ -131,7 +131,7 @@ class Pool:
     def _is_alive(self, timeout_s: float) -> bool:
         """Whether the gateway answers anything at all on another connection."""
         step = Try(self._gateway, timeout_s, timeout_s, None, timeout_s)
-        watch = Watch(step, lambda _: False, time.monotonic())
+        watch = Watch(step, lambda _: False)
         try:
             connection = connect(self._endpoint, self._context, watch)
         except (TryFailed, MeshError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.client.plan import Failure, Fault, GiveUp
 from meshnode.errors import (
+    ConfigError,
     DeadlineExceeded,
     Forbidden,
     GatewayUnavailable,
@@ -15,6 +16,7 @@ from meshnode.errors import (
     ModelNotFound,
     NoReplica,
     PeerError,
+    ProtocolError,
     Saturated,
     TooLarge,
     Unauthenticated,
@@ -75,6 +77,10 @@ def error_of_reply(reply: Reply) -> MeshError:
     elif location := reply.headers.get("location"):
         sentence += f", a redirection to {location[:200]!r}, which is not followed; use that URL"
     code = _code_of(reply)
+    if reply.status == 404 and not code and not told:
+        return ProtocolError(
+            f"{sentence}: it is no meshnode gateway, or the URL has a path too many"
+        )
     kind = _BY_STATUS.get(reply.status, PeerError)
     error = error_of(code, sentence) if code else kind(sentence)
     error.mesh_route = reply.headers.get("mesh-route", "")
@@ -101,8 +107,12 @@ def error_of_end(
     answered = [failure for failure in end.failures if failure.error is not None]
     last = end.failures[-1] if end.failures else None
     if last is None:
-        return DeadlineExceeded(f"{endpoints[0]} did not answer within {timeout_s:.3g} s")
+        return DeadlineExceeded(
+            f"the time was over before {call} could be sent; give the call a longer timeout_s"
+        )
     told = _told(end.failures, endpoints)
+    if all(failure.fault is Fault.UNTRUSTED for failure in end.failures):
+        return ConfigError("; ".join(told))
     if answered and end.cause != "unrepeatable":
         kind = answered[-1].error
         assert kind is not None

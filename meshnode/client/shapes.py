@@ -43,6 +43,8 @@ def nested_shape(name: str, data: object, wanted: Sequence[int] | None = None) -
     shape: list[int] = []
     level = data
     while isinstance(level, list | tuple):
+        if len(shape) > MAX_DATA_NESTING:
+            raise InvalidRequest(f"data is nested more than {MAX_DATA_NESTING} deep")
         shape.append(len(level))
         if not level:
             break

@@ -10,6 +10,9 @@ lists and numbers travel as JSON, where the gateway checks each element against 
 | `S`, `U`, and object arrays of str and bytes | BYTES, str as UTF-8 |
 | ml_dtypes' bfloat16; any float where BF16 is asked for | BF16 |
 
+float64 and int64, which NumPy makes of whatever nobody chose a type for, become the type that the
+model says where only precision can be lost, as lists do; other arrays are sent as they are.
+
 Results have the same types, but BYTES are arrays of `bytes` objects, and BF16, which NumPy does not
 know, comes as float32 (every BF16 is one).
 """
@@ -32,10 +35,14 @@ from meshnode.types import Buffer, DataType, Scalar, Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from meshnode.client.calls import Reply
     from meshnode.client.results import TensorInfo
+
+_DEFAULT_TYPES: Final = ("float64", "int64")
+"""What NumPy makes of Python's numbers: a type that most often nobody has chosen."""
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """Header with the length of the JSON at the front of a body."""
@@ -48,7 +55,7 @@ class InputTensor:
     Attributes:
         data: An array, or nested lists, or a single value.
         datatype: `FP16`, `INT64`, `BYTES`, ...: a word of the Open Inference Protocol. Arrays are
-            converted where nothing but precision can be lost.
+            converted where nothing but precision can be lost; values out of its range are refused.
     """
 
     data: ArrayLike
@@ -72,7 +79,8 @@ def needs_metadata(inputs: object) -> bool:
     if not isinstance(inputs, Mapping):
         return True
     return any(
-        not isinstance(value, InputTensor) and not _holds_arrays(value) for value in inputs.values()
+        not isinstance(value, InputTensor) and _takes_models_type(value)
+        for value in inputs.values()
     )
 
 
@@ -81,13 +89,14 @@ def encode_inputs(inputs: object, model: str, specs: Sequence[TensorInfo] | None
 
     Args:
         inputs: A map from name to array, nested lists, value or `InputTensor`; or one of these for a
-            model with one input.
+            model with one input. Lists, and an array alone, may leave out the batch dimension.
         model: The model's name, for messages.
         specs: Its inputs, where `needs_metadata`.
 
     Raises:
         InvalidRequest: if something cannot be a tensor, or an input's name is unknown.
     """
+    is_alone = not isinstance(inputs, Mapping)
     if not isinstance(inputs, Mapping):
         assert specs is not None
         if len(specs) != 1:
@@ -107,7 +116,8 @@ def encode_inputs(inputs: object, model: str, specs: Sequence[TensorInfo] | None
                 f"model {model!r} has no input {name!r}; its inputs are "
                 f"{describe_specs(specs or ())}"
             )
-        item, buffer = _encode(name, value, by_name[name] if by_name is not None else None)
+        spec = None if by_name is None else by_name[name]
+        item, buffer = _encode(name, value, spec, is_alone=is_alone)
         described.append(item)
         if buffer is not None:
             buffers.append(buffer)
@@ -126,20 +136,30 @@ def _is_array(value: object) -> bool:
 
 
 def _holds_arrays(value: object) -> bool:
-    """Whether it is an array, or a list whose first element, or that one's first, ... is one."""
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    return _is_array(value)
+    """Whether it is an array, or somewhere in these nested lists is one."""
+    return any(_is_array(leaf) for leaf in flatten(value))
+
+
+def _takes_models_type(value: object) -> bool:
+    """Whether its type is not its own choice: Python's values, and arrays of NumPy's default types."""
+    arrays = [leaf for leaf in flatten(value) if _is_array(leaf)]
+    return not arrays or any(_has_default_type(array) for array in arrays)
+
+
+def _has_default_type(array: object) -> bool:
+    return getattr(getattr(array, "dtype", None), "name", "") in _DEFAULT_TYPES
 
 
 def _encode(
-    name: str, value: object, spec: TensorInfo | None
+    name: str, value: object, spec: TensorInfo | None, *, is_alone: bool
 ) -> tuple[dict[str, Any], Buffer | None]:
     datatype: DataType | None = None
     if isinstance(value, InputTensor):
         datatype, value, spec = _datatype(name, value.datatype), value.data, None
+    if value is None:
+        raise InvalidRequest(f"input {name!r} is None; give numbers, text, lists or arrays of them")
     if _holds_arrays(value):
-        return _encode_array(name, value, datatype)
+        return _encode_array(name, value, datatype, spec, is_alone=is_alone)
     if datatype is None:
         assert spec is not None
         datatype = _datatype(name, spec.datatype)
@@ -195,16 +215,20 @@ def _datatype(name: str, text: str) -> DataType:
 
 
 def _encode_array(
-    name: str, value: object, datatype: DataType | None
+    name: str,
+    value: object,
+    datatype: DataType | None,
+    spec: TensorInfo | None,
+    *,
+    is_alone: bool,
 ) -> tuple[dict[str, Any], Buffer]:
-    import numpy as np
-
     from meshnode.models.tensors import numpy_buffer
 
-    try:
-        array: NDArray[Any] = np.asarray(value)
-    except ValueError as error:
-        raise InvalidRequest(f"input {name!r} cannot be an array: {error}") from None
+    array = _as_array(name, value)
+    if spec is not None and datatype is None and array.dtype.name in _DEFAULT_TYPES:
+        datatype = _datatype(name, spec.datatype)
+    if spec is not None and (is_alone or not _is_array(value)):
+        array = array.reshape(fit_shape(list(array.shape), spec.shape))
     if array.dtype.kind in "SUO":
         if datatype not in (None, DataType.BYTES):
             raise InvalidRequest(f"input {name!r} holds text or objects, which is not {datatype}")
@@ -214,6 +238,19 @@ def _encode_array(
     array, found = _as_sent(name, array, datatype)
     data = numpy_buffer(array, found)
     return _binary(name, found, shape, array.nbytes), data
+
+
+def _as_array(name: str, value: object) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        return np.asarray(value)
+    except Exception as error:  # noqa: BLE001 - other libraries' arrays raise what they like
+        why = str(error).partition("\n")[0]
+        hint = ""
+        if any(type(leaf).__module__.partition(".")[0] == "torch" for leaf in flatten(value)):
+            hint = "; give tensor.detach().cpu().numpy()"
+        raise InvalidRequest(f"input {name!r} cannot be an array: {why}{hint}") from None
 
 
 def _as_sent(
@@ -231,14 +268,7 @@ def _as_sent(
     if datatype is DataType.BF16:
         return _to_bf16(name, array), DataType.BF16
     if datatype is not None:
-        target = DTYPES[datatype]
-        if not np.can_cast(array.dtype, target, "same_kind"):
-            raise InvalidRequest(
-                f"input {name!r} is an array of {array.dtype}, which cannot become {datatype} without "
-                "a change of kind; convert it with astype() if that is meant"
-            )
-        with np.errstate(over="ignore"):
-            return array.astype(target, copy=False), datatype
+        return _converted(name, array, datatype), datatype
     little = array.dtype.newbyteorder("<")
     for known, dtype in DTYPES.items():
         if little == dtype:
@@ -249,14 +279,67 @@ def _as_sent(
     )
 
 
+def _converted(name: str, array: NDArray[Any], datatype: DataType) -> NDArray[Any]:
+    """Return an array in another type, if nothing but precision is lost."""
+    import numpy as np
+
+    from meshnode.models.tensors import DTYPES
+
+    target = DTYPES[datatype]
+    if array.dtype.kind in "iu" and target.kind in "iu":
+        _check_integers(name, array, datatype)
+    elif datatype is DataType.BYTES or not np.can_cast(array.dtype, target, "same_kind"):
+        wanted = "str" if datatype is DataType.BYTES else target.name
+        raise InvalidRequest(
+            f"input {name!r} is an array of {array.dtype}, which cannot become {datatype} without "
+            f'a change of kind; convert it with astype("{wanted}") if that is meant'
+        )
+    return _narrowed(name, array, datatype, target)
+
+
+def _check_integers(name: str, array: NDArray[Any], datatype: DataType) -> None:
+    """Refuse integers that another integer type would wrap around."""
+    import numpy as np
+
+    from meshnode.models.tensors import DTYPES
+
+    target = DTYPES[datatype]
+    if not array.size or np.can_cast(array.dtype, target, "safe"):
+        return
+    takes = np.iinfo(target)
+    for value in (int(array.min()), int(array.max())):
+        if not takes.min <= value <= takes.max:
+            raise InvalidRequest(
+                f"input {name!r} holds {value}, which {datatype} cannot: it goes from {takes.min} to "
+                f"{takes.max}"
+            )
+
+
+def _narrowed(
+    name: str, array: NDArray[Any], datatype: DataType, target: np.dtype[Any]
+) -> NDArray[Any]:
+    """Convert; refuse finite values that would become infinite."""
+    import numpy as np
+
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(target, copy=False)
+    except FloatingPointError:
+        largest = np.abs(array[np.isfinite(array)]).max()
+        raise InvalidRequest(
+            f"input {name!r} holds {largest:.6g}, which {datatype} cannot: it goes up to "
+            f"{np.finfo(target).max:.6g}"
+        ) from None
+
+
 def _to_bf16(name: str, array: NDArray[Any]) -> NDArray[Any]:
     """Round to the upper half of an FP32, to nearest, ties to even; a NaN stays one."""
     import numpy as np
 
     if array.dtype.kind not in "fiu":
         raise InvalidRequest(f"input {name!r} is an array of {array.dtype}, which is not BF16")
-    with np.errstate(over="ignore"):  # to an infinity, as every narrowing does
-        words = np.ascontiguousarray(array, "<f4").reshape(-1).view("<u4")
+    singles = _narrowed(name, array, DataType.BF16, np.dtype("<f4"))
+    words = np.ascontiguousarray(singles).reshape(-1).view("<u4")
     rounded = (words + np.uint32(0x7FFF) + ((words >> 16) & 1)) >> 16
     is_nan = (words & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     return np.where(is_nan, (words >> 16) | 0x40, rounded).astype("<u2")

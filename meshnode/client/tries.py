@@ -17,6 +17,10 @@ LIVENESS_PATH: Final = "/healthz"
 """What a silent gateway is asked: it answers from its event loop, without looking at the mesh."""
 
 
+_PLAIN_ANSWERS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""OpenSSL's words for an answer that is no TLS."""
+
+
 class TryFailed(Exception):
     """A try ended without an answer. Never leaves the client."""
 
@@ -37,12 +41,33 @@ def too_large() -> TooLarge:
     )
 
 
-def untrusted(endpoint: Endpoint, why: str) -> ConfigError:
-    """Return the error for a certificate that is not trusted: no retry mends it."""
-    return ConfigError(
-        f"the certificate of {endpoint} is not trusted ({why}); if it is yours, name "
-        "it, or the authority that signed it, as ca_file, with --ca-file, or in MESHNODE_CA_FILE"
+def untrusted(error: Exception) -> TryFailed:
+    """Return the failure of a certificate that is not trusted: no retry mends it."""
+    why = getattr(error, "verify_message", "") or str(error)
+    return TryFailed(
+        Fault.UNTRUSTED,
+        f"its certificate is not trusted ({why}); if it is yours, name it, or the authority that "
+        "signed it, as ca_file, with --ca-file, or in MESHNODE_CA_FILE",
     )
+
+
+def tls_failed(endpoint: Endpoint, error: OSError) -> TryFailed:
+    """Return the failure of a TLS handshake."""
+    reason = getattr(error, "reason", None)
+    if reason in _PLAIN_ANSWERS:
+        plain = "http" + endpoint.url.removeprefix("https")
+        return TryFailed(Fault.UNREACHABLE, f"it answers without TLS; use {plain}")
+    if isinstance(error, TimeoutError):
+        return TryFailed(Fault.UNREACHABLE, "TLS failed (no handshake in time)")
+    return TryFailed(Fault.UNREACHABLE, f"TLS failed ({reason or error})")
+
+
+def hung_up(endpoint: Endpoint) -> TryFailed:
+    """Return the failure of a connection that was closed, or reset, without a byte."""
+    hint = ""
+    if not endpoint.tls and endpoint.control is None:  # as a port for TLS does with plain HTTP
+        hint = f"; if it serves TLS, use https{endpoint.url.removeprefix('http')}"
+    return TryFailed(Fault.BROKEN, f"broke off before it had answered with a byte{hint}")
 
 
 def no_daemon(endpoint: Endpoint) -> ConfigError:

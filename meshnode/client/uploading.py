@@ -26,6 +26,7 @@ from meshnode.errors import (
     NotFound,
     PeerError,
 )
+from meshnode.limits import CLIENT_PIECE_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from meshnode.models.repository import FoundFile
 
 UPLOADS_PATH: Final = "/mesh/v1/uploads"
-
-_PIECE_TIMEOUT_S: Final = 120.0
-"""For one piece: 8 MiB at half a megabit per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +192,7 @@ def _send_piece(begun: Upload, index: int, offset: int, piece: bytes) -> Flow[in
         f"{place}/{index}?offset={offset}",
         lambda _remaining_s: message,
         only=begun.gateway,
-        timeout_s=_PIECE_TIMEOUT_S,
+        timeout_s=CLIENT_PIECE_TIMEOUT_S,
     )
     try:
         return reply_as(_Received, (yield from ask(call))).received_bytes

@@ -82,7 +82,7 @@ class ApiKeys:
             Forbidden: if this node's role does not allow it.
             NotFound: if there is no such key.
             InvalidRequest: if several keys have the name.
-            ConfigError: if it could not be written to disk.
+            ConfigError: if it could not be written to disk; the key is as it was then.
         """
         self._require()
         key = self._named(wanted)
@@ -107,8 +107,7 @@ class ApiKeys:
         return current[0]
 
     def _keep(self, key: ApiKey) -> None:
-        now, wall_s = self._clock.now(), self._clock.wall_s()
-        self._driver.carry_out(self._node.keep_api_key(key, now, wall_s))
+        self._driver.write(self._node.drafts.api_key(key, self._clock.wall_s()))
 
     def _view(self, key: ApiKey, wall_s: float) -> dict[str, Any]:
         return {

@@ -12,7 +12,7 @@ from meshnode.daemon.about import about
 from meshnode.daemon.artifacts import Artifacts
 from meshnode.daemon.control import Control
 from meshnode.daemon.driver import Driver, ModelEffect, seeded_random
-from meshnode.daemon.enforcement import GuardedRuntime
+from meshnode.daemon.enforcement import GuardedRuntime, rss_bytes
 from meshnode.daemon.entrances import Entrances, reached_at
 from meshnode.daemon.metrics import DaemonMetrics
 from meshnode.daemon.serving import PeerServer
@@ -21,6 +21,7 @@ from meshnode.daemon.watch import Watch
 from meshnode.effects import LoadModel
 from meshnode.errors import MeshError, ProtocolError
 from meshnode.events import Start
+from meshnode.gateway.bodies import Bodies
 from meshnode.gateway.metrics import GatewayMetrics
 from meshnode.gateway.pipeline import Pipeline
 from meshnode.hardware import usage
@@ -90,6 +91,7 @@ class Assembly:
         uploads: Uploads,
         watch: Watch,
         gateway_metrics: GatewayMetrics,
+        bodies: Bodies,
         clock: Clock,
     ) -> None:
         """Take the parts."""
@@ -106,7 +108,7 @@ class Assembly:
         self._pipeline = pipeline
         self._watch = watch
         self._clock = clock
-        self._entrances = Entrances(pipeline, control, gateway_metrics)
+        self._entrances = Entrances(pipeline, control, gateway_metrics, clock, bodies)
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: NodeLoad | None = None
         self._told_at = float("-inf")
@@ -133,7 +135,12 @@ class Assembly:
         return self._pipeline.in_flight > 0
 
     async def open_gateway(
-        self, address: Address, allow_hosts: tuple[str, ...] = (), tls: GatewayTls | None = None
+        self,
+        address: Address,
+        allow_hosts: tuple[str, ...] = (),
+        tls: GatewayTls | None = None,
+        *,
+        require_key: bool = False,
     ) -> None:
         """Offer HTTP; where others reach it goes into this node's record.
 
@@ -141,11 +148,14 @@ class Assembly:
             address: Where to listen.
             allow_hosts: Names under which it is asked besides its own addresses.
             tls: Offer HTTPS with this instead, and follow its files.
+            require_key: Want a key of programs on this machine too.
 
         Raises:
             ConfigError: if the address is in use or not ours.
         """
-        bound = await self._entrances.open_gateway(address, allow_hosts, tls)
+        bound = await self._entrances.open_gateway(
+            address, allow_hosts, tls, require_key=require_key
+        )
         told = tuple(Address(*each) for each in self.record.addresses)
         scheme = "http" if tls is None else "https"
         self.control.http = f"{scheme}://{reached_at(bound, told)}"
@@ -259,35 +269,12 @@ def assemble(
     """
     watch = Watch(options, folder, clock)
     record = _own_record(options, folder, credentials, clock, mesh_address, watch.first())
-    node = Node(
-        record=record,
-        trust=NodeTrust(
-            credentials.identity.sign,
-            credentials.authority.verify_record,
-            verify,
-            credentials.authority.verify_entry,
-        ),
-        rng=seeded_random(),
-        config=NodeConfig(membership=membership_config(options)),
-        seeds=credentials.seeds,
-        known=_known_members(folder, credentials),
-        stored_desired=folder.state("desired"),
-    )
+    node = _own_node(options, folder, credentials, record)
     store = BlobStore(folder.path)
     runtime = GuardedRuntime(OnnxRuntime(), options.max_memory_bytes)
     models = ModelServer({runtime.name: runtime}, cores=watch.cpus)
     peers = PeerClient(hub, _load_listener(node, clock))
-    artifacts = Artifacts(
-        store=store,
-        models=models,
-        peers=peers,
-        linked=hub.peers,
-        tell=driver.handle,
-        keep=lambda: _wanted(node),
-        runtime=runtime,
-        name_of=lambda peer: _name_of(node, peer),
-        why_too_large=runtime.why_too_large,
-    )
+    artifacts = _artifacts(node, driver, hub, store, models, runtime, peers)
     traces = TraceIds(seeded_random())
     peer_server = PeerServer(
         models,
@@ -337,6 +324,7 @@ def assemble(
         uploads=uploads,
         watch=watch,
         gateway_metrics=metrics,
+        bodies=Bodies(options.max_memory_bytes, rss_bytes),
         clock=clock,
     )
 
@@ -347,6 +335,47 @@ def told_addresses(options: JoinOptions, mesh_address: Address) -> tuple[Address
         return tuple(Address(host, port or mesh_address.port) for host, port in options.advertise)
     hosts = reachable_hosts(mesh_address.host)
     return tuple(Address(host, mesh_address.port) for host in hosts)
+
+
+def _own_node(
+    options: JoinOptions, folder: DataFolder, credentials: Credentials, record: MemberRecord
+) -> Node:
+    return Node(
+        record=record,
+        trust=NodeTrust(
+            credentials.identity.sign,
+            credentials.authority.verify_record,
+            verify,
+            credentials.authority.verify_entry,
+        ),
+        rng=seeded_random(),
+        config=NodeConfig(membership=membership_config(options)),
+        seeds=credentials.seeds,
+        known=_known_members(folder, credentials),
+        stored_desired=folder.state("desired"),
+    )
+
+
+def _artifacts(
+    node: Node,
+    driver: Driver,
+    hub: LinkHub,
+    store: BlobStore,
+    models: ModelServer,
+    runtime: GuardedRuntime,
+    peers: PeerClient,
+) -> Artifacts:
+    return Artifacts(
+        store=store,
+        models=models,
+        peers=peers,
+        linked=hub.peers,
+        tell=driver.handle,
+        keep=lambda: _wanted(node),
+        runtime=runtime,
+        name_of=lambda peer: _name_of(node, peer),
+        why_too_large=runtime.why_too_large,
+    )
 
 
 def _own_record(

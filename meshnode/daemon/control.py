@@ -238,8 +238,7 @@ class Control:
             ConfigError: if it could not be written to disk.
         """
         self._require_operator()
-        now, wall_s = self._clock.now(), self._clock.wall_s()
-        self._driver.carry_out(self._node.undeploy(name, now, wall_s))
+        self._driver.write(self._node.drafts.undeployment(name, self._clock.wall_s()))
 
     # API keys and uploads
 
@@ -313,8 +312,7 @@ class Control:
         count = replicas if replicas is not None else max(1, len(pinned))
         deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
         if self._node.deployment(public) != deployment:
-            now, wall_s = self._clock.now(), self._clock.wall_s()
-            self._driver.carry_out(self._node.deploy(deployment, now, wall_s))
+            self._driver.write(self._node.drafts.deployment(deployment, self._clock.wall_s()))
         return self._model_view(public)
 
     def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:

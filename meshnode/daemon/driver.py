@@ -3,10 +3,13 @@
 It owns the sockets and the clock's timers. Everything that happens on a link, in a datagram or when
 a timer is due becomes an event; what the node answers is done here, in order.
 
-What cannot be written to disk. `Persist` comes before what follows from it, so after one that fails
-nothing else of the same answer is done: nobody is told, and whoever asked gets the error. Only
-timers still start, which tell nobody anything: without them the cores would fall silent. What was
-not written is tried again until it is, or until something newer is.
+What cannot be written to disk:
+
+- A change that this node makes itself (`write`: a deployment, an API key) is written before the cores
+  hear of it. If that fails, whoever asked gets the error and there is no trace of the change.
+- What the cores keep of others (`Persist`) is tried again until it is written or something newer is,
+  and once more at the end. Meanwhile this node acts by it, and passes on none of the desired
+  state's entries: each is durable at its author, and others get it from there.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from meshnode.limits import MAX_EARLY_NOTES, MAX_META_BYTES
 from meshnode.membership.addresses import Kind, datagram_address, kind_of
 from meshnode.net.log_budget import LogBudget
 from meshnode.routing.load import LinkState
+from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
+from meshnode.state.desired_messages import DESIRED, DesiredEntries
 from meshnode.trust.datagrams import DatagramError, DatagramSeal
 from meshnode.types import Address, NodeId
 from meshnode.wire.codec import message_type
@@ -52,11 +57,20 @@ if TYPE_CHECKING:
     from meshnode.net.links import LinkHub
     from meshnode.net.udp import DatagramSocket
     from meshnode.node import Node
+    from meshnode.state.desired import Draft
 
 log = logging.getLogger(__name__)
 
 PERSIST_RETRY_S = 5.0
 """How often something is tried to be written that could not be."""
+
+_STATE_NAMES = {
+    DESIRED_KEY: "what other nodes changed about deployments and API keys",
+    "members": "the list of members",
+}
+"""Words for what cores persist. Other nodes have all of it, and tell it at the next start."""
+
+_ENTRIES = message_type(DESIRED.encode(DesiredEntries(())))
 
 _NODE_ID = re.compile(r"\b[a-z2-7]{32}\b")
 
@@ -99,6 +113,7 @@ class Driver:
         self._early: list[Event] = []
         self._stopped = False
         self._unsaved: dict[str, bytes] = {}
+        self._retries = False  # whether a timer for `_persist_again` runs
         self._on_model: Callable[[ModelEffect], None] | None = None
         self._kinds = frozenset({Kind.ROUTED})
         self.peer_server: PeerServer | None = None
@@ -158,8 +173,17 @@ class Driver:
             self.hub.dial(addresses, node, self._kinds)
 
     def stop(self) -> None:
-        """Carry out nothing more and ignore timers."""
+        """Carry out nothing more and ignore timers; write what could not be written, if it can be."""
+        if self._stopped:
+            return
         self._stopped = True
+        for key, value in self._unsaved.items():
+            try:
+                self._folder.save_state(key, value)
+            except ConfigError as error:
+                what = _STATE_NAMES.get(key, key)
+                log.error("%s could not be saved before the end: %s", what, error)
+        self._unsaved.clear()
 
     def handle(self, event: Event) -> None:
         """Tell the node; do what it asks."""
@@ -175,32 +199,29 @@ class Driver:
         except MeshError as error:
             self._log.write(logging.ERROR, "effects", f"not everything could be done: {error}")
 
-    def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Do what a core asked for, in order.
+    def write(self, draft: Draft) -> None:
+        """Make a change of this node durable, then let it count and tell the mesh.
 
         Raises:
-            ConfigError: if something could not be written to disk; what came after it was not
-                done but for timers, so nobody was told of what is not durable.
+            ConfigError: if it could not be written to disk; nothing has changed then.
         """
-        for index, effect in enumerate(effects):
-            try:
-                self._carry_out(effect)
-            except ConfigError:
-                for later in effects[index + 1 :]:
-                    if isinstance(later, StartTimer):
-                        self._carry_out(later)
-                raise
+        assert self.node is not None
+        if draft.persist is not None:
+            self._folder.save_state(draft.persist.key, draft.persist.value)
+            self._unsaved.pop(draft.persist.key, None)  # the draft has it too
+        self.carry_out(self.node.commit(draft, self._clock.now()))
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Do what a core asked for, in order; what cannot be written is tried again later."""
+        for effect in effects:
+            self._carry_out(effect)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case SendDatagram(to, payload):
                 self._send_datagram(to, payload)
             case SendNote(to, payload):
-                if len(payload) <= MAX_META_BYTES:
-                    self.hub.note(to, payload)
-                    self.notes_sent[_note_type(payload)] += 1
-                else:
-                    self.dropped["note_too_large"] += 1
+                self._send_note(to, payload)
             case StartTimer(timer, delay_s):
                 self._loop.call_later(delay_s, self._timer_due, timer)
             case Dial(addresses, expect):
@@ -298,6 +319,16 @@ class Driver:
     def _timer_due(self, timer: Hashable) -> None:
         self.handle(TimerFired(timer))
 
+    def _send_note(self, to: NodeId, payload: bytes) -> None:
+        number = _note_type(payload)
+        if len(payload) > MAX_META_BYTES:
+            self.dropped["note_too_large"] += 1
+        elif number == _ENTRIES and DESIRED_KEY in self._unsaved:
+            self.dropped["not_durable"] += 1
+        else:
+            self.hub.note(to, payload)
+            self.notes_sent[number] += 1
+
     def _send_datagram(self, to: NodeId, payload: bytes) -> None:
         public_key = self._credentials.roster.public_key(to)
         address = self._udp_address(to)
@@ -332,19 +363,25 @@ class Driver:
     def _persist(self, key: str, value: bytes) -> None:
         try:
             self._folder.save_state(key, value)
-        except ConfigError:
-            if not self._unsaved:
+        except ConfigError as error:
+            self._log.write(logging.ERROR, "disk", str(error))
+            if not self._retries:
+                self._retries = True
                 self._loop.call_later(PERSIST_RETRY_S, self._persist_again)
             self._unsaved[key] = value
-            raise
+            return
         self._unsaved.pop(key, None)
 
     def _persist_again(self) -> None:
+        self._retries = False
+        if self._stopped:
+            return
         for key, value in tuple(self._unsaved.items()):
             try:
                 self._folder.save_state(key, value)
             except ConfigError as error:
                 self._log.write(logging.ERROR, "disk", str(error))
+                self._retries = True
                 self._loop.call_later(PERSIST_RETRY_S, self._persist_again)
                 return
             del self._unsaved[key]

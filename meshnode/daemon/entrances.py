@@ -10,6 +10,7 @@ from meshnode.client.control import ControlAddress
 from meshnode.gateway.access import ChannelAccess, GatewayAccess
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.protocols.origin import OriginPolicy
+from meshnode.gateway.refusal_log import RefusalLog
 from meshnode.gateway.server import HttpServer
 from meshnode.hardware.addresses import reachable_hosts
 from meshnode.limits import HTTP_CLOSE_GRACE_S
@@ -19,8 +20,10 @@ from meshnode.types import Address
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meshnode.clock import Clock
     from meshnode.daemon.control import Control
     from meshnode.gateway.access import Access
+    from meshnode.gateway.bodies import Bodies
     from meshnode.gateway.metrics import GatewayMetrics
     from meshnode.gateway.pipeline import Pipeline
     from meshnode.gateway.tls import GatewayTls
@@ -29,9 +32,18 @@ if TYPE_CHECKING:
 class Entrances:
     """Opens them and closes them."""
 
-    def __init__(self, pipeline: Pipeline, control: Control, metrics: GatewayMetrics) -> None:
-        """Answer from these."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        control: Control,
+        metrics: GatewayMetrics,
+        clock: Clock,
+        bodies: Bodies,
+    ) -> None:
+        """Answer from these; `bodies` counts what they hold together."""
+        self._bodies = bodies
         self._control = control
+        self._refusals = RefusalLog(clock)
         self._metrics = metrics
         self._dispatcher = Dispatcher(pipeline, control, metrics)
         self._gateways: list[HttpServer] = []
@@ -41,15 +53,32 @@ class Entrances:
         return f"<Entrances: {len(self._servers)} open>"
 
     async def open_gateway(
-        self, address: Address, allow_hosts: Sequence[str], tls: GatewayTls | None
+        self,
+        address: Address,
+        allow_hosts: Sequence[str],
+        tls: GatewayTls | None,
+        *,
+        require_key: bool,
     ) -> Address:
         """Offer HTTP, or HTTPS; return where, with the port that was bound.
+
+        Args:
+            address: Where to listen.
+            allow_hosts: Names under which it is asked besides its own addresses.
+            tls: Offer HTTPS with this instead.
+            require_key: Want a key of programs on this machine too.
 
         Raises:
             ConfigError: if the address is in use or not ours.
         """
         policy = OriginPolicy(address.host, allow_hosts)
-        server = self._server(GatewayAccess(policy, self._control.api_key))
+        access = GatewayAccess(
+            policy,
+            self._control.api_key,
+            require_key=require_key,
+            on_refusal=self._refusals.write,
+        )
+        server = self._server(access)
         bound = await server.listen_tcp(address, tls.context if tls is not None else None)
         self._gateways.append(server)
         return bound
@@ -83,7 +112,13 @@ class Entrances:
             await server.stop()
 
     def _server(self, access: Access | None) -> HttpServer:
-        server = HttpServer(self._dispatcher, self._metrics, access, grace_s=HTTP_CLOSE_GRACE_S)
+        server = HttpServer(
+            self._dispatcher,
+            self._metrics,
+            access,
+            bodies=self._bodies,
+            grace_s=HTTP_CLOSE_GRACE_S,
+        )
         self._servers.append(server)
         return server
 

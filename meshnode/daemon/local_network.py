@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sys
 from typing import TYPE_CHECKING
 
+from meshnode.daemon.terminal import say
 from meshnode.errors import ConfigError
 from meshnode.hardware.addresses import reachable_hosts
 from meshnode.limits import MAX_MDNS_DIALS
@@ -133,9 +133,3 @@ class LocalNetwork:
     def _announced(self, announcement: Announcement) -> None:
         """Dial a member that was heard; those that this finds no room for come with the rounds."""
         self.dial([announcement])
-
-
-def say(text: str) -> None:
-    """Print a line for the person who started the daemon."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

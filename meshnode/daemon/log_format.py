@@ -46,7 +46,9 @@ def format_json(record: Mapping[str, object]) -> str:
 def format_text(record: Mapping[str, object], *, with_time: bool = True) -> str:
     """Return a record as text: time, level, message and fields; a traceback on lines of its own.
 
-    The node and its mesh are left out, since all lines of a log have the same.
+    The node and its mesh are left out, since all lines of a log have the same. The first word with an
+    equals sign begins the fields: a message that has one, perhaps because a stranger chose a name in it,
+    is quoted, and cannot pass for a field.
 
     Args:
         record: As `format_json` writes it, or anything that a damaged file holds.
@@ -57,9 +59,9 @@ def format_text(record: Mapping[str, object], *, with_time: bool = True) -> str:
     logger = _word(record.get("logger", ""))
     if logger and logger.partition(".")[0] != _OWN_LOGGER:
         words.append(f"{logger}:")
-    words.append(_printable(_cut(str(record.get("message", "")), MAX_LOG_MESSAGE_LENGTH)))
+    words.append(_message(record.get("message", "")))
     fields = [name for name in record if name not in _SAID_ELSEWHERE]
-    words += [f"{_word(name)}={_value(record[name])}" for name in fields[:MAX_LOG_FIELDS]]
+    words += [f"{_value(name)}={_value(record[name])}" for name in fields[:MAX_LOG_FIELDS]]
     text = " ".join(words).rstrip()
     exception = record.get("exception")
     if exception:
@@ -82,6 +84,13 @@ def _bounded(name: str, value: object) -> object:
 
 def _word(value: object) -> str:
     return _printable(_cut(str(value), MAX_LOG_FIELD_LENGTH))
+
+
+def _message(value: object) -> str:
+    """Return a message, quoted where part of it would read as a field."""
+    text = _printable(_cut(str(value), MAX_LOG_MESSAGE_LENGTH))
+    looks_different = "=" in text or text.startswith('"')
+    return json.dumps(text, ensure_ascii=False) if looks_different else text
 
 
 def _value(value: object) -> str:

@@ -25,18 +25,32 @@ from meshnode.daemon.assembly import Assembly, assemble
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.driver import Driver
 from meshnode.daemon.enforcement import apply_to_process
-from meshnode.daemon.local_network import LocalNetwork, say
+from meshnode.daemon.local_network import LocalNetwork
 from meshnode.daemon.logs import LOG_FILE, set_up_logging
 from meshnode.daemon.supervisor import notify
+from meshnode.daemon.terminal import flush, say
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, InviteError, LinkLost
 from meshnode.events import Leave
+from meshnode.gateway.bodies import bodies_limit_bytes
 from meshnode.hardware.addresses import reachable_hosts
-from meshnode.limits import DRAIN_LIMIT_S, HTTP_GOODBYE_LIMIT_S
+from meshnode.limits import (
+    DRAIN_LIMIT_S,
+    HTTP_GOODBYE_LIMIT_S,
+    MAX_LINK_BUFFERED_BYTES,
+    MAX_PART_BYTES,
+)
 from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
+from meshnode.net.listening import check_advertised, usable
 from meshnode.net.mdns import Announcement
-from meshnode.options import DEFAULT_LISTEN, ONLY_HERE, is_loopback, only_here
+from meshnode.options import (
+    DEFAULT_LISTEN,
+    ONLY_HERE,
+    is_loopback,
+    no_mesh_to_rejoin,
+    only_here,
+)
 from meshnode.trust.invite import Invite
 from meshnode.types import Address
 from meshnode.wire.link import LinkConfig
@@ -65,6 +79,9 @@ INVITE_FOR_PRINT_S = 24 * 3600
 
 def run(options: JoinOptions, on_ready: Callable[[], None] = lambda: None) -> int:
     """Run the daemon until it is told to stop; return its exit code.
+
+    The data folder stays locked until the process has ended, and not only until this returns: whoever
+    waits for the lock (`meshnode stop`) knows then that the process, too, is gone.
 
     Args:
         options: What it shall be.
@@ -106,11 +123,7 @@ async def _run(options: JoinOptions, log_setup: LogSetup, on_ready: Callable[[],
     folder = DataFolder(Path(options.data_dir))
     log_setup.write_to(folder.path.joinpath(*LOG_FILE))
     logs.identify(node=options.name)
-    try:
-        daemon = Daemon(options, folder, on_ready)
-        return await daemon.run()
-    finally:
-        folder.close()
+    return await Daemon(options, folder, on_ready).run()
 
 
 class Daemon:
@@ -205,6 +218,8 @@ class Daemon:
                     f"{options.data_dir} belongs to mesh {mine} already; start it without --new, or "
                     "found another mesh with another --data-dir"
                 )
+            if options.rejoin and mine is None:
+                raise ConfigError(no_mesh_to_rejoin(options.data_dir))
             return None
         invite = Invite.parse(options.invite)
         if mine is None:
@@ -252,11 +267,11 @@ class Daemon:
             tls=tls,
             dial_hello=credentials.dial_hello,
             accept_hello=credentials.accept_hello(tls),
-            config=LinkConfig(),
+            config=link_config(self._options.max_memory_bytes),
         )
         stack.push_async_callback(hub.close)
-        listen = ports.usable(self._options.listen)
-        ports.check_advertised(self._options.advertise, listen)
+        listen = usable(self._options.listen)
+        check_advertised(self._options.advertise, listen)
         driver.attach(hub, reachable_hosts(listen.host))
         udp, bound = await ports.open_mesh(hub, listen, driver.datagram_received)
         stack.push_async_callback(udp.close)
@@ -289,7 +304,12 @@ class Daemon:
         stack.push_async_callback(mesh.close)
         mesh.control.on_shutdown = self._shut_down
         if options.http is not None:
-            await mesh.open_gateway(options.http, options.allow_hosts, self._tls)
+            await mesh.open_gateway(
+                options.http,
+                options.allow_hosts,
+                self._tls,
+                require_key=options.is_key_required_here,
+            )
         bound = await mesh.open_control(plan)
         write_control(options.data_dir, bound)
         stack.callback(remove_control, options.data_dir, bound)
@@ -334,12 +354,20 @@ class Daemon:
                 say(f"{ONLY_HERE}\n")
 
     def _tell_of_callers(self, mesh: Assembly) -> None:
-        """Say what callers need of a gateway that other machines reach."""
+        """Say what callers need of a gateway that other machines reach, or a proxy does."""
         http = self._options.http
-        if http is None or mesh.control.http is None or is_loopback(http.host):
+        if http is None or mesh.control.http is None:
             return
-        say("        other machines need a key: meshnode keys create NAME")
-        if http.host in ("0.0.0.0", "::"):  # noqa: S104 - compared with, not bound to
+        if self._options.is_key_required_here:
+            say("        every caller needs a key: meshnode keys create NAME")
+        elif not is_loopback(http.host):
+            say("        other machines need a key: meshnode keys create NAME")
+        if is_loopback(http.host):
+            return
+        if (
+            http.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+            and not self._options.is_key_required_here
+        ):
             scheme, port = mesh.control.http.split(":")[0], mesh.control.http.rpartition(":")[2]
             say(f"        programs on this machine need none: {scheme}://localhost:{port}")
         if self._tls is None:
@@ -405,6 +433,19 @@ class Daemon:
             _exit_now(128 + number)
 
 
+def link_config(max_memory_bytes: int | None) -> LinkConfig:
+    """Return how links behave on a node that may take so much memory, or any amount.
+
+    What a peer sends on one link may take as much as all bodies that a gateway's callers send.
+    """
+    if max_memory_bytes is None:
+        return LinkConfig()
+    limit_bytes = min(MAX_LINK_BUFFERED_BYTES, bodies_limit_bytes(max_memory_bytes))
+    return LinkConfig(
+        max_part_bytes=min(MAX_PART_BYTES, limit_bytes), max_buffered_bytes=limit_bytes
+    )
+
+
 def _gateway_tls(options: JoinOptions) -> GatewayTls | None:
     if options.tls_cert is None or options.tls_key is None:
         return None
@@ -432,6 +473,5 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _exit_now(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)

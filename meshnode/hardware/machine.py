@@ -19,8 +19,7 @@ import psutil
 
 from meshnode.capabilities import Cpu, Disk
 from meshnode.hardware.containers import container_limits
-
-_SYSCTL_TIMEOUT_S = 2.0  # it answers in milliseconds
+from meshnode.limits import SYSCTL_TIMEOUT_S
 
 
 class Machine(NamedTuple):
@@ -117,7 +116,7 @@ def sysctl(name: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the names are our own
             ["/usr/sbin/sysctl", "-n", name],
-            capture_output=True, check=False, text=True, timeout=_SYSCTL_TIMEOUT_S,
+            capture_output=True, check=False, text=True, timeout=SYSCTL_TIMEOUT_S,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ""

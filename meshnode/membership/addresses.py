@@ -28,6 +28,12 @@ _PRIVATE = tuple(
 )
 """Networks that lead to different devices in different places (RFC 1918, 6598, 4193)."""
 
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
+"""Nobody's address, though some systems take all of it for themselves (RFC 1122, 3.2.1.3)."""
+
+_TRANSLATED = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48"))
+"""IPv4 as networks without it see it: within a reserved block, and dialled all the same (RFC 6052, 8215)."""
+
 
 class Kind(Enum):
     """Where an address leads."""
@@ -56,7 +62,14 @@ def kind_of(host: str) -> Kind:
         return Kind.LOOPBACK
     if literal.is_link_local:
         return Kind.LINK_LOCAL
-    return Kind.NOWHERE if literal.is_unspecified or literal.is_multicast else Kind.ROUTED
+    return Kind.NOWHERE if _leads_nowhere(literal) else Kind.ROUTED
+
+
+def _leads_nowhere(literal: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether no device has it: unspecified, multicast, broadcast, or of a reserved block."""
+    if literal.is_unspecified or literal.is_multicast or literal in _THIS_NETWORK:
+        return True
+    return literal.is_reserved and not any(literal in network for network in _TRANSLATED)
 
 
 def datagram_address(

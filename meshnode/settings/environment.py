@@ -13,12 +13,16 @@ from meshnode.errors import ConfigError
 from meshnode.limits import MAX_SETTINGS_FILE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 ENV_FILE_VARIABLE: Final = "MESHNODE_ENV_FILE"
 """Names the `.env` file where no option does."""
 
 _PREFIX = "MESHNODE_"
+
+GATEWAY_VARIABLE: Final = "MESHNODE_GATEWAY"
+CA_FILE_VARIABLE: Final = "MESHNODE_CA_FILE"
+_KEY, _KEY_FILE = "MESHNODE_API_KEY", "MESHNODE_API_KEY_FILE"
 
 
 def effective(
@@ -37,18 +41,74 @@ def effective(
         ConfigError: if the file cannot be read or is not of the form `NAME=VALUE`.
     """
     found = read_env_file(environ, folder, env_file)
-    if found is None:
-        return environ
+    return environ if found is None else _completed(environ, _variables_of(*found))
+
+
+def effective_for_client(
+    environ: Mapping[str, str], folder: Path, given: Collection[str] = ()
+) -> Mapping[str, str]:
+    """Return the variables that tell a client its gateways and its key.
+
+    As `effective`, with one exception. An `.env` file that nobody named may be anybody's: it lies in
+    whatever folder a person works in, such as one that they unpacked or cloned. It may name a gateway
+    together with that gateway's key, and both count then; it never decides where a key from elsewhere
+    goes, nor by whose certificates that place is known.
+
+    Args:
+        environ: The environment.
+        folder: The working folder.
+        given: The variables in whose place options were given.
+
+    Raises:
+        ConfigError: if a key from elsewhere would go where that file leads, or the file cannot be read.
+    """
+    found = read_env_file(environ, folder, None)
+    if found is None or environ.get(ENV_FILE_VARIABLE):
+        return effective(environ, folder)
+    path, _ = found
+    ours = _variables_of(*found)
+    completed = dict(_completed(environ, ours))
+    leading = [
+        name
+        for name in (GATEWAY_VARIABLE, CA_FILE_VARIABLE)
+        if name not in given and ours.get(name) and not environ.get(name)
+    ]
+    if not leading:
+        return completed
+    has_pair = GATEWAY_VARIABLE in leading and ours.get(_KEY)
+    is_all_of_the_file = ours.get(_KEY) and not (environ.get(_KEY) or environ.get(_KEY_FILE))
+    if _KEY_FILE not in given and (has_pair or is_all_of_the_file):
+        return completed | {_KEY: ours[_KEY]}  # a gateway and its own key
+    if _KEY_FILE in given or completed.get(_KEY) or completed.get(_KEY_FILE):
+        raise ConfigError(_refusal(path, leading))
+    return completed
+
+
+def _refusal(path: Path, leading: list[str]) -> str:
+    what = "a gateway" if GATEWAY_VARIABLE in leading else "whom to trust as a gateway"
+    option = "--gateway" if GATEWAY_VARIABLE in leading else "--ca-file"
+    return (
+        f"{path} says {what} ({leading[0]}), and an API key that does not stand in that file itself does not "
+        f"go where it leads, since anybody may have put it there. If it is yours, say so: {option}, or export "
+        f"{leading[0]}, or {ENV_FILE_VARIABLE}={path}"
+    )
+
+
+def _variables_of(path: Path, text: str) -> dict[str, str]:
+    """Return our variables of an `.env` file."""
     from meshnode.settings.layers import Kind, Source
     from meshnode.settings.readers import env_file_pairs
 
-    path, text = found
     pairs, faults = env_file_pairs(text, Source(Kind.ENV_FILE, str(path)))
     if faults:
         raise ConfigError(str(faults[0]))
-    ours = {name: value for name, value, _ in pairs if name.startswith(_PREFIX)}
-    return ours | {
-        name: value for name, value in environ.items() if value or not name.startswith(_PREFIX)
+    return {name: value for name, value, _ in pairs if name.startswith(_PREFIX)}
+
+
+def _completed(environ: Mapping[str, str], ours: Mapping[str, str]) -> Mapping[str, str]:
+    return {
+        **ours,
+        **{n: value for n, value in environ.items() if value or not n.startswith(_PREFIX)},
     }
 
 

@@ -293,8 +293,28 @@ _FIELDS: Final = (
         trade_off="Each name is one more under which a web page may reach the gateway through a "
         "browser; without it, requests for that name are refused.",
         sane="None, or the names in your DNS or proxy that lead here.",
-        relation="Only with a gateway (`http`); the names should be in the certificate of `tls_cert`.",
+        relation="Only with a gateway (`http`), whose callers then all need keys, as with `require_key`; "
+        "the names should be in the certificate of `tls_cert`.",
         example='["mesh.example.org"]',
+    ),
+    Field(
+        key="require_key",
+        kind=Switch(),
+        default=False,
+        option=("--require-key/--no-require-key",),
+        metavar=None,
+        panel=HTTP,
+        help="The gateway wants a key of everybody, of this machine's programs too.",
+        meaning="The gateway wants an API key of every caller, programs on its own machine included; the "
+        "`meshnode` command needs none, since it has a channel of its own.",
+        unit="true or false",
+        trade_off="Nobody is let in for where they seem to come from; every program on this machine "
+        "then has to be given a key.",
+        sane="True behind a reverse proxy or a tunnel on this machine, and where other people have "
+        "accounts on it; false on a machine of your own.",
+        relation="Only with a gateway (`http`). `allow_hosts` implies it, whatever is said here: a gateway "
+        "with a public name is behind a proxy, whose callers all seem to be on this machine.",
+        example="false",
     ),
     Field(
         key="tls_cert",

@@ -374,13 +374,13 @@ class ListOf(msgspec.Struct, frozen=True):
 
 
 def items_of(what: str, raw: object, expected: str) -> list[str]:
-    """Return the texts of a list, or of text with commas; empty ones and a lone `none` do not count."""
+    """Return the texts of a list, or of text with commas; empty ones do not count, nor does `none` alone."""
     if isinstance(raw, str):
         raw = [each.strip() for each in text_of(what, raw, expected).split(",")]
     if not isinstance(raw, list | tuple):
         raise wrong(what, raw, expected)
     items = [text_of(what, each, expected) for each in raw if each != ""]
-    return [] if [each.lower() for each in items] == ["none"] else items
+    return [] if {each.lower() for each in items} == {"none"} else items
 
 
 class Labels(msgspec.Struct, frozen=True):

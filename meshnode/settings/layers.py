@@ -324,7 +324,7 @@ def _contradictions(settings: Mapping[str, Setting]) -> Iterator[tuple[tuple[str
                 "or neither"
             )
             yield ("tls_cert", "tls_key"), sentence
-    for each in (cert, key, settings["allow_hosts"]):
+    for each in (cert, key, settings["allow_hosts"], settings["require_key"]):
         if each.value and http.value is None:
             off = "--no-gateway" if http.source == COMMAND_LINE else "http = off"
             sentence = (

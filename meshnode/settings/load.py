@@ -68,12 +68,16 @@ class Loaded:
         data_dir: Absolute path of the data folder.
         data_dir_source: Who named it.
         files: The files that were read, highest first.
+        config_file: The TOML file that was named, or empty where none was.
+        env_file: The `.env` file that counts, named or not, or empty where there is none.
     """
 
     settings: Settings
     data_dir: Path
     data_dir_source: Source
     files: tuple[str, ...]
+    config_file: str = ""
+    env_file: str = ""
 
 
 def load(
@@ -103,15 +107,23 @@ def load(
         named, source = given.data_dir, COMMAND_LINE
     data_dir = choose_data_dir(named or None, {})
     chosen, kept = _kept(data_dir)
+    named_config = given.config or variables.get(CONFIG, ("",))[0]
     layers = (
         from_command_line(given.values, given.membership, str(folder)),
         from_environment(environ, str(folder)),
         env_file,
-        _config_file(given.config or variables.get(CONFIG, ("",))[0], folder, data_dir),
+        _config_file(named_config, folder, data_dir),
         kept,
     )
     files = tuple(each.source.path for each in layers if each.source.path)
-    return Loaded(_checked(resolve(layers, this_machine(), chosen)), data_dir, source, files)
+    return Loaded(
+        _checked(resolve(layers, this_machine(), chosen)),
+        data_dir,
+        source,
+        files,
+        config_file=layers[3].source.path if named_config else "",
+        env_file=env_file.source.path,
+    )
 
 
 def check_file(path: Path) -> Settings:

@@ -2,7 +2,7 @@
 
 An unknown key is a mistake everywhere, told with the nearest known one. The environment has one
 exception: a pod in a Kubernetes cluster with a service named `meshnode` is given variables such as
-`MESHNODE_PORT` and `MESHNODE_SERVICE_HOST`, which nobody wrote.
+`MESHNODE_PORT=tcp://10.0.0.9:8470` and `MESHNODE_SERVICE_HOST`, which nobody wrote.
 """
 
 from __future__ import annotations
@@ -42,17 +42,29 @@ OTHER_VARIABLES: Final = frozenset(
 )
 """Variables that are no settings of a node: where its files are, and what clients use."""
 
-_KUBERNETES = re.compile(
-    r"MESHNODE_(?:PORT(?:_.*)?|SERVICE_.*"  # of a service `meshnode`
-    r"|[A-Z0-9_]+_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_.*)?))"
-)  # and of one such as `meshnode-http`
+_IN_KUBERNETES: Final = "KUBERNETES_SERVICE_HOST"
+"""What every pod is given, wherever services are told by variables."""
+
+_LINK = r"(?:tcp|udp|sctp)://[0-9A-Fa-f.:\[\]]+"
+_SERVICE_LINK = re.compile(
+    r"MESHNODE(?:_[A-Z0-9_]+)?_(?:"  # of a service `meshnode`, or of one such as `meshnode-http`
+    r"SERVICE_HOST=[0-9A-Fa-f.:]+"
+    r"|SERVICE_PORT(?:_[A-Z0-9_]+)?=[0-9]+"
+    rf"|PORT={_LINK}"
+    rf"|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:={_LINK}|_PROTO=(?:tcp|udp|sctp)|_PORT=[0-9]+|_ADDR=[0-9A-Fa-f.:]+))"
+)
+"""The variables of one service and their values, as `NAME=VALUE` (Kubernetes, "Service": variables)."""
 _SHOWN = 60  # characters of an unknown key that a message repeats
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, or nothing if none is near."""
-    found = difflib.get_close_matches(name[:_SHOWN], list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """Return `; did you mean 'x'?` for the nearest known name, or nothing if none is near.
+
+    Names that differ in nothing but capitals are as near as can be.
+    """
+    by_folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(name[:_SHOWN].casefold(), list(by_folded), n=1)
+    return f"; did you mean {by_folded[found[0]]!r}?" if found else ""
 
 
 def from_command_line(
@@ -91,17 +103,14 @@ def from_environment(environ: Mapping[str, str], folder: str) -> Layer:
         environ: All variables.
         folder: The working folder.
     """
+    is_pod = bool(environ.get(_IN_KUBERNETES))
     ours = (
         (name, value, 0)
         for name, value in environ.items()
-        if name.startswith(PREFIX) and not _is_kubernetes(name, value)
+        if name.startswith(PREFIX)
+        and not (is_pod and _SERVICE_LINK.fullmatch(f"{name}={value}"))  # a cluster made it
     )
     return _from_variables(ours, ENVIRONMENT, OTHER_VARIABLES, folder, ())
-
-
-def _is_kubernetes(name: str, value: str) -> bool:
-    """Whether a cluster made this variable: by its name, or `…_PORT` with a URL such as `tcp://`."""
-    return bool(_KUBERNETES.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def from_env_file(text: str, path: str, folder: str) -> Layer:
@@ -193,11 +202,11 @@ def from_toml(text: str, path: str, folder: str) -> Layer:
         elif key == TABLE and isinstance(value, dict):
             faults += _membership_table(value, source, values)
         else:
-            faults.append(Fault(_unknown_key(key), source, key))
+            faults.append(Fault(_unknown_key(key, value), source, key))
     return Layer(source, values, folder, faults=tuple(faults))
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, value: object) -> str:
     if key == "data_dir":
         return (
             "data_dir cannot be set here, since it says where this file is; use --data-dir or "
@@ -205,6 +214,15 @@ def _unknown_key(key: str) -> str:
         )
     if key == TABLE:
         return f"{TABLE} is a table: write [{TABLE}], and one NAME = VALUE per line below it"
+    is_table = isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(each, dict) for each in value)
+    )
+    if is_table:
+        near = nearest(key.replace("-", "_"), [TABLE, "labels"])
+        return (
+            f"unknown table [{key[:_SHOWN]}]{near or '; there is no table but [' + TABLE + ']'}; "
+            "write settings at the top of the file, above every table"
+        )
     return f"unknown key {key[:_SHOWN]!r}{nearest(key.replace('-', '_'), [*FIELDS, TABLE])}"
 
 

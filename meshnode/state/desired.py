@@ -6,6 +6,11 @@ nodes that hold the same entries agree. Each entry is signed by its author and c
 that takes it in; every node has all of it, durably: `Persist` precedes any note or event that tells
 of an entry.
 
+A write has two steps, since a disk may be full: `draft` says what has to be written to disk and
+changes nothing, and `commit`, once it is written, takes the entries in and tells the mesh. A draft
+that could not be written is dropped, and there is no trace of it. Entries of others are durable at
+their authors, so they are taken in at once; the driver keeps them to itself until they are written.
+
 How it spreads:
 
 - *Push.* A write goes to up to `fanout` random linked peers; who finds it new passes it on, once.
@@ -70,7 +75,7 @@ from meshnode.state.revisions import Revisions
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from meshnode.state.config import DesiredConfig
     from meshnode.types import NodeId
@@ -87,6 +92,19 @@ class DesiredSyncDue:
     """Time to compare maps with a random linked peer."""
 
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A write that nobody knows of yet.
+
+    Attributes:
+        entries: What `DesiredState.commit` will take in; empty if there is nothing to change.
+        persist: What must be durable before that; None if there is nothing to change.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    persist: Persist | None = None
 
 
 class DesiredState:
@@ -175,39 +193,71 @@ class DesiredState:
 
     # Writing.
 
-    # `now` is not needed here, but a core's doors all take the same arguments.
+    def draft(self, changes: Mapping[str, bytes], wall_s: float) -> Draft:
+        """Prepare new values for keys, without an effect on anything; `commit` makes them count.
 
-    def put(self, key: str, value: bytes, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (see above)
-        """Give a key a new value and tell the mesh.
+        A draft is good for as long as nothing else happens to this core.
+
+        Args:
+            changes: Values by key; an empty value deletes. Deleting a key without a value, too,
+                costs nothing.
+            wall_s: Seconds since the Unix epoch, by this node's clock.
 
         Raises:
-            UsageError: if the key or the value is empty, or this node's clock is too far behind
-                what it has seen, so that no node with a right clock would take the entry.
-            TooLarge: if the key, the value, the number of keys or all of it exceeds its limit.
+            UsageError: if a key is empty, or this node's clock is too far behind what it has seen,
+                so that no node with a right clock would take the entries.
+            TooLarge: if a key, a value, the number of keys or all of it exceeds its limit.
         """
-        if not key or not value:
-            raise UsageError("a key of the desired state and its value cannot be empty")
+        added_bytes = 0
+        new_keys = 0
+        entries: list[Entry] = []
+        for key, value in changes.items():
+            if value:
+                self._check(key, value, new_keys, added_bytes)
+                new_keys += key not in self._keys
+                added_bytes += len(value)
+            if value or self.get(key) is not None:
+                entries.append(self._entry(key, value, wall_s))
+        if not entries:
+            return Draft()
+        keys = dict(self._keys)
+        for entry in entries:
+            keys[entry.key] = self._joined(keys.get(entry.key), entry)
+        return Draft(tuple(entries), self._packed(keys))
+
+    def commit(self, draft: Draft) -> list[Effect]:
+        """Take in a draft whose `persist` was carried out, and tell the mesh."""
+        if draft.persist is not None:
+            self._durable_contact_ms = self._contact_ms
+        for entry in draft.entries:
+            self._admit(entry)
+        told = [Emit("desired.changed", entry.key, self._me) for entry in draft.entries]
+        return [*self._push(list(draft.entries), None), *told]
+
+    def _check(self, key: str, value: bytes, new_keys: int, added_bytes: int) -> None:
+        if not key:
+            raise UsageError("a key of the desired state cannot be empty")
         if len(key) > MAX_DESIRED_KEY_LENGTH:
             raise TooLarge(f"a key has {len(key)} characters; at most {MAX_DESIRED_KEY_LENGTH}")
         if len(value) > MAX_DESIRED_VALUE_BYTES:
             raise TooLarge(
                 f"the value of {key!r} has {len(value)} bytes; at most {MAX_DESIRED_VALUE_BYTES}"
             )
-        if key not in self._keys and len(self._keys) >= MAX_MODELS:
+        if key not in self._keys and len(self._keys) + new_keys >= MAX_MODELS:
             raise TooLarge(f"the mesh has {MAX_MODELS} keys already; delete some first")
-        if self._size_bytes + len(value) > self._config.max_total_bytes:
+        if self._size_bytes + added_bytes + len(value) > self._config.max_total_bytes:
             raise TooLarge(
                 f"the desired state would exceed {self._config.max_total_bytes} bytes with {key!r}"
             )
-        return self._write(key, value, wall_s)
 
-    def delete(self, key: str, now: float, wall_s: float) -> list[Effect]:  # noqa: ARG002 (see above)
-        """Delete a key and tell the mesh; a key without a value costs nothing.
-
-        Raises:
-            UsageError: as `put`, about the clock.
-        """
-        return self._write(key, b"", wall_s) if self.get(key) is not None else []
+    def _entry(self, key: str, value: bytes, wall_s: float) -> Entry:
+        behind_s = self._clock.last.wall_ms / 1000 - wall_s
+        if behind_s > self._config.max_ahead_s:
+            raise UsageError(
+                f"this node's clock is {behind_s:.0f} s behind what it has seen before; set it right"
+            )
+        unsigned = Entry(key, self._clock.tick(_ms(wall_s)), self._me, value)
+        return msgspec.structs.replace(unsigned, signature=self._sign(unsigned.signed_bytes))
 
     # The one door for everything that happens.
 
@@ -263,19 +313,7 @@ class DesiredState:
             case _:
                 return []
 
-    # Writing and taking in.
-
-    def _write(self, key: str, value: bytes, wall_s: float) -> list[Effect]:
-        behind_s = self._clock.last.wall_ms / 1000 - wall_s
-        if behind_s > self._config.max_ahead_s:
-            raise UsageError(
-                f"this node's clock is {behind_s:.0f} s behind what it has seen before; set it right"
-            )
-        unsigned = Entry(key, self._clock.tick(_ms(wall_s)), self._me, value)
-        signature = self._sign(unsigned.signed_bytes)
-        entry = msgspec.structs.replace(unsigned, signature=signature)
-        self._admit(entry)
-        return [self._persist(), *self._push([entry], None), Emit("desired.changed", key, self._me)]
+    # Taking in.
 
     def _on_entries(self, sender: NodeId, entries: tuple[Entry, ...], wall_ms: int) -> list[Effect]:
         news: list[Entry] = []
@@ -323,15 +361,16 @@ class DesiredState:
 
     def _admit(self, entry: Entry) -> None:
         self._clock.see(entry.stamp)
-        revisions = self._keys.get(entry.key)
-        if revisions is None:
-            revisions = self._keys[entry.key] = Revisions(entry, self._config.history)
-        else:
-            self._size_bytes -= revisions.size_bytes
-            self._root ^= revisions.hash
-            revisions.add(entry)
-        self._size_bytes += revisions.size_bytes
-        self._root ^= revisions.hash
+        before = self._keys.get(entry.key)
+        if before is not None:
+            self._size_bytes -= before.size_bytes
+            self._root ^= before.hash
+        after = self._keys[entry.key] = self._joined(before, entry)
+        self._size_bytes += after.size_bytes
+        self._root ^= after.hash
+
+    def _joined(self, before: Revisions | None, entry: Entry) -> Revisions:
+        return Revisions(entry, self._config.history) if before is None else before.plus(entry)
 
     def _drop(self, key: str) -> None:
         revisions = self._keys.pop(key)
@@ -407,7 +446,10 @@ class DesiredState:
 
     def _persist(self) -> Persist:
         self._durable_contact_ms = self._contact_ms
-        entries = (entry for key in sorted(self._keys) for entry in self._keys[key].entries)
+        return self._packed(self._keys)
+
+    def _packed(self, keys: Mapping[str, Revisions]) -> Persist:
+        entries = (entry for key in sorted(keys) for entry in keys[key].entries)
         return Persist(PERSIST_KEY, pack(entries, self._contact_ms))
 
     def _push(self, entries: list[Entry], exclude: NodeId | None) -> list[Effect]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Revisions:
-    """Revisions of one key, newest first; never empty."""
+    """Revisions of one key, newest first; never empty, and never changed."""
 
     __slots__ = ("_keep", "entries", "hash", "size_bytes")
 
@@ -47,11 +47,13 @@ class Revisions:
             return order > oldest.order and all(order != held.order for held in self.entries)
         return all(order != held.order for held in self.entries)
 
-    def add(self, entry: Entry) -> None:
-        """Take in an entry that is wanted."""
+    def plus(self, entry: Entry) -> Revisions:
+        """Return the revisions with an entry that is wanted; these stay as they are."""
         entries = sorted([*self.entries, entry], key=_order, reverse=True)[: self._keep]
         deleted = next((i for i, held in enumerate(entries) if held.deleted), len(entries))
-        self._set(entries[: deleted + 1])
+        made = Revisions(entry, self._keep - 1)
+        made._set(entries[: deleted + 1])
+        return made
 
     def _set(self, entries: list[Entry]) -> None:
         self.entries: tuple[Entry, ...] = tuple(entries)

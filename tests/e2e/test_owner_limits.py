@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -140,3 +142,31 @@ def test_what_the_machine_cannot_tell_is_said_at_the_start_and_to_the_mesh(mesh:
     )
     for sentence in said:
         assert f"not enforced: {sentence}" in node.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bodies_that_never_end_keep_a_node_within_its_memory(mesh: Mesh) -> None:
+    node = mesh.start("alpha", "--new", "--max-memory", "300M").wait_ready()
+    node.deploy(DIGITS)
+    wait_until(lambda: node.has_replicas(1), 30, "it serves")
+    status_file = Path(f"/proc/{node.process.pid}/status")
+
+    def peak_bytes() -> int:
+        (line,) = [each for each in status_file.read_text().splitlines() if "VmHWM" in each]
+        return int(line.split()[1]) * 1024
+
+    head = (
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Length: {60 * MIB}\r\n\r\n"
+    ).encode()
+    stalled = []
+    for _ in range(10):
+        connection = socket.create_connection(("127.0.0.1", node.http_port), 10)
+        stalled.append(connection)
+        with contextlib.suppress(OSError):  # refused, and closed
+            connection.sendall(head)
+            connection.sendall(bytes(59 * MIB))
+    assert peak_bytes() < 300 * MIB
+    assert node.request("POST", "/v2/models/digits/infer", DIGIT_REQUEST)[0] == 200
+    for connection in stalled:
+        connection.close()

@@ -99,6 +99,29 @@ def test_a_gateway_behind_a_proxy_answers_to_its_name_with_keys_alone(mesh: Mesh
     assert ask(here, port, "GET", "/v2", b"", Host="mesh.example.com")[0] == 401
     assert ask(here, port, "GET", "/v2", b"", Host="mesh.example.com", **bearer)[0] == 200
     assert ask(here, port, "GET", "/v2", b"", X_Forwarded_For="203.0.113.9")[0] == 401
+    status, answer = ask(here, port, "GET", "/v2")  # as a proxy that passes on nothing
+    assert (status, "--allow-host" in answer["error"]) == (401, True)
+    assert (
+        ask(here, port, "GET", "/v2", b"", **bearer | {"Origin": f"http://{here}:{port}"})[0] == 200
+    )
     assert ask(here, port, "GET", "/v2", b"", Host="evil.example", **bearer)[0] == 403
     assert ask(here, port, "POST", "/mesh/v1/invites", b"", **bearer)[0] == 200
     assert ask(here, port, "POST", "/mesh/v1/shutdown", b"", **bearer)[0] == 403
+
+
+def test_with_require_key_nobody_is_let_in_for_where_they_come_from(mesh: Mesh) -> None:
+    """A proxy that passes on nothing, such as nginx as it is installed, looks like this machine."""
+    alpha = mesh.start("alpha", "--new", "--require-key").wait_ready()
+    port, here = alpha.http_port, "127.0.0.1"
+    status, answer = ask(here, port, "GET", "/v2")
+    assert status == 401
+    assert "programs on its own machine included" in answer["error"]
+    assert "meshnode keys create NAME --scope infer" in answer["error"]
+    key = json.loads(command(alpha, "keys", "create", "local", "--json"))["key"]
+    bearer = {"Authorization": f"Bearer {key}"}
+    assert ask(here, port, "GET", "/v2", b"", **bearer)[0] == 200
+    assert "alpha" in command(alpha, "nodes")  # over the owner's channel, without a key
+    wrong = {"Authorization": f"Bearer {key[:-1]}"}
+    assert ask(here, port, "GET", "/v2", b"", **wrong)[0] == 401
+    wait_until(lambda: "was refused: that is not an API key" in alpha.output, 5, "it is logged")
+    assert key[:-1] not in alpha.output

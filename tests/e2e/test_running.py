@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import pickle
 import select
 import signal
 import socket
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode.cli.settings import load_settings
 from meshnode.client.mesh import MeshClient
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, MeshError
 from meshnode.folderlock import holder
 from meshnode.net.sockets import has_ipv6
 from tests.e2e.conftest import DIGIT_REQUEST, DIGITS, alive, wait_until
@@ -158,6 +160,51 @@ def test_ctrl_c_while_it_starts_in_the_background_ends_it_again(commands: Comman
     assert "stopping it again" in errors
     assert "Traceback" not in errors
     wait_until(lambda: not alive(pid), 10, "the process has ended")
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_daemon_outlives_whoever_started_it(commands: Commands, detached: bool) -> None:
+    """A closed session, or `kill -9` of the launcher: nobody reads what the daemon prints."""
+    data_dir = commands.folder / "alpha"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [
+        sys.executable,
+        "-m",
+        "meshnode",
+        "join",
+        "--new",
+        *QUIET,
+        "--data-dir",
+        str(data_dir),
+    ]
+    given = b""
+    if detached:
+        command = [sys.executable, "-P", "-m", "meshnode.cli.background", str(data_dir)]
+        loaded = load_settings({"listen": "127.0.0.1:0", "http": "off", "mdns": False},
+                               data_dir=str(data_dir))  # fmt: skip
+        options = loaded.settings.options(data_dir=str(data_dir), invite=None, new=True)
+        given = pickle.dumps(options)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(given)
+    try:
+
+        def answers() -> bool:
+            assert process.poll() is None, commands("alpha", "logs").stdout
+            with contextlib.suppress(MeshError):
+                return bool(commands.control("alpha").get("/mesh/v1/status"))
+            return False
+
+        wait_until(answers, 30, "it answers")
+        assert commands("alpha", "stop").returncode == 0
+        assert process.wait(20) == 0
+        assert "defect" not in commands("alpha", "logs").stdout
+    finally:
+        process.kill()
+        process.wait()
 
 
 # Behind a port mapping
@@ -338,6 +385,29 @@ def test_a_full_disk_is_named_at_the_start_and_survived_later(
     wait_until((alpha.data_dir / "state" / "members").exists, 20, "it is written later")
     assert 1 <= output.read_text().count("No space left on device") <= 8  # told, not repeated
     assert beta.stop() == 0
+    assert alpha.stop() == 0
+
+
+def test_what_a_full_disk_cannot_keep_is_refused_and_leaves_no_trace(
+    small_disk: Path, mesh: Mesh, commands: Commands
+) -> None:
+    mesh.folder = small_disk
+    (small_disk / "alpha.log").symlink_to(small_disk.parent / "alpha.log")
+    alpha = mesh.start("alpha", "--new").wait_ready()
+    assert commands("disk/alpha", "keys", "create", "r1").returncode == 0
+    filler = fill(small_disk)
+    for change in (("keys", "revoke", "r1"), ("keys", "revoke", "r1"), ("keys", "create", "r2")):
+        refused = commands("disk/alpha", *change)
+        assert refused.returncode != 0
+        assert "No space left on device" in refused.stderr
+    (key,) = alpha.control.get("/mesh/v1/keys")
+    assert (key["name"], key["state"]) == ("r1", "valid")
+    filler.unlink()
+    assert "was revoked before" not in commands("disk/alpha", "keys", "revoke", "r1").stdout
+    assert alpha.stop() == 0
+    alpha = mesh.start("alpha").wait_ready()
+    (key,) = alpha.control.get("/mesh/v1/keys")
+    assert (key["name"], key["state"]) == ("r1", "revoked")
     assert alpha.stop() == 0
 
 

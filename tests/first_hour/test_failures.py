@@ -185,7 +185,7 @@ def test_what_newcomers_give_to_a_model(
         ("infer digts notes.txt", "error: no node of this mesh has a model '…'"),
         (
             "infer digits notes.txt",
-            "error: the input is neither JSON (…) nor a PNG or JPEG image",
+            "error: '…' is of no form that is known, and no JSON (…); taken are JSON, …",
         ),
         ("join --max-memory 1X", "error: --max-memory '…' is not a size …"),
         ("join --advertise 203.0.113.7:port", "error: --advertise: …"),
@@ -225,7 +225,7 @@ def test_a_gateway_that_others_reach_refuses_them_in_so_many_words(
     done = minipc.run(f"curl -sS {url}/v2/models", fails=True)
     heard("curl: (60) SSL certificate problem: …", done)
     done = minipc.run(f"MESHNODE_API_KEY={key} meshnode nodes --gateway {url}", fails=True)
-    heard("error: the certificate of … is not trusted …", done)
+    heard("error: …: its certificate is not trusted …", done)
     ask = f"curl -s --cacert {laptop.home}/cert.pem -w '%{{http_code}} ' -i"
     bearer = f"-H 'Authorization: Bearer {key}'"
     done = minipc.run(f"{ask} {url}/mesh/v1/nodes")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,7 +101,15 @@ def test_every_command_of_the_first_hour_works_on_its_device(reader: Reader) -> 
                 del after[command]
     assert not after, "the page no longer has these commands"
     for device in reader.network.devices.values():
-        assert device.processes() == [], f"{device.name} still runs something"
+        left = [_command_line(pid) for pid in device.processes()]
+        assert left == [], f"{device.name} still runs something"
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except FileNotFoundError:
+        return "(ended while it was looked at)"
 
 
 def cloud_box_fails_and_comes_back(network: Network) -> None:

@@ -152,11 +152,13 @@ def test_a_model_that_is_known_but_not_here_gets_no_suggestion(
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        (b"", "neither JSON"),
-        (b"hello", "nor a PNG or JPEG image, nor a NumPy array"),
-        (b"\xff\xfe", "neither JSON"),
-        (b"[" * 100_000, "neither JSON"),
-        (b"[1]", "must hold a JSON object"),
+        (b"", "the standard input is empty; taken are JSON, .npy, .npz, and pictures in PNG, JPEG"),
+        (b"\n", "is empty"),
+        (b"hello", "of no form that is known, and no JSON (Expecting value"),
+        (b"BM pixels", "taken are JSON, .npy, .npz, and pictures in PNG, JPEG, WebP or GIF"),
+        (b"\xfa\xfb", "no JSON (it is no text)"),
+        (b"[" * 100_000, "no JSON (maximum recursion depth"),
+        (b"1", "a map from input name to data, or, for a model with one input, a list"),
         (b'{"picture": [1]}', "no input 'picture'; its inputs are 'image' (FP32 [-1, 2, 2])"),
         (b'{"image": [[1, 2], [3]]}', "different lengths"),
     ],
@@ -167,6 +169,14 @@ def test_an_input_that_is_no_request_is_explained(
     result = meshnode("infer", "digits", "-", stdin=stdin)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_list_alone_is_the_data_of_a_model_with_one_input(
+    daemon: FakeDaemon, meshnode: Run
+) -> None:
+    assert meshnode("infer", "digits", "-", stdin=json.dumps(DATA).encode()).exit_code == 0
+    (sent,) = daemon.sent("POST", "/v2/models/digits/infer")["inputs"]
+    assert (sent["name"], sent["shape"]) == ("image", [1, 2, 2])
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])

@@ -89,13 +89,55 @@ def test_a_value_has_the_type_of_its_input(
     assert (found["shape"], found["data"]) == (shape, flat)
 
 
-def test_an_array_is_sent_with_its_own_type(
+def test_an_array_is_sent_with_the_type_of_its_input(
     many: FakeDaemon, meshnode: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "a.npy").write_bytes(npy(np.array([[7]], ">i2")))
-    assert meshnode("infer", "digits", f"x=@{tmp_path / 'a.npy'}").exit_code == 0
+    result = meshnode("infer", "digits", f"x=@{tmp_path / 'a.npy'}")
+    assert result.exit_code == 0
     inputs, data = inputs_of(many)
-    assert (inputs["x"]["datatype"], inputs["x"]["shape"], data) == ("INT16", [1, 1], b"\x07\x00")
+    assert (inputs["x"]["datatype"], inputs["x"]["shape"]) == ("FP32", [1, 1])
+    assert data == np.float32(7).tobytes()
+    assert "note" not in result.stderr  # nothing is lost
+
+
+def test_it_is_told_when_digits_of_an_array_may_be_lost(
+    daemon: FakeDaemon, meshnode: Run, tmp_path: Path
+) -> None:
+    """NumPy's default type is float64, and hardly a model takes it."""
+    (tmp_path / "a.npy").write_bytes(npy(np.full((2, 2), 0.1)))
+    result = meshnode("infer", "digits", str(tmp_path / "a.npy"))
+    assert result.exit_code == 0
+    inputs, data = inputs_of(daemon)
+    assert (inputs["image"]["datatype"], inputs["image"]["shape"]) == ("FP32", [1, 2, 2])
+    assert data == np.full(4, 0.1, np.float32).tobytes()
+    assert "note: input 'image' is sent as FP32, as the model takes it; the file holds float64" in (
+        result.stderr
+    )
+
+
+def test_an_array_that_cannot_become_the_inputs_type_is_refused(
+    many: FakeDaemon, meshnode: Run, tmp_path: Path
+) -> None:
+    whole = {"name": "n", "datatype": "INT8", "shape": [-1]}
+    many.metadata = {**many.metadata, "inputs": [whole]}
+    for array, said in (
+        (np.array([1.5]), 'convert it with astype("int8")'),
+        (np.array([300]), "holds 300, which INT8 cannot"),
+    ):
+        (tmp_path / "a.npy").write_bytes(npy(array))
+        result = meshnode("infer", "digits", f"n=@{tmp_path / 'a.npy'}")
+        assert result.exit_code == 2
+        assert said in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_pictures_of_these_forms_are_taken(
+    daemon: FakeDaemon, meshnode: Run, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "picture").write_bytes(image(kind))
+    assert meshnode("infer", "digits", str(tmp_path / "picture")).exit_code == 0
+    assert inputs_of(daemon)[0]["image"]["shape"] == [1, 2, 2]
 
 
 def test_an_array_alone_is_for_a_model_with_one_input(

@@ -1,3 +1,4 @@
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -172,6 +173,7 @@ def test_the_port_of_the_gateway_may_be_left_out(
         (["--no-mdns", "--mdns-interface", "::1"], ("--no-mdns", "--mdns-interface")),
         (["--tls-cert", "c.pem"], ("--tls-cert", "tls_key")),
         (["--no-gateway", "--allow-host", "a"], ("--allow-host", "--no-gateway")),
+        (["--no-gateway", "--require-key"], ("--require-key", "--no-gateway")),
         (["--membership", "probe_timeout_s=1"], ("probe_timeout_s", "probe_interval_s")),
     ],
 )
@@ -270,3 +272,76 @@ def test_an_invite_of_the_right_form_is_returned() -> None:
 )
 def test_a_nodes_name_comes_from_the_host_name(host_name: str, name: str) -> None:
     assert name_from_host(host_name) == name
+
+
+def test_rejoin_is_for_members_only(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    refused = meshnode("join", "--rejoin")
+    assert (refused.exit_code, joined) == (2, [])
+    assert f"{data_dir} belongs to no mesh" in refused.stderr
+    for more in (["mesh1abc"], ["--new"]):
+        assert "--rejoin is for a device" in meshnode("join", "--rejoin", *more).stderr
+    (data_dir / "mesh").touch()
+    assert meshnode("join", "--rejoin").exit_code == 7
+    assert joined[-1].rejoin
+
+
+def test_a_member_that_is_left_while_it_starts_founds_no_mesh(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    meshnode("join")
+    (data_dir / "mesh").touch()
+    meshnode("join")
+    meshnode("join", "mesh1abc")
+    assert [options.rejoin for options in joined] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        (
+            'http = "8.8.8.8:80"',
+            "8.8.8.8 is no address of this machine; name one that is with http",
+        ),
+        ('listen = "192.0.2.77"', "cannot listen at 192.0.2.77:8471"),
+        ('tls_cert = "/none.pem"\ntls_key = "/none.key"', "tls_cert /none.pem does not exist"),
+        ('advertise = ["127.0.0.1:9"]', "advertise 127.0.0.1:9: on another device"),
+        ('advertise = ["255.255.255.255:9"]', "advertise 255.255.255.255:9 leads nowhere"),
+        ('mdns_interfaces = ["192.0.2.77"]', "mdns_interfaces 192.0.2.77 is no address of this"),
+    ],
+)
+def test_what_does_not_fit_this_machine_is_refused_by_join_and_found_by_check(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path, toml: str, said: str
+) -> None:
+    file = data_dir / "config.toml"
+    file.write_text(toml + "\n")
+    sentences = set()
+    for command in (["join"], ["config", "check"], ["config", "check", str(file)]):
+        result = meshnode(*command)
+        assert result.exit_code == 2
+        sentences.add(result.stderr)
+    (sentence,) = sentences
+    assert sentence.startswith(f"error: {file}: ")
+    assert said in sentence
+    assert joined == []
+
+
+def test_a_port_in_use_and_what_is_left_out_are_no_faults_of_the_settings(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (data_dir / "config.toml").write_text(
+            f'http = "127.0.0.1:{port}"\nlisten = "127.0.0.1:{port}"\nadvertise = ["127.0.0.1"]\n'
+        )
+        assert meshnode("config", "check").exit_code == 0
+
+
+def test_what_was_kept_is_no_damaged_file_when_the_machine_has_changed(
+    meshnode: Run, joined: list[JoinOptions], data_dir: Path
+) -> None:
+    (data_dir / "options").write_bytes(Chosen(http="192.0.2.77:80").to_json())
+    said = meshnode("join").stderr
+    assert said.startswith("error: cannot listen at 192.0.2.77:80")
+    assert "damaged" not in said

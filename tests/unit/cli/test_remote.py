@@ -130,3 +130,93 @@ def test_what_cannot_be_meant_is_refused(meshnode: Run, arguments: list[str], sa
 def test_a_folder_that_is_named_is_meant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no meshnode daemon is running"):
         client_of(str(tmp_path)).get("/mesh/v1/nodes")
+
+
+class TestAnEnvFileThatNobodyNamed:
+    """`.env` of the working folder: it may be anybody's, and leads no key astray."""
+
+    @pytest.fixture
+    def dotenv(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "own.key").write_text("mesh_mine\n")
+        (tmp_path / "ca.pem").touch()
+
+        def write(text: str) -> Path:
+            path = tmp_path / ".env"
+            path.write_text(text)
+            return path
+
+        return write
+
+    @pytest.mark.parametrize(
+        ("text", "environ", "options"),
+        [
+            ("MESHNODE_GATEWAY=https://x", {"MESHNODE_API_KEY": "mesh_mine"}, {}),
+            ("MESHNODE_GATEWAY=https://x", {"MESHNODE_API_KEY_FILE": "own.key"}, {}),
+            ("MESHNODE_GATEWAY=https://x\nMESHNODE_API_KEY_FILE=own.key", {}, {}),
+            ("MESHNODE_GATEWAY=https://x", {}, {"key_file": "own.key"}),
+            ("MESHNODE_GATEWAY=https://x\nMESHNODE_API_KEY=k", {}, {"key_file": "own.key"}),
+            ("MESHNODE_CA_FILE=ca.pem", {"MESHNODE_API_KEY": "m"}, {"gateway": ["https://a"]}),
+            (
+                "MESHNODE_CA_FILE=ca.pem",
+                {"MESHNODE_GATEWAY": "https://a", "MESHNODE_API_KEY": "m"},
+                {},
+            ),
+        ],
+    )
+    def test_it_sends_no_key_from_elsewhere_where_it_leads(
+        self,
+        dotenv: Callable[[str], Path],
+        monkeypatch: pytest.MonkeyPatch,
+        text: str,
+        environ: dict[str, str],
+        options: dict[str, str],
+    ) -> None:
+        path = dotenv(text)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError) as caught:
+            client_of(None, **options)
+        assert str(caught.value).startswith(f"{path} says ")
+        assert "--gateway" in str(caught.value) or "--ca-file" in str(caught.value)
+        assert f"MESHNODE_ENV_FILE={path}" in str(caught.value)
+
+    def test_the_command_says_so_and_asks_nobody(
+        self,
+        elsewhere: FakeDaemon,
+        meshnode: Run,
+        dotenv: Callable[[str], Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        path = dotenv(f"MESHNODE_GATEWAY={elsewhere.url}\n")
+        assert meshnode("models").exit_code == 0, "without any key it may"
+        elsewhere.requests.clear()
+        monkeypatch.setenv("MESHNODE_API_KEY", "mesh_mine")
+        refused = meshnode("models")
+        assert (refused.exit_code, elsewhere.requests) == (2, [])
+        assert "mesh_mine" not in refused.stderr
+        assert meshnode("models", "--gateway", elsewhere.url).exit_code == 0
+        monkeypatch.setenv("MESHNODE_ENV_FILE", str(path))
+        assert meshnode("models").exit_code == 0
+        assert elsewhere.headers["Authorization"] == "Bearer mesh_mine"
+
+    def test_a_gateway_and_its_key_in_one_file_count_together(
+        self, dotenv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dotenv("MESHNODE_GATEWAY=https://x\nMESHNODE_API_KEY=its_own\nMESHNODE_CA_FILE=ca.pem\n")
+        for mine in ("", "mesh_mine"):
+            monkeypatch.setenv("MESHNODE_API_KEY", mine)
+            with client_of(None) as client:
+                target = client._target
+            assert (target.endpoints[0].url, target.api_key) == ("https://x", "its_own")
+            assert target.ca_file == "ca.pem"
+
+    def test_an_exported_gateway_takes_the_exported_key(
+        self, dotenv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dotenv("MESHNODE_GATEWAY=https://x\nMESHNODE_API_KEY=its_own\n")
+        monkeypatch.setenv("MESHNODE_GATEWAY", "https://a")
+        monkeypatch.setenv("MESHNODE_API_KEY", "mesh_mine")
+        with client_of(None) as client:
+            assert client._target.endpoints[0].url == "https://a"
+            assert client._target.api_key == "mesh_mine"

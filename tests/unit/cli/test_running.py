@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from meshnode.cli import running
@@ -176,7 +177,11 @@ def test_the_root_key_is_not_removed_unless_its_owner_says_so(
     assert "add --yes" in refused.stderr
     assert (data_dir / "mesh").exists()
     agreed = meshnode("leave", "--yes", "--json")
-    assert json.loads(agreed.stdout) == {"told": False, "forgotten": True}
+    assert json.loads(agreed.stdout) == {
+        "told": False,
+        "forgotten": True,
+        "services_removed": [],
+    }
     assert not (data_dir / "mesh").exists()
 
 
@@ -208,6 +213,52 @@ def test_at_a_terminal_it_asks(
     monkeypatch.setattr(running, "_is_terminal", lambda: True)
     assert meshnode("leave", stdin=answer).exit_code == code
     assert (data_dir / "mesh").exists() is stays
+
+
+def test_a_starting_daemon_is_not_left_behind(
+    meshnode: Run, hold: Callable[..., subprocess.Popen[str]], data_dir: Path
+) -> None:
+    """It would found or rejoin a mesh right after its owner read that there is none."""
+    process = hold()
+    before = meshnode("leave")
+    assert (before.exit_code, before.stdout) == (1, "")
+    assert f"(pid {process.pid}) is about to join or to found a mesh" in before.stderr
+    (data_dir / "mesh").write_bytes(msgspec.msgpack.encode(MeshFile("mesh", b"chain")))
+    for more in ([], ["--keep"]):
+        member = meshnode("leave", *more)
+        assert (member.exit_code, member.stdout) == (1, "")
+        assert f"(pid {process.pid}) is still starting" in member.stderr
+    assert process.poll() is None
+    assert (data_dir / "mesh").exists()
+
+
+# Answers as a daemon that dies right after it was asked to leave, before its goodbye.
+DIES_WHEN_ASKED = """
+import os, socket, threading
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1] + "/control.sock")
+server.listen()
+def die():
+    connection, _ = server.accept()
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 202 Accepted\\r\\nContent-Type: application/json\\r\\n"
+                       b"Content-Length: 2\\r\\nConnection: close\\r\\n\\r\\n{}")
+    time.sleep(0.3)
+    os._exit(1)
+threading.Thread(target=die, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("keep", [[], ["--keep"]])
+def test_nobody_was_told_by_a_daemon_that_died_before_its_goodbye(
+    meshnode: Run, hold: Callable[..., subprocess.Popen[str]], data_dir: Path, keep: list[str]
+) -> None:
+    joined(data_dir)
+    hold(DIES_WHEN_ASKED)
+    left = meshnode("leave", *keep)
+    assert left.exit_code == 0, left.stderr
+    assert "The daemon ended before its goodbye (see `meshnode logs`), so the other" in left.stdout
+    assert (data_dir / "mesh").exists() is bool(keep)
 
 
 # logs
@@ -253,6 +304,17 @@ def test_the_last_lines_are_printed_across_files_put_aside(meshnode: Run, log: P
 )
 def test_lines_can_be_chosen(meshnode: Run, log: Path, args: list[str], found: list[str]) -> None:
     assert messages(meshnode("logs", "--json", *args)) == found
+
+
+def test_a_request_of_which_nothing_was_logged_is_told_from_one_that_left_lines(
+    meshnode: Run, log: Path
+) -> None:
+    missing = meshnode("logs", "--request", "nobody")
+    assert (missing.exit_code, missing.stdout) == (0, "")
+    assert "no line names nobody" in missing.stderr
+    assert "--log-level debug" in missing.stderr
+    for args in (["--request", "r1"], ["--level", "critical"], ["--request", "nobody", "-n", "0"]):
+        assert meshnode("logs", *args).stderr == ""
 
 
 def test_a_line_that_a_crash_cut_off_is_shown_as_it_is(meshnode: Run, log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from meshnode.cli import service, service_files
+from meshnode.cli import service_files, supervisors
+from meshnode.client.mesh import MeshClient
 from meshnode.datafolder import DataFolder, MeshFile
 from meshnode.limits import DRAIN_LIMIT_S
 
@@ -136,7 +138,7 @@ class Systemctl:
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(service, "SYSTEM_UNITS", tmp_path / "etc")
+    monkeypatch.setattr(supervisors, "SYSTEM_UNITS", tmp_path / "etc")
     return Systemctl(tmp_path)
 
 
@@ -306,6 +308,143 @@ def test_the_env_file_that_counts_goes_into_the_unit_by_its_absolute_path(
     shown = meshnode("service", "install", "--user", "--print").stdout
     assert f'"--env-file" "{work / ".env"}"' in lines(shown)["ExecStart"]
     assert f"It reads {work / '.env'}" in meshnode("service", "install", "--user").stdout
+
+
+def started_with(unit: str) -> list[str]:
+    """Return the options of the service after the data folder."""
+    words = shlex.split(lines(unit)["ExecStart"])
+    return words[words.index("--data-dir") + 2 :]
+
+
+def test_a_named_config_file_goes_into_the_unit_by_its_absolute_path(
+    meshnode: Run,
+    systemctl: Systemctl,
+    member: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work, unit = tmp_path / "work", tmp_path / "config" / "systemd" / "user" / "meshnode.service"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    mine, other, env = work / "my.toml", work / "other.toml", work / "my.env"
+    for path in (mine, other):
+        path.write_text('region = "eu"\n')
+    env.write_text("MESHNODE_ZONE=z\n")
+    install = ("service", "install", "--user")
+
+    assert "--config" not in meshnode(*install, "--print").stdout
+    shown = meshnode(*install, "--print", "--config", "my.toml", "--env-file", "my.env").stdout
+    assert started_with(shown) == ["--config", str(mine), "--env-file", str(env)]
+    monkeypatch.setenv("MESHNODE_CONFIG", "other.toml")
+    assert started_with(meshnode(*install, "--print").stdout) == ["--config", str(other)]
+    done = meshnode(*install)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"It reads {other} at each start: keep that file." in done.stdout
+    monkeypatch.delenv("MESHNODE_CONFIG")
+    assert meshnode(*install).exit_code == 0
+    assert started_with(unit.read_text()) == ["--config", str(other)], "it keeps what it had"
+    (member.path / "config.toml").touch()
+    assert meshnode(*install, "--config", str(member.path / "config.toml")).exit_code == 0
+    assert started_with(unit.read_text()) == [], "that one is read in any case"
+
+
+def test_what_stays_in_the_installers_shell_is_named(
+    meshnode: Run,
+    systemctl: Systemctl,
+    member: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (member.path / "config.toml").write_text('zone = "z"\n')
+    for name, value in {"REGION": "eu", "NICE": "3", "ZONE": "z", "API_KEY": "secret"}.items():
+        monkeypatch.setenv(f"MESHNODE_{name}", value)
+    warned = meshnode("service", "install", "--user").stderr
+    assert warned.startswith("warning: MESHNODE_REGION, MESHNODE_NICE of this shell will not reach")
+    assert f"into {member.path / 'config.toml'}" in warned
+    assert "`meshnode config show`" in warned
+    assert "ZONE" not in warned, "the service has the same value"
+    (tmp_path / "models").mkdir()
+    (tmp_path / ".env").write_text("MESHNODE_TLS_CERT=c.pem\nMESHNODE_MODELS=models\n")
+    refused = meshnode("service", "install", "--user")
+    assert refused.exit_code == 2, "from the root folder there is no such folder"
+
+
+def test_settings_that_the_service_could_not_start_with_are_refused(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    (member.path / "config.toml").write_text('http = "8.8.8.8:80"\n')
+    refused = meshnode("service", "install", "--user")
+    assert refused.exit_code == 2
+    assert "8.8.8.8 is no address of this machine" in refused.stderr
+    assert not (tmp_path / "config").exists()
+
+
+def test_beside_a_running_daemon_the_command_with_its_files_is_named(
+    meshnode: Run,
+    systemctl: Systemctl,
+    member: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toml, env = tmp_path / "my.toml", tmp_path / "my.env"
+    toml.touch()
+    env.write_text("export MESHNODE_ZONE=z\n")
+    read = [str(env), str(toml), str(member.path / "options"), str(member.path / "config.toml")]
+    monkeypatch.setattr(MeshClient, "get", lambda *_, **__: {"config_files": read})
+    running = DataFolder(member.path)
+    refused = meshnode("service", "install", "--user")
+    noted = meshnode("config", "show")
+    running.close()
+    assert refused.exit_code == 2
+    assert refused.stderr.strip().endswith(f"--env-file {env} --config {toml}")
+    assert f"The daemon that runs now was started with {env}, {toml}" in noted.stderr
+    assert meshnode("config", "show").stderr == ""
+
+
+def test_the_unit_can_only_rejoin_and_is_passed_over_where_there_is_no_mesh() -> None:
+    unit = service_files.systemd_unit([*COMMAND, "/a b%"], "/a b%", user=None)
+    assert lines(unit)["ConditionPathExists"] == "/a b%%/mesh"
+    assert lines(unit)["WorkingDirectory"] == "/"
+    odd = service_files.systemd_unit([*COMMAND, "/a\n"], "/a\n", user=None)
+    assert "ConditionPathExists" not in odd, "no line can hold that path"
+
+
+def test_the_service_starts_with_rejoin(meshnode: Run, systemctl: Systemctl) -> None:
+    shown = meshnode("service", "install", "--user", "--print").stdout
+    assert '"join" "--rejoin" "--data-dir"' in lines(shown)["ExecStart"]
+
+
+def test_leaving_takes_the_service_away_and_keeping_does_not(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    units = tmp_path / "config" / "systemd" / "user"
+    second = tmp_path / "second"
+    shutil.copytree(member.path, second)
+    assert meshnode("service", "install", "--user").exit_code == 0
+    elsewhere = ("--data-dir", str(second), "--name", "second")
+    assert meshnode("service", "install", "--user", *elsewhere).exit_code == 0
+    systemctl.calls()
+    assert meshnode("leave", "--keep").exit_code == 0
+    assert len(list(units.iterdir())) == 2
+    left = meshnode("leave", "--json")
+    assert json.loads(left.stdout)["services_removed"] == [str(units / "meshnode.service")]
+    assert "--user disable --now meshnode.service" in systemctl.calls()
+    assert [path.name for path in units.iterdir()] == ["meshnode-second.service"]
+    said = meshnode("leave", "--data-dir", str(second)).stdout
+    assert f"is removed: {units / 'meshnode-second.service'}" in said
+
+
+def test_a_service_that_cannot_be_removed_is_named_when_its_node_leaves(
+    meshnode: Run, systemctl: Systemctl, member: DataFolder, tmp_path: Path
+) -> None:
+    assert meshnode("service", "install", "--system").exit_code == 0
+    systemctl.fail("disable")
+    left = meshnode("leave")
+    assert left.exit_code == 0
+    assert "The mesh is forgotten" in left.stdout
+    assert f"the service {tmp_path / 'etc' / 'meshnode.service'} could not be" in left.stderr
+    assert "meshnode service uninstall" in left.stderr
 
 
 @pytest.mark.parametrize("folder", ["/data", '/a "b" & <c>/50%/$HOME/\\x', "/ä\n"])

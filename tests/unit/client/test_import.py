@@ -44,6 +44,11 @@ def test_the_clients_load_neither_a_daemon_nor_what_only_it_needs() -> None:
     assert loaded_by("from meshnode import MeshClient, AsyncMeshClient") & HEAVY == set()
 
 
+def test_a_client_with_an_event_loop_does_not_load_the_sockets_of_the_other() -> None:
+    loaded = loaded_by("from meshnode import AsyncMeshClient")
+    assert loaded & {"http.client", "meshnode.client.pool"} == set()
+
+
 def test_a_client_that_waits_loads_no_event_loop() -> None:
     assert "asyncio" not in loaded_by("from meshnode import MeshClient; MeshClient('http://a')")
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.client.plan import (
-    LONGEST_SILENCE_S,
     MIN_TRY_S,
     SHORTEST_SILENCE_S,
     CallPlan,
@@ -22,12 +21,17 @@ from meshnode.client.plan import (
     Try,
     Wait,
 )
-from meshnode.limits import CLIENT_CONNECT_TIMEOUT_S, MAX_TRIES_PER_GATEWAY
+from meshnode.limits import (
+    CLIENT_CONNECT_TIMEOUT_S,
+    MAX_CLIENT_BACKOFF_S,
+    MAX_CLIENT_SILENCE_S,
+    MAX_TRIES_PER_GATEWAY,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SAFE = {Fault.UNREACHABLE, Fault.REFUSED}
+SAFE = {Fault.UNREACHABLE, Fault.UNTRUSTED, Fault.REFUSED}
 
 
 @dataclass
@@ -167,7 +171,7 @@ def test_silence_is_measured_by_how_long_answers_take() -> None:
     assert gateways.silence_s == pytest.approx(2.0, rel=0.01)
     for _ in range(50):
         gateways.answered(0, 60.0)
-    assert gateways.silence_s == LONGEST_SILENCE_S
+    assert gateways.silence_s == MAX_CLIENT_SILENCE_S
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in SAFE])
@@ -184,6 +188,44 @@ def test_what_was_certainly_not_carried_out_goes_elsewhere_even_if_it_must_not_b
 ) -> None:
     call = Call(Gateways(2), repeatable=False)
     assert call.run(failing(0, fault=fault)) == 1
+
+
+def test_a_gateway_that_is_not_trusted_is_not_asked_again() -> None:
+    call = Call(Gateways(2))
+    end = call.run(failing(fault=Fault.UNTRUSTED))
+    assert isinstance(end, GiveUp)
+    assert (end.cause, call.order, call.waits) == ("exhausted", [0, 1], [])
+
+
+def test_a_gateway_stays_behind_as_long_as_its_retry_after_says() -> None:
+    gateways, rng = Gateways(2), random.Random(3)
+    gateways.failed(Failure(0, Fault.REFUSED, "busy", retry_after_s=10.0), 0.0, rng)
+    assert gateways.ranked(9.9) == [1, 0]
+    assert gateways.ranked(10.1) == [0, 1]
+    gateways.failed(Failure(0, Fault.REFUSED, "busy", retry_after_s=1e9), 20.0, rng)
+    assert gateways.ranked(20.1 + MAX_CLIENT_BACKOFF_S) == [0, 1]  # but not for ever
+
+
+def test_one_failure_ends_the_preference_for_the_gateway_that_answered_last() -> None:
+    gateways = Gateways(2)
+    gateways.answered(1, 0.1)
+    assert gateways.ranked(0.0) == [1, 0]
+    gateways.failed(Failure(1, Fault.BROKEN, ""), 0.0, random.Random(3))
+    assert gateways.ranked(100.0) == [0, 1]
+
+
+def test_clients_that_failed_together_do_not_come_back_together() -> None:
+    def first_wait(seed: int) -> float:
+        plan = CallPlan(Gateways(1), now=0.0, deadline=10.0, rng=random.Random(seed))
+        plan.next(0.0)
+        plan.failed(Failure(0, Fault.BROKEN, ""), 0.0)
+        step = plan.next(0.0)
+        assert isinstance(step, Wait)
+        return step.seconds
+
+    waits = {first_wait(seed) for seed in range(20)}
+    assert len(waits) == 20
+    assert max(waits) > 1.5 * min(waits)
 
 
 def test_retry_after_is_waited_for_when_it_fits_into_the_time() -> None:

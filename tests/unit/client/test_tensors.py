@@ -58,7 +58,9 @@ def echoed(tensors: Sequence[Tensor], *, binary: bool = True) -> Mapping[str, ND
 
 
 def there_and_back(array: NDArray[Any]) -> NDArray[Any]:
-    (tensor,) = received({"x": array}).inputs
+    little = array.dtype.newbyteorder("<")
+    datatype = next(kind for kind, dtype in DTYPES.items() if little == dtype)
+    (tensor,) = received({"x": array}, TensorInfo("x", str(datatype), array.shape)).inputs
     assert tensor.shape == array.shape
     return echoed([tensor])["x"]
 
@@ -202,7 +204,14 @@ def test_what_has_no_type_in_the_protocol_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (InputTensor(np.array([1.5]), "INT64"), "change of kind"),
+        (InputTensor(np.array([1.5]), "INT64"), r'astype\("int64"\)'),
+        (InputTensor(np.array([1]), "BYTES"), r'astype\("str"\)'),
+        (InputTensor(np.array([1, 300]), "INT8"), "holds 300, which INT8 cannot: .* -128 to 127"),
+        (InputTensor(np.array([-1]), "UINT64"), "holds -1, which UINT64 cannot: it goes from 0"),
+        (InputTensor(np.array([2**63 + 5], np.uint64), "INT64"), "holds 9223372036854775813"),
+        (InputTensor(np.array([1.0, -1e9, np.inf]), "FP16"), r"holds 1e\+09, which FP16 cannot"),
+        (InputTensor(np.array([1e300]), "BF16"), r"holds 1e\+300, which BF16 cannot"),
+        (InputTensor(None, "FP32"), "is None"),  # type: ignore[arg-type]
         (InputTensor(np.array(["a"]), "FP32"), "not FP32"),
         (InputTensor([1], "FLOAT"), "no datatype"),
         (InputTensor([[1], [1, 2]], "FP32"), "different lengths"),
@@ -218,11 +227,15 @@ def test_what_cannot_be_the_type_that_was_named_is_refused(value: Any, said: str
 
 
 def test_a_named_type_converts_where_only_precision_is_lost() -> None:
-    (half,) = received({"x": InputTensor(np.array([1 / 3, 1e9]), "FP16")}).inputs
+    (half,) = received({"x": InputTensor(np.array([1 / 3, np.inf]), "FP16")}).inputs
     assert half.datatype is DataType.FP16
     assert echoed([half])["x"].tolist() == [float(np.float16(1 / 3)), float("inf")]
     (wide,) = received({"x": InputTensor(np.array([1, 2], np.int8), "INT64")}).inputs
     assert echoed([wide])["x"].tolist() == [1, 2]
+    (narrow,) = received({"x": InputTensor(np.array([0, 255]), "UINT8")}).inputs
+    assert echoed([narrow])["x"].tolist() == [0, 255]
+    (none,) = received({"x": InputTensor(np.zeros((0, 2), np.int64), "INT8")}).inputs
+    assert none.shape == (0, 2)
 
 
 SPEC = TensorInfo("x", "FP32", (-1, 2))
@@ -261,13 +274,86 @@ def test_what_other_libraries_call_an_array_is_one() -> None:
     assert (tensor.datatype, tensor.shape) == (DataType.INT16, (2,))
 
 
-def test_only_lists_and_values_need_the_models_metadata() -> None:
+@pytest.mark.parametrize("raised", [RuntimeError("it requires grad\nmore"), TypeError("cuda:0")])
+def test_an_array_that_cannot_be_read_is_refused_with_what_to_do(raised: Exception) -> None:
+    """As torch's tensors do that require a gradient or lie on a GPU."""
+
+    class Tensor:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+            raise raised
+
+    with pytest.raises(InvalidRequest, match=f"cannot be an array: {str(raised)[:16]}$"):
+        encode_inputs({"x": Tensor()}, "m", None)
+    Tensor.__module__ = "torch"
+    with pytest.raises(InvalidRequest, match=r"give tensor\.detach\(\)\.cpu\(\)\.numpy\(\)$"):
+        encode_inputs({"x": [Tensor()]}, "m", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"),
+    [
+        (np.array([[0.1, 2]]), (1, 2)),
+        (np.array([[0, 2]]), (1, 2)),
+        ([np.array([0.1, 2]), np.array([3, 4.0])], (2, 2)),
+        ([[np.float64(0.1), 2]], (1, 2)),
+        ([[0.1, np.float64(2)]], (1, 2)),
+        ([np.float64(0.1), np.float64(2)], (1, 2)),  # as lists, without the batch dimension
+        ([[0.1, 2], np.array([3.0, 4])], (2, 2)),
+    ],
+)
+def test_arrays_of_numpys_default_types_take_the_type_of_the_model(
+    value: Any, shape: tuple[int, ...]
+) -> None:
+    (tensor,) = received({"x": value}, SPEC).inputs
+    assert (tensor.datatype, tensor.shape) == (DataType.FP32, shape)
+    expected = np.asarray(value, np.float32).reshape(shape)
+    np.testing.assert_array_equal(echoed([tensor])["x"], expected)
+
+
+def test_default_types_are_not_forced_into_another_kind_or_out_of_range() -> None:
+    whole = TensorInfo("x", "INT8", (-1,))
+    with pytest.raises(InvalidRequest, match=r'cannot become INT8 .* astype\("int8"\)'):
+        encode_inputs({"x": np.array([1.5])}, "m", [whole])
+    with pytest.raises(InvalidRequest, match="holds 300, which INT8 cannot"):
+        encode_inputs({"x": np.array([300])}, "m", [whole])
+    (own,) = received({"x": np.array([300], np.int16)}, whole).inputs
+    assert own.datatype is DataType.INT16  # was chosen: the gateway says what it thinks of it
+
+
+def test_an_array_alone_may_leave_out_the_batch_dimension() -> None:
+    square = TensorInfo("x", "FP32", (-1, 8, 8))
+    for array in (np.zeros((8, 8), np.float32), np.zeros((8, 8)), InputTensor([[0.0]], "FP32")):
+        (tensor,) = received(array, square).inputs
+        assert tensor.shape == ((1, 1) if isinstance(array, InputTensor) else (1, 8, 8))
+    (named,) = received({"x": np.zeros((8, 8), np.float32)}, square).inputs
+    assert named.shape == (8, 8)
+
+
+def test_a_list_that_holds_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    for inputs in (endless, {"x": endless}):
+        with pytest.raises(InvalidRequest, match="nested more than 32 deep"):
+            encode_inputs(inputs, "m", [SPEC] if needs_metadata(inputs) else None)
+
+
+@pytest.mark.parametrize("word", [0x7FFFFFFF, 0x7F800001, 0xFFFFFFFF])
+def test_a_nan_of_any_bits_stays_one_in_bf16(word: int) -> None:
+    """Rounded as a number, it would become zero or an infinity."""
+    array = np.array([word], np.uint32).view(np.float32)
+    (tensor,) = received({"x": InputTensor(array, "BF16")}).inputs
+    assert np.isnan(echoed([tensor])["x"]).all()
+
+
+def test_only_what_chose_no_type_needs_the_models_metadata() -> None:
     assert needs_metadata(np.zeros(1))
     assert needs_metadata({"x": [1]})
     assert needs_metadata({"x": 1.5})
-    assert not needs_metadata({"x": np.zeros(1)})
+    assert needs_metadata({"x": [np.float64(1), 2.0]})
+    assert needs_metadata({"x": np.zeros(1)})  # NumPy's default type, which nobody chose
+    assert not needs_metadata({"x": np.zeros(1, np.float32)})
     assert not needs_metadata({"x": np.float32(1)})
-    assert not needs_metadata({"x": [np.zeros(1)]})
+    assert not needs_metadata({"x": [np.zeros(1, np.float32)]})
     assert not needs_metadata({"x": InputTensor([1], "FP32")})
 
 

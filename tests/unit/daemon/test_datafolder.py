@@ -192,6 +192,13 @@ def test_who_runs_on_a_folder_is_known_by_its_process_id(folder: DataFolder) -> 
     assert holder(folder.path / "nowhere") is None
 
 
+def test_nothing_is_left_of_a_former_holder_s_longer_id(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(b"%d99\n" % os.getpid())
+    opened = DataFolder(tmp_path)
+    assert holder(tmp_path) == Holder(os.getpid())
+    opened.close()
+
+
 def test_a_holder_that_has_not_written_its_id_yet_is_one_all_the_same(folder: DataFolder) -> None:
     (folder.path / "lock").write_bytes(b"")
     assert holder(folder.path) == Holder(None)

@@ -40,6 +40,8 @@ from meshnode.limits import MAX_EARLY_NOTES, MAX_LOG_LINES
 from meshnode.membership.addresses import Kind
 from meshnode.net.clock import RealClock
 from meshnode.routing.load import LinkState
+from meshnode.state.desired import Draft
+from meshnode.state.desired_messages import DESIRED, DesiredEntries
 from meshnode.trust.datagrams import DatagramSeal
 from meshnode.trust.identity import Identity
 from meshnode.types import Address, NodeId
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from meshnode.net.udp import DatagramSocket
     from meshnode.node import Node
 
+ENTRIES = DESIRED.encode(DesiredEntries(()))
 PEER = NodeId("p" * 32)
 WHERE = Address("192.0.2.1", 8471)
 
@@ -103,6 +106,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.answers: list[Sequence[Effect]] = []
+        self.committed: list[Draft] = []
         self.links: list[tuple[NodeId, LinkState]] = []
         self.rtts: list[tuple[NodeId, float]] = []
         self.router = SimpleNamespace(
@@ -114,6 +118,10 @@ class FakeNode:
     def handle(self, event: Event, now: float, wall_s: float) -> Sequence[Effect]:
         self.events.append(event)
         return self.answers.pop(0) if self.answers else ()
+
+    def commit(self, draft: Draft, now: float) -> Sequence[Effect]:
+        self.committed.append(draft)
+        return [SendNote(PEER, ENTRIES)]
 
     def knows(self, node: NodeId, name: str, *addresses: Address) -> None:
         record = SimpleNamespace(name=name, addresses=addresses)
@@ -206,24 +214,30 @@ async def test_every_effect_reaches_its_part(setup: Callable[[], Setup]) -> None
     assert repr(made.driver).startswith("<Driver of ")
 
 
-async def test_nothing_but_timers_follows_what_could_not_be_written(
-    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+async def test_entries_are_kept_back_until_they_are_durable_and_all_else_goes_on(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = setup().begin()
-    made.fails_to_write(monkeypatch)
-    effects = [
-        SendNote(PEER, b"before"),
-        Persist("desired", b"new"),
-        SendNote(PEER, b"after"),
-        Persist("other", b"x"),
+    answer = [
+        Persist("desired", b"theirs"),
+        SendNote(PEER, ENTRIES),
+        SendNote(PEER, b"another core's"),
         StartTimer("tick", 0.0),
         LoadModel("m", 1, "d", ()),
     ]
-    with pytest.raises(ConfigError, match="the disk is full"):
-        made.driver.carry_out(effects)
-    assert made.hub.calls[1:] == [("note", PEER, b"before")]
-    assert made.models == []
-    await eventually(lambda: made.node.events == [TimerFired("tick")])
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        made.node.answers = [answer]
+        made.driver.handle(TimerFired(1))
+    assert made.hub.calls[1:] == [("note", PEER, b"another core's")]
+    assert made.driver.dropped == {"not_durable": 1}
+    assert made.models == [LoadModel("m", 1, "d", ())]
+    assert "the disk is full" in caplog.text
+    await eventually(lambda: made.node.events[1:] == [TimerFired("tick")])
+    made.driver._persist_again()
+    assert made.folder.state("desired") == b"theirs"
+    made.driver.carry_out([SendNote(PEER, ENTRIES)])
+    assert made.hub.calls[2:] == [("note", PEER, ENTRIES)]
 
 
 async def test_what_could_not_be_written_is_written_once_there_is_room(
@@ -239,7 +253,6 @@ async def test_what_could_not_be_written_is_written_once_there_is_room(
         await eventually(lambda: "ERROR" in caplog.text and caplog.text.count("disk") > 3)
         patch.undo()
     await eventually(lambda: made.folder.state("desired") == b"new")
-    assert "not everything could be done: the disk is full" in caplog.text
     assert made.driver._unsaved == {}
 
 
@@ -249,11 +262,69 @@ async def test_a_later_write_of_the_same_supersedes_what_waits(
     made = setup().begin()
     with monkeypatch.context() as patch:
         made.fails_to_write(patch)
-        with pytest.raises(ConfigError):
-            made.driver.carry_out([Persist("desired", b"old")])
+        made.driver.carry_out([Persist("desired", b"old")])
     made.driver.carry_out([Persist("desired", b"new")])
     made.driver._persist_again()
     assert made.folder.state("desired") == b"new"
+
+
+async def test_an_own_change_that_cannot_be_written_never_was(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = setup().begin()
+    draft = Draft((), Persist("desired", b"mine"))
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        made.driver.carry_out([Persist("desired", b"theirs")])
+        with pytest.raises(ConfigError, match="the disk is full"):
+            made.driver.write(draft)
+    assert made.node.committed == []
+    made.driver._persist_again()
+    assert made.folder.state("desired") == b"theirs"
+    made.driver.write(draft)
+    assert made.node.committed == [draft]
+    assert made.folder.state("desired") == b"mine"
+    assert made.hub.calls[1:] == [("note", PEER, ENTRIES)]
+
+
+async def test_an_own_change_brings_to_disk_what_waited_to_be_written(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft has all that the core holds, so the older value must not follow it."""
+    made = setup().begin()
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        made.driver.carry_out([Persist("desired", b"theirs")])
+    made.driver.write(Draft((), Persist("desired", b"theirs and mine")))
+    made.driver._persist_again()
+    assert made.folder.state("desired") == b"theirs and mine"
+
+
+async def test_stopping_writes_what_waits_or_says_what_is_lost(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    with monkeypatch.context() as patch:
+        made.fails_to_write(patch)
+        made.driver.carry_out([Persist("desired", b"theirs"), Persist("members", b"list")])
+    save = made.folder.save_state
+
+    def full_again(key: str, value: bytes) -> None:
+        if key == "desired":
+            raise ConfigError("the disk is full")
+        save(key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.folder, "save_state", full_again)
+        made.driver.stop()
+    assert made.folder.state("members") == b"list"
+    assert (
+        "what other nodes changed about deployments and API keys could not be saved" in caplog.text
+    )
+    assert "the list of members could not" not in caplog.text
+    made.driver.stop()
+    made.driver._persist_again()
+    assert made.folder.state("desired") is None
 
 
 async def test_a_stopped_driver_does_nothing(setup: Callable[[], Setup]) -> None:

@@ -113,6 +113,12 @@ def test_a_model_for_which_there_is_no_room_is_not_opened(tmp_path: Path, name: 
     assert runtime.opened == ["model.onnx"] * 2
 
 
+def test_a_node_above_its_limit_has_no_room_at_all(tmp_path: Path) -> None:
+    guarded = GuardedRuntime(Opens(), 100 * MIB, rss=lambda: 200 * MIB)
+    with pytest.raises(ModelError, match="of which 0 MiB are left"):
+        guarded.load(version_folder(tmp_path, "1", MIB), "model.onnx", threads=1)
+
+
 def test_of_a_bare_file_the_neighbours_do_not_count(tmp_path: Path) -> None:
     folder = version_folder(tmp_path, "models", 20 * MIB)
     runtime = Opens()

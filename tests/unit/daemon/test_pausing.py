@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshnode import owner_limits
+from meshnode import owner_limits, reconcile
 from meshnode.daemon import artifacts, watch
 from meshnode.errors import ModelNotFound
 from meshnode.hardware.power import Power, PowerReader
-from meshnode.reconcile import HANDOVER_S
 from tests.unit.daemon.test_member import DIGITS, IMAGE, LOOPBACK, deploy, http, until
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 ASK = {"inputs": [IMAGE]}
 INFER = "/v2/models/digits/infer"
+HANDOVER_S = 0.5  # shorter than in life
 
 
 class Plug:
@@ -34,6 +34,7 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Plug:
     monkeypatch.setattr(PowerReader, "power", lambda _: Power(plug.on_mains, 50.0))
     monkeypatch.setattr(watch, "LOOK_INTERVAL_S", 0.05)
     monkeypatch.setattr(owner_limits, "MAINS_STEADY_S", 0.2)
+    monkeypatch.setattr(reconcile, "HANDOVER_S", HANDOVER_S)
     monkeypatch.setattr(artifacts, "UNLOAD_GRACE_S", 0.05)
     return plug
 

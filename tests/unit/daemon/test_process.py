@@ -22,8 +22,10 @@ from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder, MeshFile, kept_options
 from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
+from meshnode.folderlock import holder
 from meshnode.limits import MAX_MDNS_DIALS
 from meshnode.net.links import LinkHub
+from meshnode.net.listening import port_error
 from meshnode.net.mdns import Announcement, Discovery
 from meshnode.net.udp import DatagramSocket
 from meshnode.options import Chosen
@@ -251,6 +253,9 @@ async def test_a_free_port_is_free_for_both_protocols_or_another_one_is_taken(
     alpha = await daemons.start("alpha").ready()
     port = (await alpha.get("/mesh/v1/status"))["mesh_address"].rpartition(":")[2]
     assert int(port) not in [address.port for address in refused]
+    for address in refused:  # what was tried is given back
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, 1)
 
 
 async def test_where_no_port_is_free_for_both_it_says_so(
@@ -285,7 +290,7 @@ async def test_an_http_port_in_use_is_named_and_nothing_is_founded(daemons: Daem
 )
 def test_what_is_wrong_with_an_address_is_said(error: OSError, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        raise ports.port_error("--listen", Address("192.0.2.1", 80), error)
+        raise port_error("--listen", Address("192.0.2.1", 80), error)
 
 
 async def test_the_control_channel_over_tcp_takes_its_token_only(
@@ -525,6 +530,19 @@ async def test_a_device_without_an_invite_names_the_mesh_it_hears_and_ends_with_
     assert not (daemons.folder / "alpha" / "mesh").exists()
 
 
+@pytest.mark.parametrize(("count", "more"), [(8, ""), (9, ", 1 more")])
+async def test_of_a_mesh_that_it_hears_eight_nodes_are_named(
+    daemons: Daemons,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    more: str,
+) -> None:
+    heard_by(monkeypatch, *(stranger(index) for index in range(count)))
+    assert await daemons.start("alpha", mdns=True, new=False).end() == 2
+    assert f"node-h (192.0.2.1:1){more}.\n" in capsys.readouterr().out
+
+
 async def test_a_device_that_hears_nobody_founds_a_mesh_and_announces_it(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -656,7 +674,7 @@ def test_the_loop_is_uvloops_where_it_exists(monkeypatch: pytest.MonkeyPatch) ->
     assert process._loop_factory() is None
 
 
-def test_a_run_returns_the_exit_code_and_gives_the_folder_back(
+def test_a_run_returns_the_exit_code_and_keeps_the_folder_until_its_process_ends(
     daemons_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from meshnode.options import JoinOptions
@@ -670,9 +688,20 @@ def test_a_run_returns_the_exit_code_and_gives_the_folder_back(
         None, "a", "r", "", (), LOOPBACK, None, str(daemons_folder), None, True, False
     )
     assert process.run(options) == 7
-    DataFolder(daemons_folder).close()
+    running = holder(daemons_folder)
+    assert running is not None
+    assert running.pid == os.getpid()
 
 
 @pytest.fixture
 def daemons_folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
+
+
+async def test_a_start_that_may_only_rejoin_founds_nothing(daemons: Daemons) -> None:
+    """Its owner typed `meshnode leave` while it was starting, or a service outlived its mesh."""
+    with pytest.raises(ConfigError, match=r"belongs to no mesh, perhaps since `meshnode leave`"):
+        await daemons.start("alpha", rejoin=True).end()
+    assert not (daemons.folder / "alpha" / "mesh").exists()
+    await (await daemons.start("alpha").ready()).stop()
+    await daemons.start("alpha", rejoin=True).ready()

@@ -331,3 +331,42 @@ async def test_a_piece_that_comes_too_late_finds_nothing(uploads: Uploads) -> No
     for task in (late, dropping):
         with pytest.raises(NotFound):
             await task
+
+
+async def test_a_beginning_whose_client_hangs_up_is_still_counted(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files may be there already, so somebody has to know of them and remove them in time."""
+    made, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        result = function(*given, **named)
+        if function is uploads_module._create:
+            made.set()
+            await go_on.wait()
+        return result
+
+    monkeypatch.setattr(asyncio, "to_thread", slow)
+    beginning = asyncio.ensure_future(uploads.begin(FILES, CI))
+    await made.wait()
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
+    go_on.set()
+    await asyncio.gather(*uploads._working)
+    assert uploads.count == len(staged(uploads)) == 1
+
+
+async def test_two_that_begin_at_once_are_not_promised_the_same_room(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    uploads = Uploads(tmp_path / "uploads", clock, lambda _: UPLOAD_RESERVE_BYTES + 1000)
+    both = [uploads.begin([("m.onnx", 400)], CI) for _ in range(2)]
+    made = await asyncio.gather(*both, return_exceptions=True)
+    assert [type(each) for each in made] == [dict, TooLarge]
+
+
+async def test_as_many_as_begin_at_once_there_are_never_too_many(uploads: Uploads) -> None:
+    many = [uploads.begin([("m.onnx", 1)], CI) for _ in range(MAX_UPLOADS + 3)]
+    made = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(isinstance(each, Saturated) for each in made) == 3
+    assert uploads.count == len(staged(uploads)) == MAX_UPLOADS

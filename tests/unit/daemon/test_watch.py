@@ -116,6 +116,15 @@ def test_what_placement_sees_is_what_the_owner_allows(machine: Machine, folder: 
     assert facts.limits.max_memory_bytes == 300 * MIB
     assert watched.free_bytes(10**12) == 240 * MIB
     assert watched.free_bytes(5 * MIB) == 5 * MIB
+    machine.rss = 301 * MIB
+    assert watched.free_bytes(10**12) == 0
+
+
+def test_no_owner_can_allow_more_than_the_machine_has(machine: Machine, folder: DataFolder) -> None:
+    watched = watch(machine, folder, max_cpus=100_000, max_memory_bytes=2**60)
+    facts, bare = read(watched.first()), read(watch(machine, folder).first())
+    assert (facts.cpus, watched.cpus) == (bare.cpus, bare.cpus)
+    assert facts.memory_bytes == facts.memory_total_bytes < 2**60
 
 
 def test_a_node_that_starts_on_battery_begins_paused(

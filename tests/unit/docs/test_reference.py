@@ -23,14 +23,25 @@ PACKAGES = ("meshnode", "gateway", "routing", "models", "sim")
 LIMITS_FILE = ROOT / "meshnode" / "limits.py"
 
 NO_LIMITS_OF_A_BOUNDARY = {
-    "meshnode/cli/demo_load.py": {"_MAX_RECORDS"},  # of the demo's own stream
-    "meshnode/client/inference.py": {
+    # The demo's patience with its own three nodes, and its own stream's length.
+    "meshnode/cli/demo.py": {
+        "_DEAD_TIMEOUT_S",
+        "_HTTP_TIMEOUT_S",
+        "_MEMBERS_TIMEOUT_S",
+        "_READY_TIMEOUT_S",
+    },
+    "meshnode/cli/demo_load.py": {"_MAX_RECORDS", "_TIMEOUT_S"},
+    "meshnode/cli/demo_mesh.py": {"_START_TIMEOUT_S", "_STOP_TIMEOUT_S"},
+    "meshnode/client/infer.py": {"_LONGEST_MARGIN_S"},  # of a deadline's split: tuning
+    "meshnode/cli/answers.py": {
         "_MAX_CLASSES_SORTED",
         "_MAX_ROWS_SHOWN",
         "_MAX_SMALL",
     },  # shown
+    "meshnode/reconcile.py": {"RETRY_MAX_S"},  # the last pause of a backoff: tuning
     "meshnode/trust/datagrams.py": {"MAX_PAYLOAD_BYTES"},  # what the seal leaves of a datagram
     "meshnode/wire/link.py": {"MAX_STREAM_ID"},  # the protocol's field has 32 bits
+    "routing/choice.py": {"WEIGHTS_MAX_AGE_S"},  # how stale a choice may be: tuning
     "routing/load.py": {"MAX_ERROR", "MAX_RHO"},  # of what the score believes: tuning
 }
 """Constants named like limits that are none: chosen for a screen, derived, or tuning."""
@@ -151,9 +162,8 @@ def test_limits_are_defined_in_their_module_alone() -> None:
 
 
 def _is_limit(name: str, value: ast.expr) -> bool:
-    return bool(re.match(r"_?MAX_", name)) and isinstance(
-        value, ast.Constant | ast.BinOp | ast.Name
-    )
+    named = re.search(r"(?:^|_)(?:MAX|LONGEST|LIMIT)_|_LIMIT$|(?:^|_)TIMEOUT_S$", name)
+    return named is not None and isinstance(value, ast.Constant | ast.BinOp | ast.Name)
 
 
 def _constants(text: str) -> Iterator[tuple[str, ast.expr]]:

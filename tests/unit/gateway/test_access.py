@@ -31,9 +31,15 @@ AWAY, HERE = "192.168.1.9", "127.0.0.1"
 class Gateway:
     """A gateway on all interfaces, with its keys, its clock and callers."""
 
-    def __init__(self, bound: str = "0.0.0.0", *allowed: str) -> None:
+    def __init__(self, bound: str = "0.0.0.0", *allowed: str, require_key: bool = False) -> None:
         self.keys: dict[str, ApiKey] = {}
-        self.access = GatewayAccess(OriginPolicy(bound, allowed), self.keys.get)
+        self.refused: list[tuple[str, str]] = []
+        self.access = GatewayAccess(
+            OriginPolicy(bound, allowed),
+            self.keys.get,
+            require_key=require_key,
+            on_refusal=lambda peer, reason: self.refused.append((peer, reason)),
+        )
         self.now = 0.0
         self.wall_s = WALL
 
@@ -212,6 +218,10 @@ def test_everybody_else_is_told_how_to_get_one(gateway: Gateway, peer: str, host
 PROXY_HEADERS = [
     b"Forwarded", b"X-Forwarded-For", b"x-forwarded-host", b"X-FORWARDED-PROTO", b"X-Real-IP",
     b"Via", b"X-Original-Forwarded-For", b"CF-Connecting-IP", b"True-Client-Ip", b"X-Forwarded",
+    b"Client-IP", b"X-Client-IP", b"X-Envoy-External-Address", b"X-Azure-ClientIP", b"CF-Ray",
+    b"Fly-Client-IP", b"X-Amzn-Trace-Id", b"X-Original-URL", b"X-Real-Port", b"X_Forwarded_For",
+    b"CDN-Loop", b"Tailscale-User-Login", b"X-Cluster-Client-Ip", b"Fastly-Client-IP",
+    b"X-ProxyUser-Ip", b"X-Originating-IP", b"X-ARR-LOG-ID", b"X-NginX-Proxy", b"X-Remote-User",
 ]  # fmt: skip
 
 
@@ -228,6 +238,7 @@ def test_what_a_proxy_forwards_to_loopback_needs_a_key(gateway: Gateway, name: b
 
 def test_ordinary_headers_are_no_proxys() -> None:
     assert not is_forwarded(b"Host\nUser-Agent\nAccept\nX-Request-Id\nAviator\nTraceparent")
+    assert not is_forwarded(b"X-Client-Version\nX-API-Key\nViable\nX-Stainless-Lang\nClient-Name")
     assert not is_forwarded(b"")
 
 
@@ -259,17 +270,72 @@ def test_a_key_counts_on_loopback_too_and_a_dead_one_is_told(gateway: Gateway) -
         gateway.admit(HERE, host="localhost", api_key=text)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8470", None, "127.0.0.1.evil.org"])
-def test_rebound_names_are_refused_with_and_without_a_key(
-    gateway: Gateway, host: str | None
-) -> None:
-    for shown in ({}, {"api_key": gateway.key(f"k{host is None}")}):
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8470", "127.0.0.1.evil.org"])
+def test_rebound_names_are_refused_with_and_without_a_key(gateway: Gateway, host: str) -> None:
+    for shown in ({}, {"api_key": gateway.key()}):
         for peer in (HERE, AWAY):
             with pytest.raises(Forbidden, match="Host header"):
                 gateway.admit(peer, host=host, **shown)
-        gateway.keys.clear()
     with pytest.raises(Forbidden, match="other origins"):
         gateway.admit(HERE, host="localhost", origin="http://evil.example")
+
+
+def test_without_a_host_a_valid_key_passes_and_nothing_else(gateway: Gateway) -> None:
+    """As HTTP/1.0 may come; a browser always names one, so a page cannot hide behind that."""
+    text = gateway.key()
+    for peer in (HERE, AWAY):
+        assert gateway.admit(peer, host=None, api_key=text).name == "phone"
+        with pytest.raises(Forbidden, match="without a Host header needs an API key"):
+            gateway.admit(peer, host=None)
+        with pytest.raises(Unauthenticated):
+            gateway.admit(peer, host=None, api_key=text[:-1])
+        for origin in ("http://none", "https://None", "null"):
+            with pytest.raises(Forbidden, match="other origins"):
+                gateway.admit(peer, host=None, api_key=text, origin=origin)
+
+
+# Where a key is wanted of everybody.
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost:8470", "127.0.0.1:8470", "[::1]"])
+def test_behind_a_proxy_that_says_nothing_even_loopback_needs_a_key(peer: str, host: str) -> None:
+    """Stock nginx calls `127.0.0.1:8470` by that name, for whoever called it."""
+    gateway = Gateway("127.0.0.1", require_key=True)
+    for _ in range(50):
+        with pytest.raises(Unauthenticated) as caught:
+            gateway.admit(peer, host=host)
+        assert "programs on its own machine included" in str(caught.value)
+        assert "--require-key or --allow-host" in str(caught.value)
+        assert "meshnode keys create NAME" in str(caught.value)
+    for header in ("Bearer none", "Basic abc", ""):
+        with pytest.raises(Unauthenticated):
+            gateway.admit(peer, host=host, authorization=header)
+    assert gateway.admit(peer, host=host, api_key=gateway.key()).name == "phone"
+
+
+# What the log is told.
+
+
+def test_refusals_are_told_with_their_source_and_reason_and_without_the_key(
+    gateway: Gateway,
+) -> None:
+    text = gateway.key()
+    gateway.change(text, revoked_at_s=int(WALL))
+    for shown in ({}, {"api_key": text}, {"api_key": text[:-1]}, {"authorization": "Basic x"}):
+        with pytest.raises(Unauthenticated):
+            gateway.admit(**shown)
+    assert [peer for peer, _ in gateway.refused] == [AWAY] * 4
+    assert [reason for _, reason in gateway.refused] == [
+        "it showed no API key",
+        "the API key 'phone' was revoked at 2023-11-14T22:13:20Z",
+        "that is not an API key of this mesh; a key looks like mesh_…_…",
+        "the Authorization header is not of the form `Bearer KEY`",
+    ]
+    gateway.admit(HERE, host="localhost")
+    for _ in range(50):
+        guess(gateway)
+    assert len(gateway.refused) == 4 + MAX_KEY_FAILURES - 3  # of what is throttled, nothing
 
 
 # Guesses.
@@ -340,6 +406,17 @@ def test_the_table_of_sources_is_bounded(gateway: Gateway, monkeypatch: pytest.M
     assert len(gateway.access._failures._full_at) == 1
 
 
+def test_a_busy_source_does_not_keep_the_rows_of_quiet_ones(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "MAX_THROTTLED_SOURCES", 2)
+    for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
+        guess(gateway, peer)
+    gateway.now += KEY_FAILURE_REFILL_S  # the second has its full count again, the first does not
+    guess(gateway, "10.0.0.3")
+    assert list(gateway.access._failures._full_at) == ["10.0.0.1", "10.0.0.3"]
+
+
 # What a caller may do.
 
 
@@ -371,5 +448,6 @@ def test_the_owners_channel_wants_its_token_and_its_own_host() -> None:
     assert channel.admit(Approach(HERE, "localhost", authorization="Bearer t"), 0, 0) is OWNER
     with pytest.raises(Forbidden, match="token"):
         channel.admit(Approach(HERE, "localhost"), 0, 0)
-    with pytest.raises(Forbidden, match="Host"):
-        channel.admit(Approach(HERE, "evil.example", authorization="Bearer t"), 0, 0)
+    for host in ("evil.example", None):
+        with pytest.raises(Forbidden, match="Host"):
+            channel.admit(Approach(HERE, host, authorization="Bearer t"), 0, 0)

@@ -29,7 +29,6 @@ def test_loopback_names_are_mine(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        None,
         "",
         ":8470",
         "evil.example",
@@ -48,9 +47,17 @@ def test_loopback_names_are_mine(host: str) -> None:
         "2130706433",
     ],
 )
-def test_other_names_are_not(host: str | None) -> None:
+def test_other_names_are_not(host: str) -> None:
     with pytest.raises(Forbidden, match="Host"):
         OriginPolicy("127.0.0.1").check(host, None)
+
+
+def test_no_name_is_nobodys_and_never_local() -> None:
+    policy = OriginPolicy("127.0.0.1")
+    assert policy.check(None, None) is False
+    for origin in ("http://none", "https://localhost", "null"):
+        with pytest.raises(Forbidden, match="origins"):
+            policy.check(None, origin)
 
 
 def test_the_bound_address_is_mine_in_any_spelling() -> None:

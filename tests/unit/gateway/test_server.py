@@ -21,11 +21,14 @@ from aiohttp import StreamReader, web
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshnode.errors import ConfigError, NoReplica
+from meshnode.gateway import answering as answering_module
 from meshnode.gateway import server as server_module
 from meshnode.gateway.access import ChannelAccess, GatewayAccess
+from meshnode.gateway.bodies import Bodies
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.server import HttpServer
+from meshnode.limits import MIB
 from meshnode.routing.table import Goal
 from meshnode.types import Address, InferResponse, ResponsePart, Scope, Tensor
 
@@ -210,7 +213,7 @@ async def test_metrics_are_what_prometheus_reads(client: Client, serve: Serve) -
         ("POST", "/mesh/v1/invites", 401, {"www-authenticate": 'Bearer realm="meshnode"'}),
         ("POST", "/mesh/v1/shutdown", 403, {}),
         ("GET", "/mesh/v1/models/unknown", 404, {}),
-        ("GET", "http://evil.example/v2", 404, {}),
+        ("GET", "http://evil.example/v2", 400, {}),
     ],
 )
 async def test_refusals_are_json_and_leave_the_connection_open(
@@ -284,6 +287,34 @@ async def test_no_host_and_two_hosts_are_refused(
     assert (await client.reply()).status == status
 
 
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET HTTP://127.0.0.1:1/healthz?x HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n", 200),
+        (b"GET http://localhost/healthz HTTP/1.0\r\n\r\n", 200),
+        (b"GET http://localhost/nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET http://evil.example/healthz HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
+        (b"GET http://evil.example/healthz HTTP/1.0\r\n\r\n", 403),
+        (b"GET http://u@localhost/healthz HTTP/1.1\r\nHost: u@localhost\r\n\r\n", 403),
+        (b"GET http://evil.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://localhost/healthz HTTP/1.1\r\nHost: evil.example\r\n\r\n", 400),
+        (b"GET //evil.example/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    ],
+)
+async def test_a_whole_url_is_asked_for_like_its_path_and_its_host_is_checked(
+    client: Client, request_head: bytes, status: int
+) -> None:
+    client.writer.write(request_head)
+    assert (await client.reply()).status == status
+
+
+async def test_a_url_to_the_mesh_api_is_refused_with_a_code(client: Client) -> None:
+    url = "http://localhost/mesh/v1/nothing"
+    reply = await client.ask("GET", url)
+    assert (reply.status, set(reply.json)) == (404, {"error", "code"})
+
+
 async def test_a_page_of_the_gateway_itself_may_ask(client: Client) -> None:
     assert (await client.ask("GET", "/v2", Origin="http://localhost")).status == 200
 
@@ -348,7 +379,7 @@ async def test_a_body_over_the_limit_is_refused_in_one_piece_and_in_chunks(
 
 
 def _holds(server: HttpServer, size_bytes: int) -> bool:
-    return server._bodies_bytes >= size_bytes
+    return server._bodies.held_bytes >= size_bytes
 
 
 async def test_a_chunked_body_is_read(client: Client, server: Any, serve: Serve) -> None:
@@ -374,7 +405,7 @@ async def test_broken_chunks_are_refused_at_the_latest_when_their_time_is_over(
     client.writer.write(
         f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab".encode()
     )
-    await until(lambda: server[0]._bodies_bytes == 2)
+    await until(lambda: server[0]._bodies.held_bytes == 2)
     client.writer.write(b"cdeXX\r\nzz\r\n")
     assert (await client.reply()).status in (400, 408)
 
@@ -427,7 +458,7 @@ async def test_a_body_that_keeps_its_pace_has_more_time(
         f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode()
         + GOOD[:-1]
     )
-    await until(lambda: server[0]._bodies_bytes == len(GOOD) - 1)
+    await until(lambda: server[0]._bodies.held_bytes == len(GOOD) - 1)
     client.writer.write(GOOD[-1:])
     assert (await client.reply()).status == 200
 
@@ -437,17 +468,96 @@ async def test_all_large_bodies_together_are_bounded(
     connect: Any, server: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, chunked: bool
 ) -> None:
     serve()
-    monkeypatch.setattr(server_module, "MAX_BODIES_BYTES", 50)
+    monkeypatch.setattr(server[0]._bodies, "limit_bytes", 50)
     client = await connect()
     kind = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100"
     client.writer.write(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n".encode())
     if chunked:
         client.writer.write(b"14\r\n" + bytes(20) + b"\r\n")
-        await until(lambda: server[0]._bodies_bytes == 20)
+        await until(lambda: server[0]._bodies.held_bytes == 20)
         client.writer.write(b"40\r\n" + bytes(64) + b"\r\n")
-    reply = await client.reply()
+        reply = await client.reply()
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    else:
+        assert (await client.reply()).status == 413
+    assert server[0]._bodies.held_bytes == 0
+
+
+def begin_body(client: Client, size_bytes: int, sent: int) -> None:
+    client.writer.write(
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size_bytes}\r\n\r\n".encode()
+        + bytes(sent)
+    )
+
+
+async def test_whoever_stops_within_the_largest_body_makes_room_for_the_others(
+    connect: Any, server: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve()
+    bodies = server[0]._bodies
+    monkeypatch.setattr(bodies, "limit_bytes", 3 * MIB)
+    stalled, second, honest = await connect(), await connect(), await connect()
+    begin_body(stalled, 2 * MIB, 2 * MIB - 1)
+    await until(lambda: bodies.held_bytes == 2 * MIB - 1)
+    begin_body(second, MIB, 100)
+    begin_body(honest, 2 * MIB, 2 * MIB - 1)
+    reply = await stalled.reply()
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-    assert server[0]._bodies_bytes == 0
+    assert "too many large requests" in reply.json["error"]
+    honest.writer.write(b"x")
+    assert (await honest.reply()).status == 400  # read, and no JSON
+    await until(lambda: bodies.held_bytes == 100)
+    assert (await (await connect()).ask("POST", INFER, GOOD)).status == 200
+
+
+async def test_bodies_keep_to_the_memory_that_the_owner_allows(
+    dispatcher: Dispatcher, metrics: GatewayMetrics, serve: Serve
+) -> None:
+    """The process grows by what it reads, whatever the share of bodies would allow."""
+    serve()
+    used = 90 * MIB
+    bodies = Bodies(100 * MIB, lambda: used + bodies.held_bytes)
+    assert bodies.limit_bytes == 25 * MIB
+    access = GatewayAccess(OriginPolicy("127.0.0.1"), lambda _: None)
+    gateway = HttpServer(dispatcher, metrics, access, bodies=bodies, grace_s=0.1)
+    address = await gateway.listen_tcp(Address("127.0.0.1", 0))
+    clients = [Client(*await asyncio.open_connection(*address)) for _ in range(4)]
+    begin_body(clients[0], 26 * MIB, 0)
+    reply = await clients[0].reply()
+    assert reply.status == 413
+    assert "this node may hold 25 MiB of bodies (a share of --max-memory)" in reply.json["error"]
+    begin_body(clients[1], 11 * MIB, 0)
+    reply = await clients[1].reply()
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "(--max-memory)" in reply.json["error"]
+    begin_body(clients[2], 8 * MIB, 8 * MIB - 1)
+    await until(lambda: bodies.held_bytes == 8 * MIB - 1)
+    begin_body(clients[3], 2 * MIB, 1)
+    await until(lambda: bodies.held_bytes == 8 * MIB)
+    used += 2 * MIB
+    clients[3].writer.write(bytes(MIB))
+    async with asyncio.timeout(10):
+        assert (await clients[2].reply()).status == 503
+    for client in clients:
+        await client.close()
+    await until(lambda: bodies.held_bytes == 0)
+    await gateway.stop()
+
+
+async def test_large_answers_that_nobody_reads_are_bounded_together(
+    connect: Any, server: Any, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.nodes = lambda: ["n" * 20 * MIB]
+    monkeypatch.setattr(server[0]._bodies, "limit_bytes", 30 * MIB)
+    slow, late = await connect(), await connect()
+    slow.writer.write(b"GET /mesh/v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await until(lambda: server[0]._bodies._answers_bytes > 0)
+    reply = await late.ask("GET", "/mesh/v1/nodes")
+    assert (reply.status, reply.json["code"]) == (503, "saturated")
+    assert "large answers that are not read" in reply.json["error"]
+    assert len((await slow.reply()).body) > 20 * MIB
+    await until(lambda: server[0]._bodies._answers_bytes == 0)
+    assert (await late.ask("GET", "/mesh/v1/nodes")).status == 200
 
 
 async def test_headers_are_bounded_one_by_one_and_together(connect: Any) -> None:
@@ -554,8 +664,8 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped(
         return InferResponse("digits", 1, ResponsePart((tensor,)))
 
     local.behave = huge
-    monkeypatch.setattr(server_module, "BODY_GRACE_S", 0.01)
-    monkeypatch.setattr(server_module, "MIN_BODY_BYTES_PER_S", 10**12)
+    monkeypatch.setattr(answering_module, "BODY_GRACE_S", 0.01)
+    monkeypatch.setattr(answering_module, "MIN_BODY_BYTES_PER_S", 10**12)
     body = GOOD[:-1] + b', "parameters": {"binary_data_output": true}}'
     client.writer.write(
         f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -599,9 +709,9 @@ async def test_a_client_that_hangs_up_in_its_body_leaves_nothing(
     client.writer.write(
         f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nab".encode()
     )
-    await until(lambda: server[0]._bodies_bytes == 2)
+    await until(lambda: server[0]._bodies.held_bytes == 2)
     await client.close()
-    await until(lambda: server[0]._bodies_bytes == 0)
+    await until(lambda: server[0]._bodies.held_bytes == 0)
     assert "Traceback" not in caplog.text
 
 

@@ -13,13 +13,16 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
 from meshnode.errors import ConfigError
+from meshnode.gateway import tls as tls_module
 from meshnode.gateway.access import GatewayAccess
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.server import HttpServer
 from meshnode.gateway.tls import GatewayTls
+from meshnode.gateway.tls_files import load_pair
 from meshnode.types import Address
 from tests.unit.gateway.test_server import Client
 
@@ -178,6 +181,90 @@ def test_the_files_are_followed(files: Files, run: Callable[[Any], Any]) -> None
     run(story())
 
 
+def test_a_certificate_that_nears_its_end_while_it_is_served_is_told_daily(
+    files: Files, caplog: pytest.LogCaptureFixture, run: Callable[[Any], Any]
+) -> None:
+    wall_s = [TODAY.timestamp()]
+    looked = [0]
+
+    def clock() -> float:
+        looked[0] += 1
+        return wall_s[0]
+
+    async def story() -> None:
+        tls = GatewayTls(str(files.certificate), str(files.key), wall_s=clock)
+        following = asyncio.ensure_future(tls.follow(0.001))
+        for day in (0, 15, 15.9, 16.1, 16.2, 17.2, 30.1):
+            wall_s[0] = TODAY.timestamp() + day * 86_400
+            seen = looked[0]
+            async with asyncio.timeout(10):
+                while looked[0] < seen + 3:  # noqa: ASYNC110 - it is a thread that looks
+                    await asyncio.sleep(0.001)
+        files.write(ends=TODAY + dt.timedelta(days=90))
+        async with asyncio.timeout(10):
+            while "was renewed" not in caplog.text:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.001)
+        following.cancel()
+
+    caplog.set_level("INFO")
+    run(story())
+    told = ["expires at" in each or "expired at" in each for each in caplog.messages]
+    assert told == [True, True, True, False]  # on days 16.1, 17.2 and 30.1, and then the renewal
+
+
+def test_a_certificate_whose_dates_cannot_be_read_is_served_and_followed(
+    files: Files, caplog: pytest.LogCaptureFixture, run: Callable[[Any], Any]
+) -> None:
+    """OpenSSL has a form of its own, with trust settings behind the certificate."""
+    trusted = files.certificate.read_bytes().replace(b" CERTIFICATE-", b" TRUSTED CERTIFICATE-")
+    files.certificate.write_bytes(trusted)
+
+    async def story() -> None:
+        tls = files.load()
+        before = tls._current
+        following = asyncio.ensure_future(tls.follow(0.001))
+        await asyncio.sleep(0.01)
+        files.write()
+        async with asyncio.timeout(10):
+            while tls._current is before:  # noqa: ASYNC110 - the file system has no event
+                await asyncio.sleep(0.001)
+        following.cancel()
+
+    run(story())
+    assert [each for each in caplog.messages if "nobody will be warned" in each] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_nothing_ends_the_following_and_each_kind_of_fault_is_told_once(
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+    run: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults = [OSError("gone"), OSError("gone"), MemoryError(), RuntimeError("no thread")]
+
+    def load(*paths: Path) -> Any:
+        if faults:
+            raise faults.pop()
+        return load_pair(*paths)
+
+    async def story() -> None:
+        tls = files.load()
+        before = tls._current
+        monkeypatch.setattr(tls_module, "load_pair", load)
+        files.write()
+        following = asyncio.ensure_future(tls.follow(0.001))
+        async with asyncio.timeout(10):
+            while tls._current is before:  # noqa: ASYNC110 - the file system has no event
+                await asyncio.sleep(0.001)
+        assert not following.done()
+        following.cancel()
+
+    run(story())
+    assert len([each for each in caplog.messages if "cannot be followed" in each]) == 3
+    assert not faults
+
+
 def test_old_protocols_and_plain_http_are_refused(
     dispatcher: Dispatcher, metrics: GatewayMetrics, files: Files, run: Callable[[Any], Any]
 ) -> None:
@@ -213,13 +300,46 @@ def spoil(files: Files, how: str) -> None:
         case "a password":
             files.write(password=b"secret")
         case "not PEM":
-            files.certificate.write_bytes(b"\x30\x82" * 100)
+            files.certificate.write_bytes(b"certificate\n" * 100)
         case "nonsense":
             files.key.write_bytes(b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
         case "swapped":
             files.certificate, files.key = files.key, files.certificate
         case "huge":
             files.key.write_bytes(b"-----BEGIN " * 200_000)
+        case _:
+            mistake(files, how)
+
+
+def mistake(files: Files, how: str) -> None:
+    match how:
+        case "DER":
+            files.certificate.write_bytes(der(files))
+        case "a DER key":
+            key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+            form = serialization.PrivateFormat.PKCS8
+            hidden = serialization.NoEncryption()
+            files.key.write_bytes(key.private_bytes(serialization.Encoding.DER, form, hidden))
+        case "PKCS 12":
+            key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+            assert isinstance(key, ec.EllipticCurvePrivateKey)
+            leaf = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+            data = pkcs12.serialize_key_and_certificates(
+                b"n", key, leaf, None, serialization.BestAvailableEncryption(b"secret")
+            )
+            files.certificate.write_bytes(data)
+        case "a cut certificate":
+            files.certificate.write_bytes(files.certificate.read_bytes()[:200])
+        case "a certificate twice":
+            files.key = files.certificate
+        case "a key twice":
+            files.certificate = files.key
+        case "a request":
+            files.certificate.write_bytes(b"-----BEGIN CERTIFICATE REQUEST-----\n")
+        case "nothing":
+            files.key.write_bytes(b"\n")
+        case _:
+            raise AssertionError(how)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +351,19 @@ def spoil(files: Files, how: str) -> None:
         ("another key", r"is not the key of --tls-cert"),
         ("a password", r"has a password.*openssl pkey -in key.pem"),
         ("not PEM", r"is not a PEM file"),
-        ("nonsense", r"cannot be used .*must be a certificate with its chain and its private key"),
-        ("swapped", r"cannot be used"),
+        ("DER", r"cert.pem is DER, not PEM; .*openssl x509 -inform DER -in cert.pem"),
+        ("a DER key", r"--tls-key .*is DER, not PEM; .*openssl pkey -inform DER -in key.pem"),
+        ("PKCS 12", r"PKCS #12 .*not PEM; convert it: openssl pkcs12 -nodes -in cert.pem"),
+        ("nonsense", r"cannot be used \(the private key in key.pem is damaged or cut off\)"),
+        (
+            "a cut certificate",
+            r"cannot be used \(the certificate in cert.pem is damaged or cut off",
+        ),
+        ("a certificate twice", r"no private key in --tls-key .*cert.pem \(it has CERTIFICATE\)"),
+        ("a key twice", r"no certificate in --tls-cert .*key.pem \(it has PRIVATE KEY\)"),
+        ("a request", r"no certificate in .* \(it has CERTIFICATE REQUEST\)"),
+        ("nothing", r"--tls-key .*key.pem is empty"),
+        ("swapped", r"these two look swapped; name them the other way round"),
         ("huge", r"has more than 1048576 bytes"),
     ],
 )
@@ -251,7 +382,13 @@ def test_a_file_of_another_user_is_explained(files: Files) -> None:
 
 @pytest.mark.parametrize(
     ("begins", "ends", "warning"),
-    [(-30, -1, "expired at"), (1, 30, "is valid from"), (-1, 30, "")],
+    [
+        (-30, -1, "expired at"),
+        (1, 30, "is valid from"),
+        (-1, 30, ""),
+        (-1, 15, ""),
+        (-76, 13, "nothing has renewed it"),
+    ],
 )
 def test_a_certificate_out_of_its_time_is_a_warning(
     files: Files, caplog: pytest.LogCaptureFixture, begins: int, ends: int, warning: str

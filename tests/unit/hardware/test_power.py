@@ -50,6 +50,8 @@ MOUSE = {
         (charger("0") | battery("Discharging"), Power(False, 63.0)),
         (charger("0") | battery("Unknown"), Power(False, 63.0)),
         (charger("0") | battery("Discharging") | MOUSE, Power(False, 63.0)),
+        (charger("2") | battery("Discharging"), Power(True, 63.0)),  # a programmable USB supply
+        (charger("") | battery("Discharging"), Power(False, 63.0)),
         (battery("Discharging", "250"), Power(False, 100.0)),
         (battery("Full", "x"), Power(on_mains=True)),
     ],
@@ -106,6 +108,15 @@ def test_a_reading_follows_the_plug(tree: Tree) -> None:
             None,
         ),
         (
+            {  # 150 and more is a sensor that is not connected
+                "sys/class/hwmon/hwmon0/name": "k10temp\n",
+                "sys/class/hwmon/hwmon0/temp1_input": "149900\n",
+                "sys/class/hwmon/hwmon0/temp2_input": "150000\n",
+                "sys/class/hwmon/hwmon0/temp3_input": "255000\n",
+            },
+            149.9,
+        ),
+        (
             {
                 "sys/class/hwmon/hwmon0/name": "k10temp\n",
                 "sys/class/hwmon/hwmon0/temp1_input": "nonsense\n",
@@ -135,7 +146,10 @@ def test_elsewhere_psutil_is_asked(
     monkeypatch.setattr(
         psutil,
         "sensors_temperatures",
-        lambda: {"cpu": [SimpleNamespace(current=55.0)], "odd": [SimpleNamespace(current=900.0)]},
+        lambda: {
+            "cpu": [SimpleNamespace(current=55.0)],
+            "odd": [SimpleNamespace(current=150.0), SimpleNamespace(current=0.5)],
+        },
         raising=False,
     )
     reader = PowerReader(tree({}), on_linux=False)

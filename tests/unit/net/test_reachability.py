@@ -20,6 +20,8 @@ from meshnode.net.reachability import dial_reason, said
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "connection refused (the device answers"),
         (OSError(errno.EHOSTUNREACH, "x"), "no route"),
         (OSError(errno.ENETUNREACH, "x"), "no route"),
+        (OSError(errno.EHOSTDOWN, "x"), "no route"),
+        (OSError(errno.EADDRNOTAVAIL, "x"), "no route"),
         (PermissionError(errno.EPERM, "x"), "a firewall of this device"),
         (socket.gaierror(socket.EAI_NONAME, "x"), "the name is not known"),
         (socket.gaierror(socket.EAI_AGAIN, "x"), "cannot be looked up now"),

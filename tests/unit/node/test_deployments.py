@@ -37,31 +37,37 @@ def desired() -> DesiredState:
     )
 
 
+def put(core: DesiredState, key: str, value: bytes, wall_s: float) -> None:
+    """Write as a driver with a working disk does; an empty value deletes."""
+    draft = core.draft({key: value}, wall_s)
+    core.commit(draft)
+
+
 def test_a_deployment_is_decoded_once_for_each_of_its_values(desired: DesiredState) -> None:
     deployments = Deployments(desired)
     assert deployments.get("m") is None
     assert deployments.flaw("m") is None
-    desired.put(KEY_PREFIX + "m", deployment().encode(), 0.0, 1000.0)
+    put(desired, KEY_PREFIX + "m", deployment().encode(), 1000.0)
     first = deployments.get("m")
     assert first is not None
     assert first.deployment == deployment()
     assert [target.digest for target in first.targets] == [manifest().digest]
     assert deployments.get("m") is first
     assert repr(deployments) == "<Deployments: 1 decoded>"
-    desired.put(KEY_PREFIX + "m", deployment(content="y").encode(), 0.0, 1001.0)
+    put(desired, KEY_PREFIX + "m", deployment(content="y").encode(), 1001.0)
     second = deployments.get("m")
     assert second is not None
     assert second.deployment == deployment(content="y")
-    desired.delete(KEY_PREFIX + "m", 0.0, 1002.0)
+    put(desired, KEY_PREFIX + "m", b"", 1002.0)
     assert deployments.get("m") is None
     assert repr(deployments) == "<Deployments: 0 decoded>"
 
 
 def test_what_is_no_deployment_is_left_alone_with_a_reason(desired: DesiredState) -> None:
-    desired.put(KEY_PREFIX + "odd", b"\xc1", 0.0, 1000.0)
-    desired.put(KEY_PREFIX + "other", deployment("m").encode(), 0.0, 1000.0)
-    desired.put(KEY_PREFIX + "m", deployment("m").encode(), 0.0, 1000.0)
-    desired.put("policy/m", b"something else", 0.0, 1000.0)
+    put(desired, KEY_PREFIX + "odd", b"\xc1", 1000.0)
+    put(desired, KEY_PREFIX + "other", deployment("m").encode(), 1000.0)
+    put(desired, KEY_PREFIX + "m", deployment("m").encode(), 1000.0)
+    put(desired, "policy/m", b"something else", 1000.0)
     deployments = Deployments(desired)
     assert deployments.names() == ["m", "odd", "other"]
     assert [name for name in deployments.names() if deployments.get(name)] == ["m"]

@@ -41,6 +41,8 @@ from meshnode.wire.messages import LoadReport
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meshnode.state.desired import Draft
+
 WALL_S = 1_750_000_000.0
 SPEC = TensorSpec("x", DataType.FP32, (-1, 4))
 READY = ReplicaState.READY
@@ -109,7 +111,15 @@ class Stage:
 
     def deploy(self, *manifests: Manifest, **options: Any) -> list[Effect]:
         deployment = Deployment(manifests[0].model, manifests, **options)
-        return self.note(self.node.deploy(deployment, self.now, WALL_S + self.now))
+        return self.write(self.node.drafts.deployment(deployment, WALL_S + self.now))
+
+    def undeploy(self, name: str, wall_s: float) -> list[Effect]:
+        return self.write(self.node.drafts.undeployment(name, wall_s))
+
+    def write(self, draft: Draft) -> list[Effect]:
+        """Do as a driver does whose disk takes everything."""
+        durable = [] if draft.persist is None else [draft.persist]
+        return self.note([*durable, *self.node.commit(draft, self.now)])
 
     def peer_joins(self, **changes: Any) -> None:
         self.tell(LinkUp(self.peer_id, Address("10.0.0.2", 8471)))
@@ -174,7 +184,7 @@ def test_what_is_undeployed_is_unloaded_and_then_forgotten() -> None:
     stage = Stage()
     stage.deploy(DIGITS)
     stage.tell(ReplicaChanged(DIGITS, READY))
-    effects = stage.node.undeploy("digits", stage.now, WALL_S + 1.0)
+    effects = stage.undeploy("digits", WALL_S + 1.0)
     assert models(effects) == [UnloadModel("digits", 1)]
     with pytest.raises(NoReplica, match="me: unloading"):
         stage.node.router.resolve("digits", None)
@@ -188,9 +198,9 @@ def test_undeploying_says_what_is_wrong_with_the_name() -> None:
     stage = Stage()
     stage.tell(ReplicaChanged(DIGITS, READY, deployed=False))
     with pytest.raises(UsageError, match="own model folder"):
-        stage.node.undeploy("digits", 0.0, WALL_S)
+        stage.undeploy("digits", WALL_S)
     with pytest.raises(ModelNotFound, match="nothing is deployed under the name 'other'"):
-        stage.node.undeploy("other", 0.0, WALL_S)
+        stage.undeploy("other", WALL_S)
 
 
 def test_what_is_deployed_is_known_though_nobody_serves_it_and_unknown_again_afterwards() -> None:
@@ -206,7 +216,7 @@ def test_what_is_deployed_is_known_though_nobody_serves_it_and_unknown_again_aft
         with pytest.raises(NoReplica, match=r"no node can take it \(.*peer: it is dead"):
             stage.node.router.resolve("digits", version)
     assert stage.node.router.table.manifest("digits", 1) == DIGITS
-    stage.node.undeploy("digits", stage.now, WALL_S + 1.0)
+    stage.undeploy("digits", WALL_S + 1.0)
     with pytest.raises(ModelNotFound):
         stage.node.router.resolve("digits", None)
 
@@ -335,7 +345,7 @@ def test_a_timer_for_what_is_no_longer_due_is_harmless() -> None:
     stage.now = -3.0  # so that this one is due first
     stage.tell(ReplicaChanged(soon, ReplicaState.FAILED, "no"))
     assert models(stage.run_to(2.0)) == [LoadModel("soon", 1, soon.digest, ())]
-    stage.node.undeploy("digits", 2.0, WALL_S + 2.0)
+    stage.undeploy("digits", WALL_S + 2.0)
     stage.tell(ReplicaGone("digits", 1))
     for _ in range(3):
         stage.tell(ReplicaChanged(soon, ReplicaState.FAILED, "no"))
@@ -562,7 +572,7 @@ def test_a_change_of_files_during_a_load_is_seen_to_when_the_load_is_over() -> N
 def test_a_model_withdrawn_during_its_load_is_unloaded_when_the_load_is_over() -> None:
     stage = Stage()
     stage.deploy(DIGITS)
-    assert models(stage.node.undeploy("digits", 1.0, WALL_S + 1.0)) == []
+    assert models(stage.undeploy("digits", WALL_S + 1.0)) == []
     assert models(stage.tell(ReplicaChanged(DIGITS, READY))) == [UnloadModel("digits", 1)]
 
 
@@ -570,7 +580,7 @@ def test_a_model_wanted_again_while_it_unloads_is_loaded_when_it_is_gone() -> No
     stage = Stage()
     stage.deploy(DIGITS)
     stage.tell(ReplicaChanged(DIGITS, READY))
-    stage.node.undeploy("digits", 1.0, WALL_S + 1.0)
+    stage.undeploy("digits", WALL_S + 1.0)
     stage.now = 2.0
     assert models(stage.deploy(DIGITS)) == []
     assert models(stage.tell(ReplicaGone("digits", 1))) == [LOAD]

@@ -72,6 +72,19 @@ def test_a_field_cannot_pass_for_another() -> None:
     assert format_text({**RECORD, "model": ""}).endswith('model=""')
 
 
+@pytest.mark.parametrize(
+    "forged", ["infer x outcome=ok failed", '"infer x" outcome=ok', "request_id=r2", '"quoted"']
+)
+def test_a_message_cannot_pass_for_fields(forged: str) -> None:
+    text = format_text({**RECORD, "message": forged}, with_time=False).removeprefix("info    ")
+    message, end = json.JSONDecoder().raw_decode(text)
+    assert (message, text[end:]) == (forged, " request_id=r1 duration_ms=3.2")
+
+
+def test_a_damaged_file_s_field_names_cannot_pass_for_fields() -> None:
+    assert format_text({**RECORD, "a b=c": 1}).endswith('duration_ms=3.2 "a b=c"=1')
+
+
 def test_what_is_no_json_becomes_text() -> None:
     line = json.loads(format_json({"message": "\udc80", "a": float("nan"), "b": [1], "c": None}))
     assert line == {"message": "\\udc80", "a": "nan", "b": "[1]", "c": None}

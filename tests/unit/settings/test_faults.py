@@ -53,28 +53,79 @@ def test_only_the_first_fault_is_raised_and_it_says_that_there_are_more(place: P
         place.options()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "MESHNODE_PORT",
-        "MESHNODE_PORT_8470_TCP_ADDR",
-        "MESHNODE_SERVICE_HOST",
-        "MESHNODE_SERVICE_PORT_HTTP",
-        "MESHNODE_HTTP_SERVICE_HOST",
-        "MESHNODE_HTTP_PORT",
-        "MESHNODE_HTTP_PORT_80_TCP",
-    ],
-)
-def test_variables_that_kubernetes_makes_for_a_service_are_passed_over(
+def test_none_is_none_however_often_it_is_said(place: Place) -> None:
+    options = place.options({"allow_hosts": ["none", "NONE"]})
+    assert options.allow_hosts == ()
+    place.keep(options.chosen)
+    assert place.options().allow_hosts == ()
+
+
+SERVICE_LINKS = {
+    "MESHNODE_PORT": "tcp://10.0.0.1:8470",
+    "MESHNODE_PORT_8470_TCP": "tcp://10.0.0.1:8470",
+    "MESHNODE_PORT_8470_TCP_ADDR": "10.0.0.1",
+    "MESHNODE_PORT_8470_TCP_PROTO": "tcp",
+    "MESHNODE_PORT_8470_TCP_PORT": "8470",
+    "MESHNODE_SERVICE_HOST": "10.0.0.1",
+    "MESHNODE_SERVICE_PORT": "8470",
+    "MESHNODE_SERVICE_PORT_HTTP": "8470",
+    "MESHNODE_HTTP_SERVICE_HOST": "fd00::1",
+    "MESHNODE_HTTP_PORT": "udp://[fd00::1]:80",
+    "MESHNODE_HTTP_PORT_80_TCP": "tcp://10.0.0.1:80",
+}
+
+
+@pytest.mark.parametrize("name", SERVICE_LINKS)
+def test_variables_that_kubernetes_makes_for_a_service_are_passed_over_in_a_pod_only(
     place: Place, name: str
 ) -> None:
-    place.environ[name] = "tcp://10.0.0.1:8470"
+    place.environ[name] = SERVICE_LINKS[name]
+    assert len(place.faults()) == 1
+    place.environ["KUBERNETES_SERVICE_HOST"] = "10.0.0.9"
     assert place.faults() == []
 
 
-def test_a_variable_that_only_looks_like_one_of_kubernetes_is_refused(place: Place) -> None:
-    place.environ["MESHNODE_HTTP_PORT"] = "8470"
-    assert "did you mean 'MESHNODE_HTTP'" in place.faults()[0]
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MESHNODE_PORT", "9999"),
+        ("MESHNODE_SERVICE_LABEL", "x"),
+        ("MESHNODE_SERVICE_HOST", "my host"),
+        ("MESHNODE_HTTP_PORT", "8470"),
+    ],
+)
+def test_a_variable_that_only_looks_like_one_of_kubernetes_is_refused_in_a_pod_too(
+    place: Place, name: str, value: str
+) -> None:
+    place.environ |= {"KUBERNETES_SERVICE_HOST": "10.0.0.9", name: value}
+    assert place.faults()[0].startswith(f"unknown variable {name!r}")
+
+
+def test_the_nearest_name_is_found_whatever_its_capitals(place: Place) -> None:
+    place.environ["MESHNODE_regoin"] = "eu"
+    place.toml('Region = "eu"\nMAX-MEMORY = "1G"\n')
+    assert [fault.rpartition("; ")[2] for fault in place.faults()] == [
+        "did you mean 'MESHNODE_REGION'?",
+        "did you mean 'region'?",
+        "did you mean 'max_memory'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[home]\nname = "a"', "unknown table [home]; there is no table but [membership]; write"),
+        ('[[nodes]]\nname = "a"', "unknown table [nodes]; there is no table but [membership]"),
+        ("[menbership]\nmtu = 1", "unknown table [menbership]; did you mean 'membership'?; write"),
+    ],
+)
+def test_a_table_that_does_not_exist_is_told_where_settings_belong(
+    place: Place, text: str, said: str
+) -> None:
+    toml = place.toml(text)
+    (fault,) = place.faults()
+    assert fault.startswith(f"{toml}: {said}")
+    assert "settings at the top of the file" in fault
 
 
 def test_variables_of_clients_are_no_settings_and_no_mistakes(place: Place) -> None:

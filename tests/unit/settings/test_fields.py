@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
 PARTS = ("help", "meaning", "unit", "trade_off", "sane", "relation", "example")
 
-RUN_ONLY = {"invite", "new", "no_gateway", "data_dir", "config", "env_file", "membership"}
+RUN_ONLY = {"invite", "new", "rejoin", "no_gateway", "data_dir", "config", "env_file", "membership"}
 """What `join` takes and is no entry of the table: it holds for one start, says where files are, or
 stands for something that is (`--no-gateway`, `--membership`)."""
 RUN_ONLY |= {"detach", "invite_file"}
@@ -81,7 +81,7 @@ def test_the_three_spellings_are_one_name() -> None:
 
 def test_every_setting_is_an_option_of_the_daemon_and_can_be_kept() -> None:
     in_options = {it.name for it in fields(JoinOptions)}
-    elsewhere = {"invite", "new", "data_dir", "chosen", "membership", "config_files"}
+    elsewhere = {"invite", "new", "rejoin", "data_dir", "chosen", "membership", "config_files"}
     assert {attribute_of(field) for field in FIELDS.values()} == in_options - elsewhere
     assert {*FIELDS, "membership"} == set(Chosen.__struct_fields__)
 

@@ -35,6 +35,7 @@ REAL: dict[str, tuple[object, str, str, Any]] = {
     "profile": ("wan", "WAN", '"wan"', "wan"),
     "http": ("0.0.0.0:80", "0.0.0.0:80", '"0.0.0.0:80"', Address("0.0.0.0", 80)),
     "allow_hosts": (["A.example"], "a.example", '["a.example"]', ("a.example",)),
+    "require_key": (True, "on", "true", True),
     "tls_cert": ("c.pem", "c.pem", '"c.pem"', "c.pem"),
     "tls_key": ("k.pem", "k.pem", '"k.pem"', "k.pem"),
     "max_memory": ("8G", "8GiB", "8589934592", 8 * 2**30),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from meshnode.sim.requests import GATEWAY_LOST
 from meshnode.sim.serving import ModelBehaviour, sim_manifest
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.types import NodeState, ReplicaState, Role
+
+if TYPE_CHECKING:
+    from meshnode.effects import Effect
 
 DIGITS = sim_manifest("digits")
 NEXT = sim_manifest("digits", 2, "better weights")
@@ -77,7 +81,13 @@ def loads_of(mesh: SimMesh, name: str) -> list[tuple[str, int]]:
 def write(mesh: SimMesh, by: str, key: str, value: bytes) -> None:
     """Write to the desired state as nothing but a node's cores would."""
     desired = mesh.node(by).desired
-    mesh.world.act(by, lambda now, wall_s: desired.put(key, value, now, wall_s))
+
+    def act(_: float, wall_s: float) -> list[Effect]:
+        draft = desired.draft({key: value}, wall_s)
+        assert draft.persist is not None
+        return [draft.persist, *desired.commit(draft)]
+
+    mesh.world.act(by, act)
 
 
 def test_a_deployment_is_placed_loaded_and_served_from_the_third_region() -> None:

@@ -122,13 +122,16 @@ class Mesh:
 
     def put(self, name: str, key: str, value: bytes) -> None:
         node = self.node(name)
-        self.world.act(
-            name, lambda now, wall: node.desired.put(key, value, now, wall + node.skew_s)
-        )
+
+        def act(_: float, wall_s: float) -> list[Effect]:
+            draft = node.desired.draft({key: value}, wall_s + node.skew_s)
+            durable = [] if draft.persist is None else [draft.persist]
+            return [*durable, *node.desired.commit(draft)]
+
+        self.world.act(name, act)
 
     def remove(self, name: str, key: str) -> None:
-        node = self.node(name)
-        self.world.act(name, lambda now, wall: node.desired.delete(key, now, wall + node.skew_s))
+        self.put(name, key, b"")
 
     def view(self, name: str) -> dict[NodeId, dict[str, bytes]]:
         owner = self.node(name).owner

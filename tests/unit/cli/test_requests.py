@@ -1,8 +1,12 @@
+"""From a JSON document to a request."""
+
+from __future__ import annotations
+
 from typing import Any
 
 import pytest
 
-from meshnode.client.inference import build_request, example_body, metadata_of, output_lines
+from meshnode.cli.requests import build_request, example_body, metadata_of
 from meshnode.client.shapes import describe_specs
 from meshnode.errors import InvalidRequest
 
@@ -79,10 +83,17 @@ def test_data_that_is_nested_too_deeply_is_refused() -> None:
         shape_of(data, [-1])
 
 
-@pytest.mark.parametrize("document", [[1, 2], 3, None, "text"])
-def test_a_document_that_is_no_object_is_refused_with_the_inputs(document: object) -> None:
+@pytest.mark.parametrize("document", [3, None, "text"])
+def test_a_document_that_is_no_data_is_refused_with_the_inputs(document: object) -> None:
     with pytest.raises(InvalidRequest, match=r"'x' \(FP32 \[-1, 4\]\)"):
         build_request(document, MATRIX)
+
+
+def test_a_list_alone_is_for_a_model_with_one_input() -> None:
+    assert build_request([1, 2, 3, 4], MATRIX) == build_request({"x": [1, 2, 3, 4]}, MATRIX)
+    two = metadata(("x", "FP32", [-1]), ("y", "FP32", [-1]))
+    with pytest.raises(InvalidRequest, match="for a model with one input, a list"):
+        build_request([1, 2], two)
 
 
 def test_an_unknown_input_is_refused_with_the_inputs() -> None:
@@ -108,49 +119,3 @@ def test_the_example_is_a_body_that_build_request_takes() -> None:
 
 def test_the_example_of_a_long_input_is_cut_short() -> None:
     assert example_body(metadata(("x", "FP32", [-1, 64]))) == {"x": [0.5] * 8 + ["..."]}
-
-
-def lines(datatype: str, shape: list[int], data: list[Any]) -> list[str]:
-    return output_lines({"name": "y", "datatype": datatype, "shape": shape, "data": data})
-
-
-def test_a_label_is_shown_as_it_is() -> None:
-    assert lines("INT64", [1], [7]) == ["7"]
-    assert lines("BYTES", [2], ["cat", "dog"]) == ["cat", "dog"]
-
-
-def test_probabilities_are_shown_by_their_three_largest() -> None:
-    assert lines("FP32", [1, 4], [0.1, 0.6, 0.25, 0.05]) == ["1: 60.0%, 2: 25.0%, 0: 10.0%"]
-
-
-def test_each_row_of_a_batch_has_its_line() -> None:
-    assert lines("FP32", [2, 2], [0.25, 0.75, 1.0, 0.0]) == [
-        "1: 75.0%, 0: 25.0%",
-        "0: 100.0%, 1: 0.0%",
-    ]
-
-
-def test_small_values_that_are_no_probabilities_are_shown_whole() -> None:
-    assert lines("FP32", [1, 3], [1.5, -2.0, 0.123456789]) == ["1.5, -2, 0.123457"]
-    assert lines("FP32", [2], [0.5, 0.5]) == ["0.5", "0.5"]
-
-
-def test_large_values_are_shown_by_shape_and_first_values() -> None:
-    assert lines("FP32", [1, 100], [float(i) for i in range(100)]) == [
-        "shape [1, 100]: 0, 1, 2, 3, 4, 5, 6, 7 …"
-    ]
-
-
-def test_many_rows_are_counted_instead_of_shown() -> None:
-    shown = lines("INT64", [25], list(range(25)))
-    assert shown[:10] == [str(index) for index in range(10)]
-    assert shown[10:] == ["… and 15 more rows"]
-
-
-@pytest.mark.parametrize(
-    ("shape", "data"), [([0, 4], []), ([2, 2], [1]), ([1, 0], []), ([2, 0, 3], [])]
-)
-def test_an_output_without_its_data_is_shown_by_its_shape(
-    shape: list[int], data: list[Any]
-) -> None:
-    assert lines("FP32", shape, data) == [f"shape {shape}"]
