@@ -128,7 +128,8 @@ class Dispatcher:
                 "POST": _change(Scope.DEPLOY, lambda http: mesh_api.deploy(control, http))
             },
             "/mesh/v1/uploads": {
-                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http))
+                "GET": _change(Scope.ADMIN, lambda _: json_response(control.uploads())),
+                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http)),
             },
             "/mesh/v1/invites": {
                 "POST": _change(Scope.ADMIN, lambda http: mesh_api.create_invite(control, http))
@@ -149,7 +150,11 @@ class Dispatcher:
 
     def _deployment_routes(self, path: str) -> Mapping[str, Match]:
         name = _segment(path.removeprefix(_DEPLOYMENTS), path)
-        return {"DELETE": _change(Scope.DEPLOY, lambda _: mesh_api.undeploy(self._control, name))}
+        return {
+            "DELETE": _change(
+                Scope.DEPLOY, lambda http: mesh_api.undeploy(self._control, http, name)
+            )
+        }
 
     def _key_routes(self, path: str) -> Mapping[str, Match]:
         key = _segment(path.removeprefix(_KEYS), path)

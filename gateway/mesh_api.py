@@ -8,9 +8,10 @@
 | `/mesh/v1/deployments` | POST `{"upload", "name"?, "replicas"?, "on"?}` | deploy | 202 and the model's entry |
 | `/mesh/v1/deployments` | POST `{"path", "name"?, "replicas"?, "on"?}` | owner | 202 and the model's entry |
 | `/mesh/v1/deployments/NAME` | DELETE | deploy | `{"name"}` |
+| `/mesh/v1/uploads` | GET | admin | a list of `{"id", "piece_bytes", "expires_at", "key_id", "size_bytes", "received_bytes"}`, of this node |
 | `/mesh/v1/uploads` | POST `{"files": [{"path", "size_bytes"}, ...]}` | deploy | 201 `{"id", "piece_bytes", "expires_at"}` |
 | `/mesh/v1/uploads/ID` | GET | deploy | `{"id", "piece_bytes", "expires_at", "files": [{"path", "size_bytes", "received_bytes"}]}` |
-| `/mesh/v1/uploads/ID` | DELETE | deploy | `{"id"}` |
+| `/mesh/v1/uploads/ID` | DELETE | deploy | `{"id"}`; an admin may drop anyone's |
 | `/mesh/v1/uploads/ID/INDEX?offset=N` | PUT, raw bytes | deploy | `{"received_bytes"}` of that file |
 | `/mesh/v1/invites` | POST `{"ttl_s"?}` | admin | `{"invite", "expires_at"}` |
 | `/mesh/v1/keys` | GET | admin | a list of keys, without their secrets |
@@ -31,8 +32,10 @@ its owner only; everyone else uploads:
 3. POST the deployment with the upload's id. What is incomplete is refused, naming the first file
    that is and what it lacks. Afterwards the upload is gone; if the deployment is refused it stays.
 
-An upload belongs to the key that began it, and ends `expires_at`, which each piece puts off. Times
-are RFC 3339 texts; `expires_at` of a key is null if it does not expire.
+An upload belongs to the key that began it (`key_id` is empty for the node's owner), and ends
+`expires_at`, which each piece puts off, or at once when the key is revoked. One key has at most half
+of a node's places, and a large upload keeps no more of the disk than has arrived and a little: a piece
+that finds the disk full is refused (503), and can be sent again when there is room. Times are RFC 3339 texts; `expires_at` of a key is null if it does not expire.
 
 Errors are `{"error": sentence, "code": word}`.
 """
@@ -135,6 +138,10 @@ class MeshControl(Protocol):
         """Deploy a model that was uploaded, and return its entry; the upload is gone then."""
         ...
 
+    def uploads(self) -> list[dict[str, Any]]:
+        """Describe all uploads to this node."""
+        ...
+
     async def begin_upload(self, files: list[tuple[str, int]], caller: Caller) -> dict[str, Any]:
         """Make room for files, each a path and its size in bytes; describe the upload."""
         ...
@@ -153,7 +160,7 @@ class MeshControl(Protocol):
         """Forget an upload; NotFound if this caller has none of this id."""
         ...
 
-    async def undeploy(self, name: str) -> None:
+    async def undeploy(self, name: str, caller: Caller) -> None:
         """Withdraw a deployment; ModelNotFound if there is none."""
         ...
 
@@ -254,9 +261,9 @@ async def deploy(control: MeshControl, http: HttpRequest) -> HttpResponse:
     return json_response(await control.deploy(wish.path, wish.name, wish.replicas, wish.on), 202)
 
 
-async def undeploy(control: MeshControl, name: str) -> HttpResponse:
+async def undeploy(control: MeshControl, http: HttpRequest, name: str) -> HttpResponse:
     """Answer `DELETE /mesh/v1/deployments/NAME`."""
-    await control.undeploy(check_model_name(name))
+    await control.undeploy(check_model_name(name), http.caller)
     return json_response({"name": name})
 
 

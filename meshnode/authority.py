@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshnode.state.admission import admission_key, is_admission
-from meshnode.state.api_keys import is_api_key
 from meshnode.trust.chain import VerifiedMember, verify_chain
 from meshnode.trust.identity import verify
 from meshnode.trust.reasons import TrustError
@@ -58,8 +57,8 @@ class Authority:
         """Say why an entry of the desired state is refused, or None.
 
         An admission brings the author that it is about, and nothing else; anything else needs an
-        author who is known and whose role allows it. An API key's entry is never deleted, or a node
-        that was away would bring a revoked key back.
+        author who is known and whose role allows it. (Which API keys may be deleted depends on
+        their values, which `meshnode.node` knows.)
         """
         author_id = NodeId(entry.author)
         if is_admission(entry.key):
@@ -68,8 +67,6 @@ class Authority:
             flaw = self._verify_chain(author_id, entry.value)
             if flaw is not None:
                 return flaw
-        if is_api_key(entry.key) and entry.deleted:
-            return "an API key is revoked, never deleted"
         author = self._roster.get(author_id)
         if author is None:
             return "its author is not known here"

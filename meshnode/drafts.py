@@ -91,8 +91,13 @@ class Drafts:
         self._require_permission(key)
         return self._draft(key, b"", wall_s)
 
-    def api_key(self, key: ApiKey, wall_s: float) -> Draft:
+    def api_key(self, key: ApiKey, wall_s: float, forget: ApiKey | None = None) -> Draft:
         """Prepare to tell the mesh of an API key, one that was made or one that was revoked.
+
+        Args:
+            key: The key.
+            wall_s: Seconds since the Unix epoch.
+            forget: A key whose entry makes room for it.
 
         Raises:
             Forbidden: if this node's role does not allow it.
@@ -101,16 +106,19 @@ class Drafts:
         """
         value = key.encode()
         self._require_permission(key.key, value)
-        return self._draft(key.key, value, wall_s)
+        dropped = {} if forget is None else {forget.key: b""}
+        return self._draft(key.key, value, wall_s, dropped)
 
-    def _draft(self, key: str, value: bytes, wall_s: float) -> Draft:
+    def _draft(
+        self, key: str, value: bytes, wall_s: float, dropped: Mapping[str, bytes] | None = None
+    ) -> Draft:
         """Draft a change, with this node's admission beside it where the mesh does not have it.
 
         A node that joins while the author is away could not check the author's entries otherwise.
         """
         admission, chain = admission_key(self._me), self._membership.record.chain
         changes = {} if self._desired.get(admission) == chain else {admission: chain}
-        return self._desired.draft({**changes, key: value}, wall_s)
+        return self._desired.draft({**changes, **(dropped or {}), key: value}, wall_s)
 
     def _require_permission(self, key: str, value: bytes = b"") -> None:
         entry = Entry(key, Stamp(0, 0), self._me, value)

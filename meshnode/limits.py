@@ -135,14 +135,29 @@ MAX_THROTTLED_SOURCES: Final = 4096
 """Addresses (IPv6: networks of /64) whose wrong keys are counted each; all others share one count."""
 
 MAX_API_KEYS: Final = 1024
-"""API keys of a mesh, revoked ones included, for these are never forgotten: a quarter of what the
-desired state holds (`MAX_MODELS` keys)."""
+"""API keys of a mesh that are valid: one for each device and program of a large household or team."""
+
+MAX_API_KEY_ENTRIES: Final = 2 * MAX_API_KEYS
+"""API keys that a mesh remembers, expired and revoked ones included: half of what the desired state
+holds (`MAX_MODELS` keys), so that deployments keep the other half. A revoked key without an expiry is
+never forgotten, or a node that was away could bring it back."""
+
+API_KEY_FORGET_S: Final = 30 * 86_400
+"""How long after its expiry a key's entry may make room for a new one. An expired key opens nothing,
+revoked or not, so nothing is lost; the month is for clocks that are wrong."""
 
 MAX_KEY_TTL_S: Final = 10 * 365 * 86_400
 """Life of an API key that expires: ten years; for longer, let it not expire."""
 
 MAX_UPLOADS: Final = 8
-"""Uploads at once to one node: some people's and a build server's; each reserves room on the disk."""
+"""Uploads at once to one node: some people's and a build server's."""
+
+MAX_UPLOADS_PER_KEY: Final = MAX_UPLOADS // 2
+"""Uploads at once of one caller: however many it begins, others have as many places left."""
+
+UPLOAD_ROOM_BYTES: Final = 64 * MIB
+"""Room on the disk that an upload keeps for bytes that are still to come: eight pieces. What has not
+arrived takes no more of it, so that nobody has the disk to themselves by announcing a large file."""
 
 UPLOAD_PIECE_BYTES: Final = 8 * MIB
 """A piece of an uploaded file: in memory while it arrives; at 1 Mbit/s a minute of work to repeat."""
@@ -627,6 +642,18 @@ MAX_MEMBERSHIP_COUNT: Final = 1024
 
 SPEED_PROBE_S: Final = 2.0
 """All measurements of the speed probe together: enough for steady figures, seldom felt by an owner."""
+
+PROBE_COPY_BYTES: Final = 64 * MIB
+"""The block that the probe copies, which it holds twice: larger than the caches of most processors."""
+
+MIN_PROBE_COPY_BYTES: Final = 8 * MIB
+"""The least that is worth copying; where memory is too short for it, the speed is not measured."""
+
+PROBE_PROCESS_BYTES: Final = 72 * MIB
+"""What the probe's process takes besides: Python, NumPy and ONNX Runtime take 56 MiB, and its buffers."""
+
+PROBE_THREAD_BYTES: Final = 2 * MIB
+"""Likewise for each processor that multiplies: three matrices and a stack."""
 
 SPEED_PROBE_TIMEOUT_S: Final = 60.0
 """Seconds for the probe's process: a small board imports ONNX Runtime from its memory card in twenty."""

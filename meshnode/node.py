@@ -48,6 +48,7 @@ from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
 from meshnode.routing.table import Goal
+from meshnode.state.api_keys import is_api_key, why_kept
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
@@ -180,6 +181,7 @@ class Node:
         config = config or NodeConfig()
         known = tuple(known)
         self.me = record.node_id
+        self._verify_entry = trust.verify_entry
         self.membership = Membership(
             record=record,
             sign=trust.sign,
@@ -196,7 +198,7 @@ class Node:
         self.desired = DesiredState(
             self.me,
             sign=trust.sign,
-            verify=trust.verify_entry,
+            verify=self._why_refused,
             config=config.desired,
             rng=random.Random(rng.getrandbits(64)),
             stored=stored_desired,
@@ -214,7 +216,7 @@ class Node:
             membership=self.membership,
             own=self.own,
             sign=trust.sign,
-            verify_entry=trust.verify_entry,
+            verify_entry=self._why_refused,
         )
         self.has_friends = bool(seeds or known)
         self._deployments = Deployments(self.desired)
@@ -271,6 +273,15 @@ class Node:
             return []
         self._quiet_until = now + QUIET_START_S
         return self._wake_at(self._quiet_until, now)
+
+    def _why_refused(self, entry: Entry) -> str | None:
+        """Say why an entry of the desired state is refused, or None."""
+        if is_api_key(entry.key) and entry.deleted:
+            known = self.desired.get(entry.key)
+            reason = None if known is None else why_kept(known, entry.stamp.wall_ms / 1000)
+            if reason is not None:
+                return reason
+        return self._verify_entry(entry)
 
     def commit(self, draft: Draft, now: float) -> list[Effect]:
         """Let a draft of `drafts` count whose `persist` was carried out, and tell the mesh."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meshnode.errors import InvalidRequest, NotFound
-from meshnode.state.api_keys import ID_BYTES, SECRET_BYTES, ApiKey, Keyring, make_api_key
+from meshnode.state.api_keys import ID_BYTES, SECRET_BYTES, ApiKey, Keyring, make_api_key, to_forget
 from meshnode.trust.records import rfc3339
 
 if TYPE_CHECKING:
@@ -55,19 +55,18 @@ class ApiKeys:
 
         Raises:
             Forbidden: if this node's role does not allow it.
-            InvalidRequest: if a field breaks its rule or the name is taken.
+            InvalidRequest: if a field breaks its rule, the name is taken or there are too many.
             ConfigError: if it could not be written to disk; there is no such key then.
         """
         self._require()
-        key, text = make_api_key(
-            name,
-            scopes,
-            ttl_s,
-            self._clock.wall_s(),
-            secrets.token_bytes(ID_BYTES + SECRET_BYTES),
-            self._keyring.all(),
-        )
-        self._keep(key)
+        wall_s = self._clock.wall_s()
+        known = self._keyring.all()
+        random_bytes = secrets.token_bytes(ID_BYTES + SECRET_BYTES)
+        key, text = make_api_key(name, scopes, ttl_s, wall_s, random_bytes, known)
+        forgotten = to_forget(known, wall_s)
+        self._keep(key, forgotten)
+        if forgotten is not None:
+            log.info("API key %s (%s) made room for it", forgotten.name, forgotten.id)
         log.info(
             "API key %s (%s) with %s was made by %s", name, key.id, ", ".join(key.scopes), caller
         )
@@ -106,8 +105,8 @@ class ApiKeys:
             raise InvalidRequest(f"several keys are called {wanted!r}; name one by its id: {ids}")
         return current[0]
 
-    def _keep(self, key: ApiKey) -> None:
-        self._driver.write(self._node.drafts.api_key(key, self._clock.wall_s()))
+    def _keep(self, key: ApiKey, forget: ApiKey | None = None) -> None:
+        self._driver.write(self._node.drafts.api_key(key, self._clock.wall_s(), forget))
 
     def _view(self, key: ApiKey, wall_s: float) -> dict[str, Any]:
         return {

@@ -33,6 +33,7 @@ from meshnode.models.store import BlobStore
 from meshnode.net.peers import LoadListener, PeerClient
 from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
 from meshnode.settings.tuning import membership_config
+from meshnode.state.api_keys import Keyring
 from meshnode.tracing import TraceIds
 from meshnode.trust.identity import verify
 from meshnode.types import Address, NodeId, ReplicaState
@@ -285,7 +286,11 @@ def assemble(
     )
     metrics = GatewayMetrics()
     pipeline = Pipeline(node.me, node.router, models, peers, clock, metrics, traces)
-    uploads = Uploads(folder.path / "uploads", clock)
+    keyring = Keyring(node.desired)
+    uploads = Uploads(
+        folder.path / "uploads", clock, None, lambda key: keyring.opens(key, clock.wall_s())
+    )
+    driver.on_api_key = uploads.keys_changed
     uploads.sweep()
     daemon_metrics = DaemonMetrics(
         node=node,

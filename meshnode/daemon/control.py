@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from meshnode.errors import (
     ModelNotFound,
     NoReplica,
 )
+from meshnode.gateway.protocols.caller import OWNER
 from meshnode.limits import MAX_INVITE_SEEDS
 from meshnode.membership.addresses import seeds_of_invite
 from meshnode.models.manifest import Manifest, check_model_name
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from meshnode.routing.table import Replica
     from meshnode.state.api_keys import ApiKey
     from meshnode.types import Buffer
+
+
+log = logging.getLogger(__name__)
 
 
 class Control:
@@ -212,7 +217,7 @@ class Control:
         """
         self._require_operator()
         pinned = self._pinned(replicas, on)
-        return await self._deploy(await _one_model(Path(path), name), replicas, pinned)
+        return await self._deploy(await _one_model(Path(path), name), replicas, pinned, OWNER)
 
     async def deploy_upload(
         self, upload: str, name: str | None, replicas: int | None, on: Sequence[str], caller: Caller
@@ -226,9 +231,9 @@ class Control:
         self._require_operator()
         pinned = self._pinned(replicas, on)
         async with self._uploads.complete(upload, caller) as path:
-            return await self._deploy(await _one_model(path, name), replicas, pinned)
+            return await self._deploy(await _one_model(path, name), replicas, pinned, caller)
 
-    async def undeploy(self, name: str) -> None:
+    async def undeploy(self, name: str, caller: Caller) -> None:
         """Take a model out of service everywhere.
 
         Raises:
@@ -239,6 +244,7 @@ class Control:
         """
         self._require_operator()
         self._driver.write(self._node.drafts.undeployment(name, self._clock.wall_s()))
+        log.info("model %s was taken out of service by %s", name, caller)
 
     # API keys and uploads
 
@@ -259,6 +265,10 @@ class Control:
     def revoke_key(self, key: str, caller: Caller) -> dict[str, Any]:
         """Revoke an API key; see `ApiKeys.revoke`."""
         return self._api_keys.revoke(key, caller)
+
+    def uploads(self) -> list[dict[str, Any]]:
+        """Describe all uploads to this node."""
+        return self._uploads.all()
 
     async def begin_upload(
         self, files: Sequence[tuple[str, int]], caller: Caller
@@ -305,7 +315,11 @@ class Control:
         return pinned
 
     async def _deploy(
-        self, model: FoundModel, replicas: int | None, pinned: tuple[NodeId, ...]
+        self,
+        model: FoundModel,
+        replicas: int | None,
+        pinned: tuple[NodeId, ...],
+        caller: Caller,
     ) -> dict[str, Any]:
         public = check_model_name(model.name)
         manifests = await self._artifacts.publish(model)
@@ -313,6 +327,7 @@ class Control:
         deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
         if self._node.deployment(public) != deployment:
             self._driver.write(self._node.drafts.deployment(deployment, self._clock.wall_s()))
+            log.info("model %s was deployed by %s", public, caller)
         return self._model_view(public)
 
     def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:

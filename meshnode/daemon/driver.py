@@ -40,6 +40,7 @@ from meshnode.limits import MAX_EARLY_NOTES, MAX_META_BYTES
 from meshnode.membership.addresses import Kind, datagram_address, kind_of
 from meshnode.net.log_budget import LogBudget
 from meshnode.routing.load import LinkState
+from meshnode.state.api_keys import is_api_key
 from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
 from meshnode.state.desired_messages import DESIRED, DesiredEntries
 from meshnode.trust.datagrams import DatagramError, DatagramSeal
@@ -93,6 +94,7 @@ class Driver:
     Attributes:
         node: The cores; None until the node is a member of a mesh.
         peer_server: What answers peers; None as long.
+        on_api_key: Called after an API key was made, revoked or dropped, here or elsewhere.
         dropped: Datagrams and notes that were not accepted or could not be sent, by reason.
         events: What the cores reported, by kind.
         datagrams: Those of members that were accepted, and those that were sent.
@@ -116,6 +118,7 @@ class Driver:
         self._retries = False  # whether a timer for `_persist_again` runs
         self._on_model: Callable[[ModelEffect], None] | None = None
         self._kinds = frozenset({Kind.ROUTED})
+        self.on_api_key: Callable[[], None] = lambda: None
         self.peer_server: PeerServer | None = None
         self.node: Node | None = None
         self.dropped: Counter[str] = Counter()
@@ -401,6 +404,8 @@ class Driver:
             log.log(level, "%s", text)
         if emit.kind == "member.conflict" and emit.subject == self.node.me:
             self._keep_epoch(self.node)
+        if emit.kind == "desired.changed" and is_api_key(emit.subject):
+            self.on_api_key()
 
     def _keep_epoch(self, node: Node) -> None:
         """Remember an epoch that outbids another process's: the next start must exceed it."""

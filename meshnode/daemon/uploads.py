@@ -7,8 +7,12 @@ number per file, and a client that lost its connection asks for it and goes on. 
 already is taken for a repetition. Which names may come at all, `models.upload_paths` says; each file
 is created before its first piece, so that a name that another one hides behind is found out.
 
-Uploads live as long as the process, at most `UPLOAD_IDLE_S` without a piece. What a former process
-left is removed at the start.
+Uploads live as long as the process, at most `UPLOAD_IDLE_S` without a piece, and no longer than the
+key that began them. What a former process left is removed at the start.
+
+Room. An upload begins only if all of it fits the disk, twice over: it is staged, then published.
+What has arrived keeps its room, and `UPLOAD_ROOM_BYTES` beyond it. So uploads may be promised more
+than there is; whichever comes to the end of the disk first is told so, and can go on later.
 """
 
 from __future__ import annotations
@@ -34,9 +38,11 @@ from meshnode.limits import (
     MAX_MODEL_FILE_BYTES,
     MAX_MODEL_FILES,
     MAX_UPLOADS,
+    MAX_UPLOADS_PER_KEY,
     UPLOAD_IDLE_S,
     UPLOAD_PIECE_BYTES,
     UPLOAD_RESERVE_BYTES,
+    UPLOAD_ROOM_BYTES,
     UPLOAD_SWEEP_S,
 )
 from meshnode.models.upload_paths import check_upload_paths
@@ -75,16 +81,35 @@ class _Upload:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def received_bytes(self) -> int:
+        return sum(file.received_bytes for file in self.files)
+
+    @property
     def outstanding_bytes(self) -> int:
         """What it will still take of the disk."""
-        return sum(_COPIES * file.size_bytes - file.received_bytes for file in self.files)
+        return _COPIES * self.size_bytes - self.received_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What of that is kept for it: the copy of what is here, and room for the next pieces."""
+        received = self.received_bytes
+        coming = min(self.size_bytes - received, UPLOAD_ROOM_BYTES)
+        return _COPIES * (received + coming) - received
 
 
 class Uploads:
     """The uploads of one node."""
 
     def __init__(
-        self, folder: Path, clock: Clock, free_bytes: Callable[[Path], int] | None = None
+        self,
+        folder: Path,
+        clock: Clock,
+        free_bytes: Callable[[Path], int] | None = None,
+        is_key_valid: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Stage below a folder of the data folder, which is made when it is needed.
 
@@ -92,10 +117,12 @@ class Uploads:
             folder: Belongs to this object alone.
             clock: For what expires, and when.
             free_bytes: How much room the disk of a folder has; asks the system by default.
+            is_key_valid: Whether the key of an id still opens anything.
         """
         self._folder = folder
         self._clock = clock
         self._free_bytes = free_bytes or _free_bytes
+        self._is_key_valid = is_key_valid
         self._uploads: dict[str, _Upload] = {}
         self._working: set[asyncio.Future[Any]] = set()
         self._beginning = asyncio.Lock()
@@ -111,9 +138,7 @@ class Uploads:
     @property
     def staged_bytes(self) -> int:
         """What has arrived of them."""
-        return sum(
-            file.received_bytes for upload in self._uploads.values() for file in upload.files
-        )
+        return sum(upload.received_bytes for upload in self._uploads.values())
 
     def sweep(self) -> None:
         """Remove what a former process left; blocks."""
@@ -125,8 +150,17 @@ class Uploads:
             await asyncio.sleep(UPLOAD_SWEEP_S)
             await self.expire()
 
+    def keys_changed(self) -> None:
+        """Forget the uploads whose keys were revoked; returns at once."""
+        gone = [each for each in self._uploads.values() if not self._is_owner_there(each)]
+        for upload in gone:
+            del self._uploads[upload.id]  # from now on nobody can add to it
+            log.info("an upload is forgotten: its key %s is valid no more", upload.owner)
+            self._go_on_with(self._remove(upload))
+
     async def expire(self) -> None:
-        """Forget the uploads that had no piece for so long."""
+        """Forget the uploads that had no piece for so long, or whose key expired."""
+        self.keys_changed()
         before = self._clock.now() - UPLOAD_IDLE_S
         for upload in tuple(self._uploads.values()):
             if upload.used_at <= before and not upload.lock.locked():
@@ -139,7 +173,7 @@ class Uploads:
         Raises:
             InvalidRequest: if a name breaks a rule, or they are not one model.
             TooLarge: if there are too many files or bytes for this node's disk.
-            Saturated: if too many uploads are under way.
+            Saturated: if too many uploads are under way, or too many of this caller.
             ConfigError: if the data folder cannot be written.
         """
         if not 0 < len(files) <= MAX_MODEL_FILES:
@@ -159,6 +193,12 @@ class Uploads:
                 raise Saturated(
                     f"{MAX_UPLOADS} uploads to this node are under way; try again later"
                 )
+            own = sum(each.owner == caller.key_id for each in self._uploads.values())
+            if own >= MAX_UPLOADS_PER_KEY:
+                raise Saturated(
+                    f"{own} uploads of this caller to this node are under way; end one first, or "
+                    "try again later"
+                )
             upload_id = secrets.token_hex(16)
             upload = _Upload(
                 upload_id,
@@ -176,6 +216,18 @@ class Uploads:
                 raise
             self._uploads[upload_id] = upload
         return self._view(upload)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Describe all uploads without their files, the oldest first."""
+        return [
+            {
+                **self._view(upload),
+                "key_id": upload.owner,
+                "size_bytes": upload.size_bytes,
+                "received_bytes": upload.received_bytes,
+            }
+            for upload in self._uploads.values()
+        ]
 
     def view(self, upload_id: str, caller: Caller) -> dict[str, Any]:
         """Describe an upload with its files.
@@ -208,12 +260,14 @@ class Uploads:
         return await self._to_its_end(self._take(upload, index, offset, data, caller))
 
     async def drop(self, upload_id: str, caller: Caller) -> None:
-        """Forget an upload and its files.
+        """Forget an upload and its files; an admin may, whoever began it.
 
         Raises:
             NotFound: if the caller has none of this id.
         """
-        upload = self._of(upload_id, caller)
+        upload = self._uploads.get(upload_id)
+        if upload is None or not caller.scope.allows(Scope.ADMIN):
+            upload = self._of(upload_id, caller)
         async with upload.lock:
             await self._forget(upload)
 
@@ -275,17 +329,32 @@ class Uploads:
                     f"of file {index} there are {file.received_bytes} bytes: the next piece begins "
                     f"at offset={file.received_bytes}, not {offset}"
                 )
-            await asyncio.to_thread(_write, upload.folder / file.path, offset, data)
+            await asyncio.to_thread(self._write, upload.folder / file.path, offset, data)
             file.received_bytes = end
             upload.used_at = self._clock.now()
             return end
 
+    def _write(self, path: Path, offset: int, data: Buffer) -> None:
+        room = self._free_bytes(path.parent) - UPLOAD_RESERVE_BYTES
+        if len(data) > room:
+            raise TransferFailed(
+                f"the piece cannot be kept on this node: its disk has {max(0, room)} bytes free for "
+                "uploads; free some space and go on, or use the gateway of another node"
+            )
+        _write(path, offset, data)
+
+    def _is_owner_there(self, upload: _Upload) -> bool:
+        return not upload.owner or self._is_key_valid(upload.owner)
+
     async def _to_its_end(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Wait for work that a client which hangs up must not leave half done."""
+        return await asyncio.shield(self._go_on_with(work))
+
+    def _go_on_with(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
         task = asyncio.ensure_future(work)
         self._working.add(task)
         task.add_done_callback(self._worked)
-        return await asyncio.shield(task)
+        return task
 
     def _worked(self, task: asyncio.Future[Any]) -> None:
         self._working.discard(task)
@@ -294,7 +363,7 @@ class Uploads:
 
     async def _require_room(self, upload: _Upload) -> None:
         free = await asyncio.to_thread(self._free_bytes, self._folder)
-        others = sum(each.outstanding_bytes for each in self._uploads.values())
+        others = sum(each.reserved_bytes for each in self._uploads.values())
         room = max(0, free - others - UPLOAD_RESERVE_BYTES)
         if upload.outstanding_bytes > room:
             raise TooLarge(
@@ -306,6 +375,10 @@ class Uploads:
     async def _forget(self, upload: _Upload) -> None:
         self._uploads.pop(upload.id, None)
         await asyncio.to_thread(shutil.rmtree, upload.folder, ignore_errors=True)
+
+    async def _remove(self, upload: _Upload) -> None:
+        async with upload.lock:  # a piece may be on its way to the disk
+            await asyncio.to_thread(shutil.rmtree, upload.folder, ignore_errors=True)
 
     def _view(self, upload: _Upload) -> dict[str, Any]:
         left_s = UPLOAD_IDLE_S - (self._clock.now() - upload.used_at)

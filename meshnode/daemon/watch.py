@@ -30,10 +30,12 @@ from meshnode.hardware.machine import disk_of, this_machine
 from meshnode.hardware.power import Power, PowerReader
 from meshnode.hardware.speed import (
     ProbeFailed,
+    copy_bytes_within,
     fingerprint,
     kept,
     measure,
     package_versions,
+    probe_least_bytes,
     to_keep,
 )
 from meshnode.limits import MIN_CAPABILITIES_INTERVAL_S
@@ -151,6 +153,7 @@ class Watch:
         self.fares = Fares()
         self._power = "unknown"
         self._is_trimming = False
+        self._unmeasured = ""  # why the speed is not known, as a sentence
         self._told = self._facts(self._read())
         self._told_at = float("-inf")
 
@@ -230,16 +233,28 @@ class Watch:
         self._told, self._told_at = facts, now
 
     async def measure_speed(self, is_busy: Callable[[], bool]) -> None:
-        """Measure this machine's speed, unless it is known; keep what was found."""
+        """Measure this machine's speed, unless it is known; keep what was found.
+
+        The owner's limits hold for it too: it waits while the node is paused, and takes no more
+        memory than is left.
+        """
         if self._measured is not None:
             return
         await asyncio.sleep(PROBE_DELAY_S)
-        deadline = self._clock.now() + PROBE_PATIENCE_S
-        while is_busy() and self._clock.now() < deadline:  # noqa: ASYNC110 - a moment, not an event
-            await asyncio.sleep(LOOK_INTERVAL_S)
+        await self._good_moment(is_busy)
+        limit_bytes = self._options.max_memory_bytes
+        room_bytes = None if limit_bytes is None else limit_bytes - self._rss()
+        copy_bytes = copy_bytes_within(room_bytes, self.cpus)
+        if room_bytes is not None and not copy_bytes:
+            self._unmeasured = (
+                f"speed: not measured, which takes {size_text(probe_least_bytes(self.cpus))} of memory; "
+                f"--max-memory leaves {size_text(max(0, room_bytes))}"
+            )
+            log.warning("%s", self._unmeasured)
+            return
         log.info("measuring the speed of this machine once, for some seconds")
         try:
-            self._measured = await measure(self._folder.path)
+            self._measured = await measure(self._folder.path, self.cpus, copy_bytes)
         except ProbeFailed as error:
             log.warning("the speed of this machine is not known: %s", error)
             return
@@ -249,6 +264,18 @@ class Watch:
             self._folder.save_hardware(data)
         except ConfigError as error:
             log.warning("the speed of this machine is measured again at the next start: %s", error)
+
+    async def _good_moment(self, is_busy: Callable[[], bool]) -> None:
+        """Wait for as long as the node is paused, and a while for requests to end."""
+        told = False
+        deadline = self._clock.now() + PROBE_PATIENCE_S
+        while (paused := self._told.paused) or (is_busy() and self._clock.now() < deadline):
+            if paused:
+                deadline = self._clock.now() + PROBE_PATIENCE_S
+                if not told:
+                    log.info("the speed of this machine is measured later: %s", paused)
+                told = True
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
     def _read(self) -> Decision:
         power = self._sensors.power()
@@ -278,6 +305,7 @@ class Watch:
         providers = runtimes["onnx"].providers if "onnx" in runtimes else ()
         found = self._accelerators.found
         absent = self._accelerators.absent + missing_providers(found, providers)
+        absent += (self._unmeasured,) if self._unmeasured else ()
         memory_bytes = machine.memory_bytes
         if options.max_memory_bytes is not None:
             memory_bytes = min(memory_bytes, options.max_memory_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshnode.advertisement import AcceleratorLoad
 from meshnode.capabilities import Accelerator
@@ -15,7 +15,36 @@ from meshnode.hardware.sysfs import amd_use, find_amd, find_edge_tpu, find_intel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CUDA_PROVIDER = "CUDAExecutionProvider"
+_PROVIDERS: Final = {
+    "CUDAExecutionProvider": "CUDA",
+    "TensorrtExecutionProvider": "TensorRT",
+    "MIGraphXExecutionProvider": "MIGraphX",
+    "ROCMExecutionProvider": "ROCm",
+    "OpenVINOExecutionProvider": "OpenVINO",
+    "CoreMLExecutionProvider": "CoreML",
+    "DmlExecutionProvider": "DirectML",
+}
+"""The execution providers that are looked for, and what people call them."""
+
+
+class _Known(NamedTuple):
+    providers: tuple[str, ...]  # of ONNX Runtime for one kind of accelerator
+    advice: str  # where none of them is there
+
+
+_OPENVINO = _Known(("OpenVINOExecutionProvider",), "install onnxruntime-openvino")
+_DIRECTML = _Known(("DmlExecutionProvider",), "install onnxruntime-directml")
+_PROVIDERS_OF: Final = {
+    "cuda": _Known(
+        ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "install onnxruntime-gpu"
+    ),
+    "rocm": _Known(
+        ("MIGraphXExecutionProvider", "ROCMExecutionProvider"), "install AMD's onnxruntime-migraphx"
+    ),
+    "intel-gpu": _OPENVINO,
+    "intel-npu": _OPENVINO,
+    "apple": _Known(("CoreMLExecutionProvider",), "install onnxruntime for macOS"),
+}
 
 
 class Accelerators:
@@ -103,15 +132,35 @@ def find_apple(
 
 
 def missing_providers(
-    found: tuple[Accelerator, ...], providers: tuple[str, ...]
+    found: tuple[Accelerator, ...], providers: tuple[str, ...], system: str | None = None
 ) -> tuple[str, ...]:
     """Return what keeps ONNX Runtime from accelerators that are there, as sentences.
+
+    Where no accelerator is there, one sentence names the providers that were looked for.
 
     Args:
         found: This machine's accelerators.
         providers: The execution providers of the installed ONNX Runtime; empty where it is not known.
+        system: As `platform.system()`; this machine's by default.
     """
-    kinds = {each.kind for each in found}
-    if "cuda" in kinds and providers and _CUDA_PROVIDER not in providers:
-        return (f"CUDA for ONNX Runtime: it has no {_CUDA_PROVIDER}; install onnxruntime-gpu",)
-    return ()
+    if not providers:
+        return ()
+    if not found:
+        absent = [name for provider, name in _PROVIDERS.items() if provider not in providers]
+        return (f"ONNX Runtime: no {', '.join(absent)}, and no accelerator for them",)
+    kinds = dict.fromkeys(each.kind for each in found)
+    wanted = {**{kind: _PROVIDERS_OF.get(kind) for kind in kinds}}
+    if (system or platform.system()) == "Windows":
+        wanted["directml"] = _DIRECTML
+    sentences = []
+    for kind, known in wanted.items():
+        if known is None:
+            sentences.append(f"ONNX Runtime: it has no provider for {kind}")
+            continue
+        absent = [_PROVIDERS[each] for each in known.providers if each not in providers]
+        if not absent:
+            continue
+        there = [_PROVIDERS[each] for each in known.providers if each in providers]
+        what = f"there is {there[0]}" if there else known.advice
+        sentences.append(f"ONNX Runtime: no {', '.join(absent)}; {what}")
+    return tuple(sentences)

@@ -1,4 +1,4 @@
-"""The speed probe: `python -m meshnode.hardware.probe DATA_DIR`, a process of its own.
+"""The speed probe: `python -m meshnode.hardware.probe DATA_DIR CPUS COPY_BYTES`, a process of its own.
 
 It prints one JSON object and ends. It is a process because it imports what an idle daemon must not
 hold in memory (NumPy, ONNX Runtime), and because whatever goes wrong in a library or a driver then
@@ -9,8 +9,9 @@ What it measures, in `SPEED_PROBE_S` altogether:
 
 - `matmul_gflops_one_core`: multiplying float32 matrices on one core, in 10^9 operations a second
   (2 n^3 for one product of two n x n matrices);
-- `matmul_gflops`: the same on all processors that the process may use, one product on each;
-- `memory_gb_per_s`: copying a block larger than most caches; reading and writing both count;
+- `matmul_gflops`: the same on all processors that the node may use, one product on each;
+- `memory_gb_per_s`: copying a block larger than most caches, or smaller where the owner allows little
+  memory; reading and writing both count;
 - `disk_write_mb_per_s`: writing a file in the data folder, until it is on the disk (fsync).
 """
 
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SIDE = 384  # three matrices of 576 KB: they fit most second-level caches, as a layer's tile does
-_COPY_BYTES = 64 * MIB
 _WRITE_STEP_BYTES = 2 * MIB
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print one JSON object, and return the exit code."""
-    (folder,) = arguments
+    folder, cpus, copy_bytes = arguments
     _step_back()
-    result: dict[str, Any] = {"runtimes": {"onnx": runtime()}, "speed": speed(Path(folder))}
+    measured = speed(Path(folder), int(cpus), int(copy_bytes))
+    result: dict[str, Any] = {"runtimes": {"onnx": runtime()}, "speed": measured}
     sys.stdout.write(json.dumps(result) + "\n")
     return 0
 
@@ -67,10 +68,16 @@ def runtime() -> dict[str, Any]:
     }
 
 
-def speed(folder: Path) -> dict[str, float]:
-    """Measure processor, memory and disk; each gets a quarter of the time."""
+def speed(folder: Path, cpus: int, copy_bytes: int) -> dict[str, float]:
+    """Measure processor, memory and disk; each gets a quarter of the time.
+
+    Args:
+        folder: Where a file is written.
+        cpus: Processors that compute at once.
+        copy_bytes: Size of the block that is copied.
+    """
     quarter_s = SPEED_PROBE_S / 4
-    one, every, copied = compute_speed(quarter_s)
+    one, every, copied = compute_speed(quarter_s, cpus, copy_bytes)
     measured = {
         "matmul_gflops_one_core": one,
         "matmul_gflops": every,
@@ -81,17 +88,13 @@ def speed(folder: Path) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in measured.items() if value > 0}
 
 
-def compute_speed(seconds: float) -> tuple[float, float, float]:
-    """Return GFLOPS of one core, of all allowed processors, and GB/s of a copy in memory."""
+def compute_speed(seconds: float, cpus: int, copy_bytes: int) -> tuple[float, float, float]:
+    """Return GFLOPS of one core, of so many at once, and GB/s of a copy in memory."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
-    from meshnode.hardware.machine import allowed_cpus
-
     left = np.full((_SIDE, _SIDE), 0.5, np.float32)
-    source = np.ones(_COPY_BYTES, np.uint8)
-    target = np.empty_like(source)
 
     def multiply(duration_s: float) -> float:
         out = np.empty_like(left)
@@ -99,12 +102,13 @@ def compute_speed(seconds: float) -> tuple[float, float, float]:
 
     multiply(seconds / 10)  # the clock rises, and pages are mapped
     one = multiply(seconds * 0.9)
-    cores = allowed_cpus()
-    with ThreadPoolExecutor(cores) as pool:
-        every = sum(pool.map(multiply, [seconds] * cores))
+    with ThreadPoolExecutor(cpus) as pool:
+        every = sum(pool.map(multiply, [seconds] * cpus))
+    source = np.ones(copy_bytes, np.uint8)
+    target = np.empty_like(source)
     np.copyto(target, source)
     copies = _rate(lambda: np.copyto(target, source), seconds)
-    return one, every, copies * 2 * _COPY_BYTES / 1e9
+    return one, every, copies * 2 * copy_bytes / 1e9
 
 
 def disk_speed(folder: Path, seconds: float) -> float:

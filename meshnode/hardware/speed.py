@@ -24,6 +24,10 @@ from meshnode.capabilities import RuntimeDetails, read
 from meshnode.limits import (
     MAX_HARDWARE_FILE_BYTES,
     MAX_PROBE_OUTPUT_BYTES,
+    MIN_PROBE_COPY_BYTES,
+    PROBE_COPY_BYTES,
+    PROBE_PROCESS_BYTES,
+    PROBE_THREAD_BYTES,
     SPEED_PROBE_TIMEOUT_S,
 )
 
@@ -114,11 +118,36 @@ def parse(output: bytes) -> Measured:
     return Measured(facts.runtime_details, facts.speed)
 
 
-async def measure(folder: Path, command: Sequence[str] | None = None) -> Measured:
+def probe_least_bytes(cpus: int) -> int:
+    """Return the memory that the smallest probe takes with so many processors."""
+    return PROBE_PROCESS_BYTES + cpus * PROBE_THREAD_BYTES + 2 * MIN_PROBE_COPY_BYTES
+
+
+def copy_bytes_within(room_bytes: int | None, cpus: int) -> int:
+    """Return the size of the block that a probe may copy, or 0 if there is no room to measure at all.
+
+    Args:
+        room_bytes: Memory that the probe's process may take; None for any amount.
+        cpus: Processors that it uses at once.
+    """
+    if room_bytes is None:
+        return PROBE_COPY_BYTES
+    left_bytes = room_bytes - PROBE_PROCESS_BYTES - cpus * PROBE_THREAD_BYTES
+    copy_bytes = min(PROBE_COPY_BYTES, left_bytes // 2)
+    return copy_bytes if copy_bytes >= MIN_PROBE_COPY_BYTES else 0
+
+
+async def measure(
+    folder: Path, cpus: int, copy_bytes: int, command: Sequence[str] | None = None
+) -> Measured:
     """Run the probe in a process of its own, and end it if it takes too long.
+
+    It has this process's processors, and the lowest priority.
 
     Args:
         folder: The data folder, whose disk is measured.
+        cpus: Processors that it uses at once.
+        copy_bytes: Size of the block that it copies, see `copy_bytes_within`.
         command: What to run instead; for tests.
 
     Raises:
@@ -128,7 +157,8 @@ async def measure(folder: Path, command: Sequence[str] | None = None) -> Measure
     paths = [where, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}
     # -P: a file called numpy.py in the folder where somebody starts the daemon is not imported.
-    command = command or (sys.executable, "-P", "-m", "meshnode.hardware.probe", str(folder))
+    probe = ("meshnode.hardware.probe", str(folder), str(cpus), str(copy_bytes))
+    command = command or (sys.executable, "-P", "-m", *probe)
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(

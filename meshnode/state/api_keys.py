@@ -4,8 +4,9 @@ A key is the text `mesh_<id>_<secret>`. The mesh knows the id, by which a gatewa
 and the SHA-256 of the whole text, never the text itself: whoever reads a node's disk or the gossip
 learns no key. The secret has 256 random bits, so a fast hash is enough; slow ones are for passwords.
 
-An entry is written when the key is made and once more when it is revoked. A revoked key's entry
-stays for ever, so that no node that was away brings the key back to life.
+An entry is written when the key is made and once more when it is revoked. It is deleted only when the
+key expired long ago (`why_kept`): a revoked key's entry stays as long as the key could be good for
+anything, so that no node that was away brings it back to life.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshnode.errors import InvalidRequest, ProtocolError
-from meshnode.limits import MAX_API_KEYS, MAX_KEY_TTL_S, MAX_NAME_LENGTH, MAX_RECORD_WALL_S
+from meshnode.limits import (
+    API_KEY_FORGET_S,
+    MAX_API_KEY_ENTRIES,
+    MAX_API_KEYS,
+    MAX_KEY_TTL_S,
+    MAX_NAME_LENGTH,
+    MAX_RECORD_WALL_S,
+)
 from meshnode.types import Scope
 
 if TYPE_CHECKING:
@@ -139,7 +147,7 @@ def make_api_key(
 
     Raises:
         InvalidRequest: if a field breaks its rule, a key of this name is not revoked, or there are
-            too many.
+            too many valid ones.
     """
     if len(random_bytes) != ID_BYTES + SECRET_BYTES:
         raise ValueError("a key needs its full randomness")
@@ -165,10 +173,12 @@ def make_api_key(
             f"there is a key {name!r} already; choose another name, or revoke it first: "
             f"meshnode keys revoke {name}"
         )
-    if len(known) >= MAX_API_KEYS:
+    valid = sum(each.state(now_wall_s) == "valid" for each in known)
+    if valid >= MAX_API_KEYS:
         raise InvalidRequest(
-            f"the mesh has {len(known)} keys, revoked ones included, and takes no more; let one key "
-            "serve several callers"
+            f"the mesh has {valid} valid keys and takes no more; revoke some that nobody uses any "
+            "more (meshnode keys list; meshnode keys revoke NAME), or let one key serve several "
+            "callers"
         )
     key_id = _base32(random_bytes[:ID_BYTES])
     text = f"mesh_{key_id}_{_base32(random_bytes[ID_BYTES:])}"
@@ -182,6 +192,45 @@ def make_api_key(
         None if ttl_s is None else created_at_s + ttl_s,
     )
     return made, text
+
+
+def to_forget(existing: Sequence[ApiKey], wall_s: float) -> ApiKey | None:
+    """Return the key whose entry must make room for another one; None if there is room.
+
+    Raises:
+        InvalidRequest: if there is no room, and none of them may be forgotten.
+    """
+    if len(existing) < MAX_API_KEY_ENTRIES:
+        return None
+    forgettable = [each for each in existing if _is_long_gone(each, wall_s)]
+    if not forgettable:
+        raise InvalidRequest(
+            f"the mesh remembers {len(existing)} keys, expired and revoked ones included, and takes "
+            f"no more: a key is forgotten {API_KEY_FORGET_S // 86_400} days after its expiry at the "
+            "earliest, and never if it has none; let one key serve several callers, and give new "
+            "ones a --ttl"
+        )
+    return min(forgettable, key=lambda each: each.expires_at_s or 0)
+
+
+def why_kept(value: bytes, wall_s: float) -> str | None:
+    """Return why an API key's entry may not be deleted, or None if its key expired long ago.
+
+    Args:
+        value: The entry's, as it is known here.
+        wall_s: When it is to be deleted, in seconds since the Unix epoch.
+    """
+    try:
+        key = ApiKey.decode(value)
+    except ProtocolError:
+        return "what is no API key to this version of meshnode may be one to another"
+    if _is_long_gone(key, wall_s):
+        return None
+    return "an API key is revoked, and deleted only long after its expiry"
+
+
+def _is_long_gone(key: ApiKey, wall_s: float) -> bool:
+    return key.expires_at_s is not None and wall_s - key.expires_at_s >= API_KEY_FORGET_S
 
 
 def id_in(text: str) -> str | None:
@@ -224,6 +273,11 @@ class Keyring:
             found = None
         self._decoded[key_id] = (value, found)
         return found
+
+    def opens(self, key_id: str, wall_s: float) -> bool:
+        """Whether the key of an id is valid."""
+        found = self.get(key_id)
+        return found is not None and found.state(wall_s) == "valid"
 
     def all(self) -> list[ApiKey]:
         """Return all keys, revoked and expired ones included, the oldest first."""

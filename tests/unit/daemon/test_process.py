@@ -23,7 +23,7 @@ from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder, MeshFile, kept_options
 from meshnode.errors import ConfigError, HandshakeError, InviteError, LinkLost, MeshError
 from meshnode.folderlock import holder
-from meshnode.limits import MAX_MDNS_DIALS
+from meshnode.limits import MAX_MDNS_DIALS, MAX_PART_BYTES, MIB
 from meshnode.net.links import LinkHub
 from meshnode.net.listening import port_error
 from meshnode.net.mdns import Announcement, Discovery
@@ -31,6 +31,7 @@ from meshnode.net.udp import DatagramSocket
 from meshnode.options import Chosen
 from meshnode.trust.invite import Invite
 from meshnode.types import Address, NodeId
+from meshnode.wire.link import LinkConfig
 from tests.unit.daemon.conftest import eventually
 
 if TYPE_CHECKING:
@@ -705,3 +706,13 @@ async def test_a_start_that_may_only_rejoin_founds_nothing(daemons: Daemons) -> 
     assert not (daemons.folder / "alpha" / "mesh").exists()
     await (await daemons.start("alpha").ready()).stop()
     await daemons.start("alpha", rejoin=True).ready()
+
+
+def test_links_of_a_node_with_little_memory_hold_little() -> None:
+    assert process.link_config(None) == LinkConfig()
+    small = process.link_config(64 * MIB)
+    assert (small.max_buffered_bytes, small.max_part_bytes) == (16 * MIB, 16 * MIB)
+    assert small.window_bytes == LinkConfig().window_bytes
+    medium = process.link_config(400 * MIB)
+    assert (medium.max_buffered_bytes, medium.max_part_bytes) == (100 * MIB, MAX_PART_BYTES)
+    assert process.link_config(64 * 1024 * MIB) == LinkConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import pytest
 from meshnode.daemon import artifacts, entrances
 from meshnode.daemon.entrances import reached_at
 from meshnode.errors import ConfigError, Forbidden, InvalidRequest, MeshError, NotFound
+from meshnode.limits import API_KEY_FORGET_S
+from meshnode.state import api_keys
 from meshnode.state.desired_messages import Entry
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.types import Address, Role
@@ -186,9 +189,11 @@ async def test_only_operators_make_keys_and_nobody_deletes_them(
     entry = Entry(
         name, unsigned.stamp, node.me, b"", driver._credentials.identity.sign(unsigned.signed_bytes)
     )
-    assert driver._credentials.authority.verify_entry(entry) == (
-        "an API key is revoked, never deleted"
-    )
+    for known in (name, await revoke(alpha, "phone") and name):
+        assert node.desired.get(known)
+        assert node._why_refused(entry) == (
+            "an API key is revoked, and deleted only long after its expiry"
+        )
     monkeypatch.setattr(Role, "allows", lambda *_: False)
     for path, body in (
         ("keys", {"name": "x"}),
@@ -201,7 +206,56 @@ async def test_only_operators_make_keys_and_nobody_deletes_them(
         await revoke(alpha, "phone")
 
 
+async def test_a_key_that_expired_long_ago_makes_room_on_every_node(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(api_keys, "MAX_API_KEY_ENTRIES", 2)
+    alpha = await daemons.start("alpha").ready()
+    beta = await daemons.start("beta", await alpha.invite()).ready()
+    assert alpha.daemon._driver is not None
+    assert alpha.daemon._driver.node is not None
+    long_ago_s = alpha.daemon._clock.wall_s() - API_KEY_FORGET_S - 100
+    old, _ = api_keys.make_api_key("old", ["infer"], 60, long_ago_s, bytes(42), [])
+    draft = alpha.daemon._driver.node.drafts.api_key(old, alpha.daemon._clock.wall_s())
+    alpha.daemon._driver.write(draft)
+    await make_key(alpha, "revoked")
+    await revoke(alpha, "revoked")
+    await make_key(alpha, "new")
+    assert f"API key old ({old.id}) made room for it" in caplog.text
+
+    async def is_told() -> bool:
+        return {each["name"] for each in await beta.get("/mesh/v1/keys")} == {"revoked", "new"}
+
+    await until(is_told, "beta forgets the old one")
+    with pytest.raises(InvalidRequest, match="remembers 2 keys, expired and revoked ones included"):
+        await make_key(beta, "third")
+
+
 # Uploads
+
+
+async def test_uploads_end_with_their_key_wherever_it_is_revoked(daemons: Daemons) -> None:
+    alpha = await daemons.start("alpha", http=LOOPBACK, allow_hosts=(NAME,)).ready()
+    beta = await daemons.start("beta", await alpha.invite()).ready()
+    key, admin = await make_key(alpha, "ci", "deploy"), await make_key(alpha, "boss", "admin")
+    upload_id = await upload(alpha, key, {"m.onnx": b"abc"}, 3)
+    assert (await ask(alpha, "GET", "/mesh/v1/uploads", key=key))[0] == 403
+    status, (shown,) = await ask(alpha, "GET", "/mesh/v1/uploads", key=admin)
+    assert (status, shown["id"], shown["received_bytes"]) == (200, upload_id, 3)
+    await beta.sees(2)
+
+    async def is_known() -> bool:
+        return any(each["name"] == "ci" for each in await beta.get("/mesh/v1/keys"))
+
+    await until(is_known, "beta hears of the key")
+    await revoke(beta, "ci")
+
+    async def are_gone() -> bool:
+        return list((Path(alpha.options.data_dir) / "uploads").iterdir()) == []
+
+    await until(are_gone, "the files are removed")
+    assert (await ask(alpha, "GET", "/mesh/v1/uploads", key=admin))[1] == []
 
 
 async def upload(running: Running, key: str, files: dict[str, bytes], piece: int) -> str:
@@ -218,8 +272,9 @@ async def upload(running: Running, key: str, files: dict[str, bytes], piece: int
 
 
 async def test_a_model_is_uploaded_in_pieces_deployed_and_asked_with_keys_alone(
-    daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(artifacts, "UNLOAD_GRACE_S", 0.05)
     alpha = await daemons.start("alpha", http=LOOPBACK, allow_hosts=(NAME,)).ready()
     key, other = await make_key(alpha, "ci", "deploy"), await make_key(alpha, "other", "admin")
@@ -246,6 +301,8 @@ async def test_a_model_is_uploaded_in_pieces_deployed_and_asked_with_keys_alone(
     assert (await ask(alpha, "POST", "/v2/models/digits/infer", body, key))[0] == 200
     assert (await ask(alpha, "POST", "/v2/models/digits/infer", body))[0] == 401
     assert (await ask(alpha, "DELETE", "/mesh/v1/deployments/digits", key=key))[0] == 200
+    for said in ("digits was deployed by", "digits was taken out of service by"):
+        assert f"model {said} key ci ({key.split('_')[1]})" in caplog.text
 
 
 async def test_a_bare_file_is_uploaded_under_another_name(daemons: Daemons) -> None:

@@ -24,8 +24,10 @@ from meshnode.limits import (
     MAX_MODEL_FILE_BYTES,
     MAX_MODEL_FILES,
     MAX_UPLOADS,
+    MAX_UPLOADS_PER_KEY,
     UPLOAD_IDLE_S,
     UPLOAD_RESERVE_BYTES,
+    UPLOAD_ROOM_BYTES,
 )
 from meshnode.types import Scope
 
@@ -139,10 +141,10 @@ async def test_uploads_belong_to_the_key_that_began_them(uploads: Uploads) -> No
         with pytest.raises(NotFound):
             await uploads.take(upload, 0, 0, b"a", caller)
         with pytest.raises(NotFound):
-            await uploads.drop(upload, caller)
-        with pytest.raises(NotFound):
             async with uploads.complete(upload, caller):
                 pytest.fail("it is another's")
+    with pytest.raises(NotFound):
+        await uploads.drop(upload, Caller(Scope.DEPLOY, "c" * 16, "third"))
     assert await uploads.take(upload, 0, 0, b"a", OWNER) == 1
     await uploads.drop(upload, CI)
     assert staged(uploads) == set()
@@ -163,9 +165,13 @@ async def test_an_id_is_looked_up_and_never_a_path(uploads: Uploads, upload: str
 async def test_uploads_at_once_are_limited_and_come_free_again(
     uploads: Uploads, clock: FakeClock
 ) -> None:
-    many = [await begun(uploads) for _ in range(MAX_UPLOADS)]
-    with pytest.raises(Saturated):
+    many = [await begun(uploads) for _ in range(MAX_UPLOADS_PER_KEY)]
+    with pytest.raises(Saturated, match=r"4 uploads of this caller .* end one first"):
         await begun(uploads)
+    for _ in range(MAX_UPLOADS - MAX_UPLOADS_PER_KEY):
+        await begun(uploads, caller=OTHER)
+    with pytest.raises(Saturated, match="8 uploads to this node"):
+        await begun(uploads, caller=OWNER)
     await uploads.drop(many[0], CI)
     await begun(uploads)
     clock.time_s += UPLOAD_IDLE_S
@@ -205,6 +211,64 @@ async def test_the_disk_keeps_a_reserve_and_what_others_were_promised(
     poor = Uploads(tmp_path / "poor", clock, lambda _: 5)
     with pytest.raises(TooLarge, match="and 0 are free"):
         await begun(poor)
+
+
+async def test_an_announcement_keeps_little_of_the_disk_and_what_arrived_keeps_its_room(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    free = UPLOAD_RESERVE_BYTES + 10 * UPLOAD_ROOM_BYTES
+    uploads = Uploads(tmp_path / "uploads", clock, lambda _: free)
+    large = [("m.onnx", 5 * UPLOAD_ROOM_BYTES)]
+    first = await begun(uploads, large)
+    with pytest.raises(TooLarge, match=f"and {8 * UPLOAD_ROOM_BYTES} are free"):
+        await begun(uploads, large)
+    await begun(uploads, [("m.onnx", 4 * UPLOAD_ROOM_BYTES)], OTHER)
+    await uploads.take(first, 0, 0, bytes(1000), CI)
+    assert uploads._uploads[first].reserved_bytes == 1000 + 2 * UPLOAD_ROOM_BYTES
+
+
+async def test_a_piece_that_would_eat_the_reserve_is_refused_and_goes_on_later(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    free = UPLOAD_RESERVE_BYTES + 1000
+    uploads = Uploads(tmp_path / "uploads", clock, lambda _: free)
+    upload = await begun(uploads, [("m.onnx", 5)])
+    free = UPLOAD_RESERVE_BYTES + 2
+    with pytest.raises(TransferFailed, match="its disk has 2 bytes free for uploads; free some"):
+        await uploads.take(upload, 0, 0, b"abc", CI)
+    free = UPLOAD_RESERVE_BYTES + 3
+    assert await uploads.take(upload, 0, 0, b"abc", CI) == 3
+
+
+async def test_an_admin_sees_all_uploads_and_drops_any(uploads: Uploads) -> None:
+    upload = await begun(uploads)
+    await uploads.take(upload, 0, 0, b"ab", CI)
+    assert uploads.all() == [
+        {
+            "id": upload,
+            "piece_bytes": 8 * 1024 * 1024,
+            "expires_at": "2023-11-14T23:30:00Z",
+            "key_id": CI.key_id,
+            "size_bytes": 8,
+            "received_bytes": 2,
+        }
+    ]
+    await uploads.drop(upload, OTHER)
+    assert uploads.all() == []
+    assert staged(uploads) == set()
+
+
+async def test_the_uploads_of_a_revoked_key_go_at_once(tmp_path: Path, clock: FakeClock) -> None:
+    revoked: set[str] = set()
+    uploads = Uploads(tmp_path / "uploads", clock, None, lambda key: key not in revoked)
+    gone, kept = await begun(uploads), await begun(uploads, caller=OTHER)
+    own = await begun(uploads, caller=OWNER)
+    revoked.add(CI.key_id)
+    uploads.keys_changed()
+    with pytest.raises(NotFound):
+        uploads.view(gone, CI)
+    await asyncio.gather(*uploads._working)
+    assert staged(uploads) == {kept, own}
 
 
 async def test_bad_names_leave_nothing_on_the_disk(uploads: Uploads, tmp_path: Path) -> None:
@@ -366,7 +430,9 @@ async def test_two_that_begin_at_once_are_not_promised_the_same_room(
 
 
 async def test_as_many_as_begin_at_once_there_are_never_too_many(uploads: Uploads) -> None:
-    many = [uploads.begin([("m.onnx", 1)], CI) for _ in range(MAX_UPLOADS + 3)]
+    many = [
+        uploads.begin([("m.onnx", 1)], (CI, OTHER)[number % 2]) for number in range(MAX_UPLOADS + 3)
+    ]
     made = await asyncio.gather(*many, return_exceptions=True)
     assert sum(isinstance(each, Saturated) for each in made) == 3
     assert uploads.count == len(staged(uploads)) == MAX_UPLOADS

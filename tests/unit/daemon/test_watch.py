@@ -305,6 +305,63 @@ async def test_the_probe_waits_for_requests_but_not_for_ever(
     assert folder.hardware() is not None
 
 
+async def test_the_probe_waits_while_the_owner_wants_no_work(
+    machine: Machine,
+    folder: DataFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
+    monkeypatch.setattr(module, "LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "measure", immediately)
+    machine.on_mains = False
+    watched = watch(machine, folder, only_on_mains=True)
+    measuring = asyncio.ensure_future(watched.measure_speed(lambda: False))
+    for _ in range(100):
+        look(machine, watched)
+        await asyncio.sleep(0)
+    assert not measuring.done()
+    assert caplog.text.count("is measured later: on battery") == 1
+    machine.on_mains = True
+    for _ in range(10):
+        look(machine, watched)
+    await measuring
+    assert folder.hardware() is not None
+
+
+async def test_the_probe_takes_no_more_memory_and_processors_than_the_owner_allows(
+    machine: Machine, folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    async def noted(_: object, cpus: int, copy_bytes: int) -> Measured:
+        asked.append((cpus, copy_bytes))
+        return MEASURED
+
+    monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
+    monkeypatch.setattr(module, "measure", noted)
+    watched = watch(machine, folder, max_memory_bytes=164 * MIB, max_cpus=1)
+    await watched.measure_speed(lambda: False)  # 60 of 164 MiB are taken
+    assert asked == [(1, 15 * MIB)]
+
+
+async def test_a_probe_that_memory_does_not_allow_is_not_run_and_says_why(
+    machine: Machine,
+    folder: DataFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
+    watched = watch(machine, folder, max_memory_bytes=120 * MIB, max_cpus=1)
+    await watched.measure_speed(lambda: False)
+    why = "speed: not measured, which takes 90 MiB of memory; --max-memory leaves 60 MiB"
+    assert why in caplog.text
+    look(machine, watched)
+    assert why in machine.told[-1]["absent"]
+    assert folder.hardware() is None
+
+
 async def test_a_probe_that_fails_is_a_line_in_the_log(
     machine: Machine,
     folder: DataFolder,

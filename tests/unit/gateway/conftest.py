@@ -164,8 +164,8 @@ class FakeControl:
         self.calls.append(("deploy", path, name, replicas, on))
         return {"name": name or "digits", "versions": [1], "replicas": []}
 
-    async def undeploy(self, name: str) -> None:
-        self.calls.append(("undeploy", name))
+    async def undeploy(self, name: str, caller: Caller) -> None:
+        self.calls.append(("undeploy", name, caller))
 
     def keys(self) -> list[dict[str, Any]]:
         return [{"id": "k" * 16, "name": "phone"}]
@@ -185,6 +185,9 @@ class FakeControl:
     ) -> dict[str, Any]:
         self.calls.append(("deploy_upload", upload, name, replicas, on, caller))
         return {"name": name or "digits", "versions": [1], "replicas": []}
+
+    def uploads(self) -> list[dict[str, Any]]:
+        return [{"id": "u1", "key_id": ""}]
 
     async def begin_upload(self, files: list[tuple[str, int]], caller: Caller) -> dict[str, Any]:
         self.calls.append(("begin_upload", files, caller))

@@ -288,7 +288,7 @@ async def test_the_owner_invites_deploys_and_undeploys(
         ("invite", 86400),
         ("deploy", "/models/digits", "d", 2, ["alpha"]),
         ("deploy", "x.onnx", None, None, []),
-        ("undeploy", "digits"),
+        ("undeploy", "digits", OWNER),
     ]
 
 

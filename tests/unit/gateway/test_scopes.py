@@ -51,7 +51,7 @@ NEEDED: dict[str, dict[str, Scope]] = {
     "/mesh/v1/models/digits": {"GET": INFER},
     "/mesh/v1/deployments": {"POST": DEPLOY},
     "/mesh/v1/deployments/digits": {"DELETE": DEPLOY},
-    "/mesh/v1/uploads": {"POST": DEPLOY},
+    "/mesh/v1/uploads": {"GET": ADMIN, "POST": DEPLOY},
     "/mesh/v1/uploads/u1": {"GET": DEPLOY, "DELETE": DEPLOY},
     "/mesh/v1/uploads/u1/0": {"PUT": DEPLOY},
     "/mesh/v1/invites": {"POST": ADMIN},

@@ -12,6 +12,7 @@ from meshnode.capabilities import Accelerator
 from meshnode.hardware.accelerators import Accelerators, find_apple, missing_providers
 from meshnode.hardware.nvidia import LIBRARY, Nvidia
 from meshnode.hardware.sysfs import find_amd, find_edge_tpu, find_intel, gfx_name
+from meshnode.limits import MAX_CAPABILITY_TEXT_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,10 +224,46 @@ def test_an_empty_machine_names_everything_that_was_looked_for(tree: Tree) -> No
     assert windows.absent[-1] == "AMD, Intel, Edge TPU: not looked for on Windows"
 
 
-def test_an_onnx_runtime_that_cannot_use_the_gpu_is_named() -> None:
-    gpu = (Accelerator("cuda", "NVIDIA H200"),)
-    (sentence,) = missing_providers(gpu, ("CPUExecutionProvider",))
-    assert "install onnxruntime-gpu" in sentence
-    assert missing_providers(gpu, ("CUDAExecutionProvider", "CPUExecutionProvider")) == ()
-    assert missing_providers(gpu, ()) == ()  # not asked yet
-    assert missing_providers((), ("CPUExecutionProvider",)) == ()
+ALL = (
+    "CUDAExecutionProvider", "TensorrtExecutionProvider", "MIGraphXExecutionProvider",
+    "ROCMExecutionProvider", "OpenVINOExecutionProvider", "CoreMLExecutionProvider",
+    "DmlExecutionProvider", "CPUExecutionProvider",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "providers", "sentence"),
+    [
+        ("cuda", (), "ONNX Runtime: no CUDA, TensorRT; install onnxruntime-gpu"),
+        ("cuda", ("CUDAExecutionProvider",), "ONNX Runtime: no TensorRT; there is CUDA"),
+        ("rocm", (), "ONNX Runtime: no MIGraphX, ROCm; install AMD's onnxruntime-migraphx"),
+        ("rocm", ("ROCMExecutionProvider",), "ONNX Runtime: no MIGraphX; there is ROCm"),
+        ("intel-gpu", (), "ONNX Runtime: no OpenVINO; install onnxruntime-openvino"),
+        ("intel-npu", (), "ONNX Runtime: no OpenVINO; install onnxruntime-openvino"),
+        ("apple", (), "ONNX Runtime: no CoreML; install onnxruntime for macOS"),
+        ("edgetpu", ALL, "ONNX Runtime: it has no provider for edgetpu"),
+    ],
+)
+def test_the_providers_that_lack_for_an_accelerator_are_named(
+    kind: str, providers: tuple[str, ...], sentence: str
+) -> None:
+    found = (Accelerator(kind, "one"), Accelerator(kind, "another"))
+    assert missing_providers(found, ("CPUExecutionProvider", *providers), "Linux") == (sentence,)
+    assert missing_providers(found, (), "Linux") == ()  # not asked yet
+    assert kind == "edgetpu" or missing_providers(found, ALL, "Windows") == ()
+
+
+def test_directml_lacks_on_windows_only() -> None:
+    gpu = (Accelerator("cuda", "NVIDIA"),)
+    said = missing_providers(gpu, ALL[:2], "Windows")
+    assert said == ("ONNX Runtime: no DirectML; install onnxruntime-directml",)
+    assert missing_providers(gpu, ALL[:2], "Linux") == ()
+
+
+def test_without_an_accelerator_one_sentence_names_the_providers_that_were_looked_for() -> None:
+    (sentence,) = missing_providers((), ("CPUExecutionProvider", "OpenVINOExecutionProvider"))
+    assert sentence == (
+        "ONNX Runtime: no CUDA, TensorRT, MIGraphX, ROCm, CoreML, DirectML, and no accelerator for "
+        "them"
+    )
+    assert len(sentence) < MAX_CAPABILITY_TEXT_LENGTH

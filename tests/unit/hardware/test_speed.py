@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -13,7 +14,17 @@ import pytest
 from meshnode.capabilities import Accelerator, Cpu, RuntimeDetails
 from meshnode.hardware import probe, speed
 from meshnode.hardware.machine import Machine
-from meshnode.hardware.speed import Measured, ProbeFailed, fingerprint, kept, measure, to_keep
+from meshnode.hardware.speed import (
+    Measured,
+    ProbeFailed,
+    copy_bytes_within,
+    fingerprint,
+    kept,
+    measure,
+    probe_least_bytes,
+    to_keep,
+)
+from meshnode.limits import MIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +40,7 @@ def python(code: str) -> tuple[str, ...]:
 
 
 async def test_the_real_probe_measures_this_machine_and_names_its_runtime(tmp_path: Path) -> None:
-    measured = await measure(tmp_path)
+    measured = await measure(tmp_path, 2, 8 * MIB)
     assert measured.speed["matmul_gflops_one_core"] > 0.1
     assert measured.speed["memory_gb_per_s"] > 0.1
     assert "CPUExecutionProvider" in measured.runtimes["onnx"].providers
@@ -53,7 +64,7 @@ async def test_the_real_probe_measures_this_machine_and_names_its_runtime(tmp_pa
 )
 async def test_a_probe_that_fails_says_how(tmp_path: Path, code: str, message: str) -> None:
     with pytest.raises(ProbeFailed, match=message):
-        await measure(tmp_path, python(code))
+        await measure(tmp_path, 1, MIB, python(code))
 
 
 async def test_a_probe_that_hangs_is_stopped(
@@ -63,19 +74,19 @@ async def test_a_probe_that_hangs_is_stopped(
     begin = time.monotonic()
     for code in ("import time; time.sleep(60)", "while True: print('x' * 10_000)"):
         with pytest.raises(ProbeFailed, match="was stopped after"):
-            await measure(tmp_path, python(code))
+            await measure(tmp_path, 1, MIB, python(code))
     assert time.monotonic() - begin < 10
 
 
 async def test_a_probe_that_cannot_be_started_says_so(tmp_path: Path) -> None:
     with pytest.raises(ProbeFailed, match="could not be started"):
-        await measure(tmp_path, (str(tmp_path / "nothing"),))
+        await measure(tmp_path, 1, MIB, (str(tmp_path / "nothing"),))
 
 
 async def test_a_daemon_that_stops_takes_its_probe_with_it(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    task = asyncio.ensure_future(measure(tmp_path, python(code)))
+    task = asyncio.ensure_future(measure(tmp_path, 1, MIB, python(code)))
     while not pid_file.exists() or not pid_file.read_text():  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.01)
     task.cancel()
@@ -129,9 +140,40 @@ def test_a_damaged_file_counts_as_none(data: bytes | None) -> None:
 
 def test_a_full_disk_leaves_its_figure_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe.disk_speed(tmp_path / "nothing", 0.01) == 0.0
-    monkeypatch.setattr(probe, "compute_speed", lambda _: (10.0, 20.0, 5.12345))
-    assert probe.speed(tmp_path / "nothing") == {
+    monkeypatch.setattr(probe, "compute_speed", lambda *_: (10.0, 20.0, 5.12345))
+    assert probe.speed(tmp_path / "nothing", 1, MIB) == {
         "matmul_gflops_one_core": 10.0,
         "matmul_gflops": 20.0,
         "memory_gb_per_s": 5.12,
     }
+
+
+@pytest.mark.parametrize(
+    ("room_mib", "cpus", "copied_mib"),
+    [
+        (None, 64, 64),
+        (1000, 2, 64),
+        (176, 2, 50),
+        (92, 2, 8),
+        (91, 2, 0),
+        (176, 40, 12),
+        (-5, 1, 0),
+    ],
+)
+def test_a_probe_copies_what_its_memory_allows(
+    room_mib: int | None, cpus: int, copied_mib: int
+) -> None:
+    room_bytes = None if room_mib is None else room_mib * MIB
+    assert copy_bytes_within(room_bytes, cpus) == copied_mib * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_smallest_probe_keeps_to_its_memory(tmp_path: Path) -> None:
+    code = (
+        "import sys; from meshnode.hardware.probe import main;"
+        f"main([{str(tmp_path)!r}, '2', '{8 * MIB}']);"
+        "status = open('/proc/self/status').read();"
+        "sys.stderr.write(status.partition('VmHWM:')[2].split()[0])"
+    )
+    done = subprocess.run(python(code), capture_output=True, check=True, text=True)
+    assert int(done.stderr) * 1024 <= probe_least_bytes(2)

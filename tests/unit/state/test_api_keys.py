@@ -9,8 +9,21 @@ import msgspec
 import pytest
 
 from meshnode.errors import InvalidRequest, ProtocolError
-from meshnode.limits import MAX_API_KEYS, MAX_KEY_TTL_S
-from meshnode.state.api_keys import ApiKey, Keyring, hash_of, id_in, make_api_key
+from meshnode.limits import (
+    API_KEY_FORGET_S,
+    MAX_API_KEY_ENTRIES,
+    MAX_API_KEYS,
+    MAX_KEY_TTL_S,
+)
+from meshnode.state.api_keys import (
+    ApiKey,
+    Keyring,
+    hash_of,
+    id_in,
+    make_api_key,
+    to_forget,
+    why_kept,
+)
 from meshnode.types import Scope
 
 RANDOM = bytes(range(42))
@@ -77,11 +90,31 @@ def test_a_name_is_taken_until_its_key_is_revoked() -> None:
     assert make(existing=(revoked,), random=bytes(42))[0].name == "phone"
 
 
-def test_the_number_of_keys_is_limited_with_revoked_ones() -> None:
-    revoked = msgspec.structs.replace(make("old")[0], revoked_at_s=1)
-    with pytest.raises(InvalidRequest, match="takes no more"):
-        make(existing=(revoked,) * MAX_API_KEYS)
-    make(existing=(revoked,) * (MAX_API_KEYS - 1))
+def test_only_valid_keys_count_against_the_limit_of_keys() -> None:
+    valid = make("old")[0]
+    revoked = msgspec.structs.replace(valid, revoked_at_s=1)
+    expired = msgspec.structs.replace(valid, name="older", expires_at_s=int(NOW))
+    with pytest.raises(InvalidRequest, match=r"1024 valid keys .*revoke some .*keys revoke NAME"):
+        make(existing=(valid,) * MAX_API_KEYS)
+    make(existing=(valid,) * (MAX_API_KEYS - 1) + (revoked, expired) * 500)
+
+
+def test_what_expired_long_ago_makes_room_and_nothing_else_does() -> None:
+    key = make("old")[0]
+    revoked = msgspec.structs.replace(key, revoked_at_s=1)
+    gone = msgspec.structs.replace(key, expires_at_s=int(NOW) - API_KEY_FORGET_S)
+    longer = msgspec.structs.replace(gone, revoked_at_s=1, expires_at_s=5)
+    recent = msgspec.structs.replace(revoked, expires_at_s=int(NOW) - API_KEY_FORGET_S + 1)
+    full = [revoked, recent] * (MAX_API_KEY_ENTRIES // 2 - 1)
+    assert to_forget(full, NOW) is None
+    assert to_forget([*full, gone], NOW) is None
+    assert to_forget([*full, gone, longer], NOW) is longer
+    with pytest.raises(InvalidRequest, match=r"remembers 2048 keys.*30 days after its expiry"):
+        to_forget([*full, revoked, revoked], NOW)
+    for kept in (key, revoked, recent):
+        assert "deleted only long after its expiry" in str(why_kept(kept.encode(), NOW))
+    assert why_kept(gone.encode(), NOW) is None
+    assert "another" in str(why_kept(b"later version", NOW))
 
 
 @pytest.mark.parametrize(
