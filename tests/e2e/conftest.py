@@ -265,6 +265,9 @@ class SteadyLoad:
     def failures(self) -> list[Sample]:
         return [sample for sample in self.samples if sample.status != 200]
 
+    def answered_by(self, node: str) -> int:
+        return sum(f"node={node}" in sample.route for sample in self.samples)
+
     def slowest_s(self) -> float:
         return max(sample.took_s for sample in self.samples)
 
