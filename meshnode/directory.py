@@ -40,7 +40,11 @@ _Face = tuple[str, str, str]
 
 
 class Directory:
-    """Follows members and their states; writes the router's table and beliefs."""
+    """Follows members and their states; writes the router's table and beliefs.
+
+    Attributes:
+        moved: Models and versions that other nodes serve than when the reader last emptied it.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Directory:
         self._router = router
         # By model and version, as routing has them; routing's table bounds it.
         self._adverts: dict[tuple[str, int], dict[NodeId, ReplicaAdvert]] = {}
+        self.moved: set[tuple[str, int]] = set()
         # Whom routing knows, and under which face; None for one that is gone.
         self._routed: dict[NodeId, _Face | None] = {me: _face(members[me])}
 
@@ -128,6 +133,10 @@ class Directory:
             if advert.digest == digest and advert.state in _HAS_FILES
         ]
 
+    def holders(self, model: str, version: int) -> list[NodeId]:
+        """Return the nodes that have a replica of a version, in whatever state."""
+        return [*self._adverts.get((model, version), {})]
+
     def _adverts_of(self, manifest: Manifest) -> list[tuple[NodeId, ReplicaAdvert]]:
         return [*self._adverts.get((manifest.model, manifest.version), {}).items()]
 
@@ -149,13 +158,18 @@ class Directory:
         )
         if not self._router.replica_changed(replica, now):
             return False
-        self._adverts.setdefault((manifest.model, manifest.version), {})[replica.node] = advert
+        key = (manifest.model, manifest.version)
+        adverts = self._adverts.setdefault(key, {})
+        if replica.node not in adverts:
+            self.moved.add(key)
+        adverts[replica.node] = advert
         return True
 
     def _replica_lost(self, node: NodeId, key: tuple[str, int]) -> None:
         self._router.replica_removed(node, *key)
         adverts = self._adverts.get(key, {})
-        adverts.pop(node, None)
+        if adverts.pop(node, None) is not None:
+            self.moved.add(key)
         if not adverts:
             self._adverts.pop(key, None)
 

@@ -52,10 +52,17 @@ class Dial(Effect):
 
 @dataclass(frozen=True, slots=True)
 class CloseLink(Effect):
-    """Close the link to a member; the reason is told to it."""
+    """Close the link to a member; the reason is told to it.
+
+    Attributes:
+        to: The member.
+        reason: A sentence.
+        only_if_idle: Leave the link up if something runs on it; the core asks again if it still cares.
+    """
 
     to: NodeId
     reason: str
+    only_if_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,13 @@
     A ── RecordRequest ───────────> B      what A lacks
     A <── Records ───────────────── B
 
+Where B knows more than `SUMMARISED_FROM` members, its whole digest would be long for the few of them in
+which two views mostly differ. It then sends hashes of the parts of its view first, and the two change
+roles::
+
+    A <── Summary, 64 hashes ────── B
+    A ── Digest of parts ─────────> B      those whose hashes differ; and on as above, with B for A
+
 A piece of a digest names the range of ids that it covers, so its reader knows what is missing there.
 Dead and departed members that the other side has never heard of are not passed on: each node forgets
 them at its own time, and would learn them again from a node that has not yet, for ever.
@@ -21,16 +28,24 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshnode.limits import MAX_ENTRIES_PER_DIGEST, MAX_META_BYTES, MAX_RECORDS_REQUESTED
-from meshnode.membership.member import LIVE, OVERRIDES, Member, MemberTable
+from meshnode.membership.member import (
+    LAST_ID,
+    LIVE,
+    OVERRIDES,
+    Member,
+    MemberTable,
+    bucket_range,
+)
 from meshnode.membership.messages import (
     CODEC,
-    STATE_CODES,
     Digest,
     DigestEntry,
     MemberRecord,
     RecordRequest,
     Records,
     Rumour,
+    Summary,
+    state_of,
     unpack_id,
 )
 from meshnode.types import NodeState
@@ -38,10 +53,13 @@ from meshnode.types import NodeState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_encode: Final = msgspec.msgpack.Encoder().encode
+
 HEADER_BYTES: Final = 16
 """Type number and the lengths of two lists in a `Records` message, with room."""
 
-_LAST: Final = b"\xff" * 20
+SUMMARISED_FROM: Final = 128
+"""Members from which on a digest (46 bytes each) is longer than a summary (640) and what follows it."""
 
 
 @dataclass(slots=True)
@@ -54,17 +72,39 @@ class Difference:
     heard: list[Rumour] = field(default_factory=list)
 
 
-def digests(table: MemberTable) -> list[bytes]:
-    """Return the table's digest as encoded notes."""
-    entries = table.entries()
+def offer(table: MemberTable) -> list[bytes]:
+    """Return the notes that answer a `Sync` whose hash is another: a summary, or the whole digest."""
+    if len(table) <= SUMMARISED_FROM:
+        return digests(table)
+    return [CODEC.encode(Summary(tuple(table.bucket_sums())))]
+
+
+def digests_where_different(table: MemberTable, summary: Summary) -> list[bytes]:
+    """Return the digests of those parts of the table that a peer's summary shows to differ."""
+    differing = [
+        bucket
+        for bucket, (ours, theirs) in enumerate(zip(table.bucket_sums(), summary.sums, strict=True))
+        if ours != theirs
+    ]
+    ranges: list[tuple[bytes, bytes]] = []
+    for after, upto in map(bucket_range, differing):
+        if ranges and ranges[-1][1] == after:
+            ranges[-1] = (ranges[-1][0], upto)  # neighbours share a note
+        else:
+            ranges.append((after, upto))
+    return [note for after, upto in ranges for note in digests(table, after, upto)]
+
+
+def digests(table: MemberTable, after: bytes = b"", upto: bytes = LAST_ID) -> list[bytes]:
+    """Return the digest of the table's members with `after < id <= upto` as encoded notes."""
+    entries = table.entries(after, upto)
     notes: list[bytes] = []
-    after = b""
-    for start in range(0, len(entries), MAX_ENTRIES_PER_DIGEST):
+    for start in range(0, max(1, len(entries)), MAX_ENTRIES_PER_DIGEST):
         piece = tuple(entries[start : start + MAX_ENTRIES_PER_DIGEST])
         is_last = start + MAX_ENTRIES_PER_DIGEST >= len(entries)
-        upto = _LAST if is_last else piece[-1].subject
-        notes.append(CODEC.encode(Digest(after, upto, piece)))
-        after = upto
+        end = upto if is_last else piece[-1].subject
+        notes.append(CODEC.encode(Digest(after, end, piece)))
+        after = end
     return notes
 
 
@@ -72,11 +112,7 @@ def compare(table: MemberTable, digest: Digest) -> Difference:
     """Return how a peer's digest differs from the table, in the digest's range."""
     difference = Difference()
     theirs = {entry.subject: entry for entry in digest.entries}
-    ours = {
-        entry.subject: entry
-        for entry in table.entries()
-        if digest.after < entry.subject <= digest.upto
-    }
+    ours = {entry.subject: entry for entry in table.entries(digest.after, digest.upto)}
     for subject, entry in ours.items():
         member = table.get(unpack_id(subject))
         assert member is not None
@@ -85,7 +121,7 @@ def compare(table: MemberTable, digest: Digest) -> Difference:
         elif member.live:
             _give(difference, table, member)
     for subject, entry in theirs.items():
-        if subject not in ours and STATE_CODES[entry.state] in LIVE:
+        if subject not in ours and state_of(entry.state) in LIVE:
             difference.wanted.append(subject)
     return difference
 
@@ -97,13 +133,16 @@ def _compare_entries(
     ours: DigestEntry,
     theirs: DigestEntry,
 ) -> None:
+    their_state = state_of(theirs.state)
     if _version(theirs) > _version(ours):
         difference.wanted.append(ours.subject)
     elif _version(theirs) < _version(ours):
         _give(difference, table, member)
-    elif (member.state, STATE_CODES[theirs.state]) in OVERRIDES:
+    elif their_state is None:
+        return
+    elif (member.state, their_state) in OVERRIDES:
         # A leave is believed with its proof only, which comes along with the record.
-        if STATE_CODES[theirs.state] is NodeState.LEFT:
+        if their_state is NodeState.LEFT:
             difference.wanted.append(ours.subject)
         else:
             difference.heard.append(
@@ -133,30 +172,29 @@ def answer(table: MemberTable, subjects: Iterable[bytes]) -> list[bytes]:
     return pack(difference.records, difference.rumours)
 
 
-def pack(records: Sequence[MemberRecord], rumours: Sequence[Rumour]) -> list[bytes]:
+def pack(records: Iterable[MemberRecord], rumours: Iterable[Rumour]) -> list[bytes]:
     """Return as few notes as carry these, records first: a rumour means nothing without its record."""
-    notes: list[bytes] = []
-    items: list[MemberRecord | Rumour] = [*records, *rumours]
-    batch: list[MemberRecord | Rumour] = []
-    room_bytes = MAX_META_BYTES - HEADER_BYTES
-    for item in items:
-        size_bytes = len(msgspec.msgpack.encode(item))
+    return pack_encoded([msgspec.Raw(CODEC.encode(record)) for record in records], rumours)
+
+
+def pack_encoded(records: Iterable[msgspec.Raw], rumours: Iterable[Rumour]) -> list[bytes]:
+    """Do the same with records that are encoded already."""
+    batches: list[tuple[list[msgspec.Raw], list[Rumour]]] = []
+    room_bytes = 0
+
+    def batch_with_room(size_bytes: int) -> tuple[list[msgspec.Raw], list[Rumour]]:
+        nonlocal room_bytes
         if size_bytes > room_bytes:
-            notes.append(_records_note(batch))
-            batch = []
+            batches.append(([], []))
             room_bytes = MAX_META_BYTES - HEADER_BYTES
-        batch.append(item)
         room_bytes -= size_bytes
-    return [*notes, _records_note(batch)] if batch else notes
+        return batches[-1]
 
-
-def _records_note(items: Sequence[MemberRecord | Rumour]) -> bytes:
-    return CODEC.encode(
-        Records(
-            tuple(item for item in items if isinstance(item, MemberRecord)),
-            tuple(item for item in items if isinstance(item, Rumour)),
-        )
-    )
+    for record in records:
+        batch_with_room(memoryview(record).nbytes)[0].append(record)
+    for rumour in rumours:
+        batch_with_room(len(_encode(rumour)))[1].append(rumour)
+    return [CODEC.encode(Records(tuple(raws), tuple(said))) for raws, said in batches]
 
 
 def requests(subjects: Sequence[bytes]) -> list[bytes]:

@@ -1,8 +1,8 @@
 """What this node believes about members, and what it does when that changes.
 
 The two doors to the table are here: `accept` takes a record, `hear` takes a rumour; both hold the
-rules of `member.py`. What they share is what follows a change: a rumour for others, an event for
-people, a probe order, a link, a list on disk.
+rules of `member.py`. What they share is what follows a change: a rumour for others, news for linked
+peers, an event for people, a suspect's time, a probe order, a link, a list on disk.
 
 Nothing unsigned lifts an incarnation: a rumour about one whose record is not held makes this node ask
 for the record. Against itself it believes nothing; it answers with a greater counter.
@@ -10,38 +10,42 @@ for the record. Against itself it believes nothing; it answers with a greater co
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshnode.effects import Effect, Emit, SendNote, StartTimer
-from meshnode.limits import MAX_RECORDS_AWAITED, MAX_TWINS_OUTBID
+from meshnode.effects import CloseLink, Effect, Emit, SendNote, StartTimer
+from meshnode.limits import MAX_TWINS_OUTBID
 from meshnode.membership import antientropy
+from meshnode.membership.config import stretch
 from meshnode.membership.member import OVERRIDES, Member, MemberTable
 from meshnode.membership.messages import (
-    STATE_CODES,
     Incarnation,
     MemberRecord,
     Rumour,
     leave_bytes,
     pack_id,
-    record_flaw,
     sign_record,
+    state_of,
     unpack_id,
 )
-from meshnode.membership.timers import PersistDue, SuspicionExpired
+from meshnode.membership.timers import PersistDue
 from meshnode.types import NodeId, NodeState
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable
 
     from meshnode.membership.config import MembershipConfig
     from meshnode.membership.dialling import Dialler
+    from meshnode.membership.fetching import Fetcher
+    from meshnode.membership.health import LocalHealth
+    from meshnode.membership.linking import Linking
     from meshnode.membership.outbox import Outbox
     from meshnode.membership.probing import Prober
+    from meshnode.membership.pushing import Pusher
+    from meshnode.membership.suspicion import Suspicions
+    from meshnode.membership.timers import SuspicionExpired
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +64,96 @@ class Signatures:
     verify: Callable[[bytes, bytes, bytes], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a node that follow what it believes."""
+
+    outbox: Outbox
+    pusher: Pusher
+    fetcher: Fetcher
+    health: LocalHealth
+    suspicions: Suspicions
+    linking: Linking
+    prober: Prober
+    dialler: Dialler
+
+
+@dataclass(slots=True)
+class BeliefCounts:
+    """What this node came to believe since it started.
+
+    Attributes:
+        suspicions: Members that it suspected, by its own probes or by others' word.
+        confirmations: Further accusers that counted.
+        refuted: Suspicions that the suspect refuted.
+        refutations: Accusations against this node that it refuted.
+    """
+
+    suspicions: int = 0
+    confirmations: int = 0
+    refuted: int = 0
+    refutations: int = 0
+
+
 class Beliefs:
     """Changes the table by the rules, and says what follows."""
 
     def __init__(
-        self,
-        table: MemberTable,
-        outbox: Outbox,
-        prober: Prober,
-        dialler: Dialler,
-        signatures: Signatures,
-        config: MembershipConfig,
-        rng: random.Random,
+        self, table: MemberTable, parts: Parts, signatures: Signatures, config: MembershipConfig
     ) -> None:
         """Work on these parts of one node."""
         self._table = table
-        self._outbox = outbox
-        self._prober = prober
-        self._dialler = dialler
+        self._outbox = parts.outbox
+        self._pusher = parts.pusher
+        self._fetcher = parts.fetcher
+        self._health = parts.health
+        self._suspicions = parts.suspicions
+        self._linking = parts.linking
+        self._prober = parts.prober
+        self._dialler = parts.dialler
         self._signatures = signatures
         self._config = config
-        self._rng = rng
-        self._asked: dict[bytes, tuple[Incarnation, float]] = {}
         self._twins: set[int] = set()
         self._is_persisting = False
+        self.counts: Final = BeliefCounts()
 
     def __repr__(self) -> str:
         return f"<Beliefs of {self._table.own_id}: {self._table!r}>"
 
     def forget_old(self, now: float) -> None:
-        """Drop members that have been gone for the retention time, and requests without an answer."""
+        """Drop members that have been gone for the retention time.
+
+        A node that is alone forgets nobody: others have forgotten it too, and nobody would dial.
+        """
+        if self._table.is_alone:
+            return
         for node_id in self._table.reap(now, self._config.retention_s):
             self._outbox.rumours.drop(pack_id(node_id))
             self._outbox.forget(node_id)
-        self._asked = {key: asked for key, asked in self._asked.items() if asked[1] > now}
+
+    def evict(self, node_id: NodeId, reason: str, now: float) -> list[Effect]:
+        """Forget a member for good and part with it."""
+        self._table.remove(node_id)
+        self._outbox.rumours.drop(pack_id(node_id))
+        self._fetcher.drop(node_id)
+        self._dialler.forget_known(node_id)
+        effects: list[Effect] = [
+            Emit("member.evicted", node_id, reason),
+            *self._let_go(node_id, now),
+        ]
+        if self._table.is_linked(node_id):
+            effects.insert(0, CloseLink(node_id, reason))
+        return effects
+
+    def _let_go(self, node_id: NodeId, now: float) -> list[Effect]:
+        """Expect nothing more of a member, and make up for its links."""
+        self._suspicions.end(node_id)
+        self._linking.member_gone(node_id)
+        self._dialler.member_gone(node_id)
+        self._outbox.forget(node_id)
+        self._prober.coordinates.forget(node_id)
+        effects = [*self._persist_soon(), *self._dialler.fill(now)]
+        return effects + self._dialler.dial_everyone(now) if self._table.is_alone else effects
 
     def persisted(self) -> None:
         """Note that the list on disk is being written: the next change starts a new wait."""
@@ -102,31 +162,83 @@ class Beliefs:
     def hear(self, rumour: Rumour, sender: NodeId, now: float) -> list[Effect]:
         """Take a statement about a member's state by the rules of `member.py`."""
         node_id = unpack_id(rumour.subject)
-        state = STATE_CODES[rumour.state]
+        state = state_of(rumour.state)
+        if state is None:
+            return []
         member = self._table.get(node_id)
+        if state is NodeState.ALIVE and member is not None:
+            record = member.record
+            if (rumour.epoch, rumour.counter) <= (record.epoch, record.counter):
+                return []  # as most rumours: known, and nothing that changes a state
         if member is None:
             is_live = state in (NodeState.ALIVE, NodeState.SUSPECT)
-            return self._ask(rumour, sender, now) if is_live else []
+            return self._fetcher.want(rumour, sender, now) if is_live else []
         if rumour.incarnation > member.incarnation:
             is_own = node_id == self._table.own_id
             if is_own and state is NodeState.LEFT and self._has_signed(member, rumour):
                 return self._outlive_twin(rumour.incarnation, now)
-            return self._ask(rumour, sender, now)
-        if rumour.incarnation < member.incarnation or (member.state, state) not in OVERRIDES:
+            return self._fetcher.want(rumour, sender, now)
+        if rumour.incarnation < member.incarnation:
+            return []
+        origin = unpack_id(rumour.origin) if len(rumour.origin) == len(rumour.subject) else None
+        if state is NodeState.SUSPECT and member.state is NodeState.SUSPECT:
+            return self.confirm(member, origin, sender, now)
+        if (member.state, state) not in OVERRIDES:
             return []
         if node_id == self._table.own_id:
             return self._refute(state, sender, now)
         if state is NodeState.LEFT and not self._has_signed(member, rumour):
             return [Emit("member.dropped", sender, f"a leave of {node_id} that it did not sign")]
-        origin = unpack_id(rumour.origin) if len(rumour.origin) == len(rumour.subject) else None
         detail = f"told by {sender}"
-        return self.believe(member, state, now, detail, origin, rumour.proof)
+        return self._believe(member, state, now, detail, origin, rumour.proof, sender)
 
     def _has_signed(self, member: Member, leave: Rumour) -> bool:
         key = member.record.public_key
         return self._signatures.verify(key, leave_bytes(key, leave.incarnation), leave.proof)
 
-    def believe(
+    def suspect(self, member: Member, now: float) -> list[Effect]:
+        """Accuse a member that did not answer this node's own probe."""
+        own_id = self._table.own_id
+        if member.state is NodeState.SUSPECT:
+            return self.confirm(member, own_id, None, now)
+        if member.state is not NodeState.ALIVE:
+            return []
+        detail = "no answer to a probe"
+        effects = self._believe(member, NodeState.SUSPECT, now, detail, own_id)
+        return effects + self._dialler.call(member.node_id, now)
+
+    def confirm(
+        self, member: Member, accuser: NodeId | None, teller: NodeId | None, now: float
+    ) -> list[Effect]:
+        """Count one more accuser of a suspect, and pass it on: others wait for accusers too."""
+        doubt_s = self._health.doubt_s(self._config.probe_interval_s)
+        timer = self._suspicions.confirm(member.node_id, accuser, doubt_s, now)
+        if timer is None:
+            return []
+        self.counts.confirmations += 1
+        accusation = self._table.rumour(member, accuser)
+        self._outbox.rumours.add(accusation)
+        return [timer, *self._pusher.add_rumour(accusation, teller, now)]
+
+    def suspicion_expired(self, timer: SuspicionExpired, now: float) -> list[Effect]:
+        """Hold a suspect for dead that did not refute in time."""
+        member = self._table.get(timer.node_id)
+        if member is None or not self._suspicions.is_due(timer):
+            return []
+        if self._config.lifeguard and now - timer.due > self._config.late_timer_s:
+            # This node slept; a refutation may wait unread. The suspect gets its time once more.
+            self._health.change(1)
+            return [self._start_suspicion(member, None, now)]
+        return self._believe(
+            member, NodeState.DEAD, now, "did not refute in time", self._table.own_id
+        )
+
+    def _start_suspicion(self, member: Member, accuser: NodeId | None, now: float) -> Effect:
+        return self._suspicions.begin(
+            member.node_id, member.incarnation, accuser, self._table.size, now
+        )
+
+    def _believe(
         self,
         member: Member,
         state: NodeState,
@@ -134,6 +246,7 @@ class Beliefs:
         detail: str,
         origin: NodeId | None,
         proof: bytes = b"",
+        teller: NodeId | None = None,
     ) -> list[Effect]:
         """Hold a worse state of a member, tell people and other nodes."""
         node_id = member.node_id
@@ -141,73 +254,67 @@ class Beliefs:
         kept_proof = proof if state is NodeState.LEFT else b""
         changed = self._table.put(member.record, state, now, kept_proof)
         assert changed is not None
-        self._outbox.rumours.add(self._table.rumour(changed, origin))
+        rumour = self._table.rumour(changed, origin)
+        self._outbox.rumours.add(rumour)
+        effects = self._pusher.add_rumour(rumour, teller, now)
         if state is NodeState.SUSPECT:
-            return [Emit("member.suspect", node_id, detail), self.start_suspicion(changed, now)]
+            self.counts.suspicions += 1
+            timer = self._start_suspicion(changed, origin, now)
+            if teller is not None:
+                effects += self._prober.second_opinion(node_id, now)
+            return [Emit("member.suspect", node_id, detail), timer, *effects]
         if not was_live:  # dead, and now known to have left before: nobody is told twice
-            return self._persist_soon()
-        self._dialler.member_gone(node_id)
-        self._outbox.forget(node_id)
-        effects = [Emit(f"member.{state}", node_id, detail), *self._persist_soon()]
-        return effects if self._table.live else effects + self._dialler.dial_everyone(now)
+            return effects + self._persist_soon()
+        return [Emit(f"member.{state}", node_id, detail), *effects, *self._let_go(node_id, now)]
 
-    def start_suspicion(self, member: Member, now: float) -> Effect:
-        """Give a suspect its time to refute.
+    def accept(
+        self, record: MemberRecord, flaw: str | None, sender: NodeId, now: float
+    ) -> list[Effect]:
+        """Take a record if it is newer than the one held; its subject is alive then.
 
-        The time is memberlist's minimum (suspicion.go): it grows with the mesh, as rumours need
-        longer to reach the suspect and its refutation to come back.
+        Args:
+            record: The record.
+            flaw: Why it may not be spread, whoever signed it, or None.
+            sender: Who sent it.
+            now: Monotonic seconds.
         """
-        config = self._config
-        scale = max(1.0, math.log10(self._table.size))
-        timeout_s = config.suspicion_multiplier * scale * config.probe_interval_s
-        timer = SuspicionExpired(member.node_id, member.incarnation, now + timeout_s)
-        return StartTimer(timer, timeout_s)
-
-    def _ask(self, rumour: Rumour, sender: NodeId, now: float) -> list[Effect]:
-        """Ask for a record that is not held, over a link: the teller, its subject, or anyone."""
-        asked = self._asked.get(rumour.subject)
-        if asked is not None and asked[0] >= rumour.incarnation and asked[1] > now:
-            return []
-        linked = self._table.linked
-        if not linked or (asked is None and len(self._asked) >= MAX_RECORDS_AWAITED):
-            return []  # anti-entropy will bring it
-        subject = unpack_id(rumour.subject)
-        near = next((peer for peer in (sender, subject) if self._table.is_linked(peer)), None)
-        peer = self._rng.choice(linked) if near is None else near
-        self._asked[rumour.subject] = (rumour.incarnation, now + self._config.request_retry_s)
-        return [SendNote(peer, note) for note in antientropy.requests([rumour.subject])]
-
-    def accept(self, record: MemberRecord, sender: NodeId, now: float) -> list[Effect]:
-        """Take a record if it is newer than the one held; its subject is alive then."""
         node_id = record.node_id
         held = self._table.get(node_id)
-        if held is not None and record.version <= held.record.version:
+        if held is not None and (held.record is record or record.version <= held.record.version):
             return []
-        reason = record_flaw(record) or self._signatures.verify_record(record)
+        reason = flaw or self._signatures.verify_record(record)
         if reason is not None:
             return [Emit("member.refused", node_id, f"{reason} (from {sender})")]
         if node_id == self._table.own_id:
             return self._meet_twin(record, now)
-        self._asked.pop(pack_id(node_id), None)
-        is_same_claim = held is not None and held.incarnation == record.incarnation
-        if held is not None and is_same_claim:
+        was_asked_for = self._fetcher.came(node_id, record.incarnation)
+        if held is not None and held.incarnation == record.incarnation:
             # Two processes with one key; all nodes keep the same one of the two records.
             self._table.put(record, held.state, now, held.proof)
-            return [Emit("member.conflict", node_id, "two processes run with this node's key")]
+            pushed = self._pusher.add_record(node_id, sender, now)
+            detail = "two processes run with this node's key"
+            return [Emit("member.conflict", node_id, detail), *pushed]
         member = self._table.put(record, NodeState.ALIVE, now)
         if member is None:
             return [Emit("member.refused", node_id, "the table of members is full")]
+        self._suspicions.end(node_id)
+        self._linking.member_live(node_id)
         self._outbox.rumours.add(self._table.rumour(member))
-        return self._announce(member, held, sender) + self._connect(member, held, now)
+        effects = [self._announce(member, held, sender), *self._connect(member, held, now)]
+        if was_asked_for:  # others have it: a newcomer does not tell them whom they know
+            return effects
+        return effects + self._pusher.add_record(node_id, sender, now)
 
-    def _announce(self, member: Member, held: Member | None, sender: NodeId) -> list[Effect]:
+    def _announce(self, member: Member, held: Member | None, sender: NodeId) -> Effect:
+        node_id = member.node_id
         if held is None:
-            return [Emit("member.alive", member.node_id, f"joined; told by {sender}")]
+            return Emit("member.alive", node_id, f"joined; told by {sender}")
         if not held.live:
-            return [Emit("member.alive", member.node_id, f"was {held.state}; told by {sender}")]
+            return Emit("member.alive", node_id, f"was {held.state}; told by {sender}")
         if held.state is NodeState.SUSPECT:
-            return [Emit("member.refuted", member.node_id, f"is alive; told by {sender}")]
-        return [Emit("member.updated", member.node_id, f"incarnation {member.incarnation}")]
+            self.counts.refuted += 1
+            return Emit("member.refuted", node_id, f"is alive; told by {sender}")
+        return Emit("member.updated", node_id, f"incarnation {member.incarnation}")
 
     def _connect(self, member: Member, held: Member | None, now: float) -> list[Effect]:
         """See to probes, links and the list on disk for a member with a new record."""
@@ -219,21 +326,27 @@ class Beliefs:
         self._dialler.forget_known(member.node_id)
         return self._dialler.member_moved(member.node_id, now) + self._persist_soon()
 
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether the list on disk is older than what is believed."""
+        return self._is_persisting
+
     def _persist_soon(self) -> list[Effect]:
         if self._is_persisting:
             return []
         self._is_persisting = True
-        return [StartTimer(PersistDue(), self._config.persist_delay_s)]
+        delay_s = self._config.persist_delay_s * stretch(self._table.size)
+        return [StartTimer(PersistDue(), delay_s)]
 
     # This node itself.
 
     def _refute(self, state: NodeState, sender: NodeId, now: float) -> list[Effect]:
         """Answer an accusation with a greater counter, and show it to the teller at once."""
+        self._health.change(1)
+        self.counts.refutations += 1
         before = self._table.own.record
-        self.renew(before, Incarnation(before.epoch, before.counter + 1), now)
-        effects: list[Effect] = [
-            Emit("member.refuted", self._table.own_id, f"{sender} held it {state}")
-        ]
+        effects = self.renew(before, Incarnation(before.epoch, before.counter + 1), now)
+        effects.insert(0, Emit("member.refuted", self._table.own_id, f"{sender} held it {state}"))
         if self._table.is_linked(sender):
             effects += [
                 SendNote(sender, note) for note in antientropy.pack([self._table.own.record], [])
@@ -249,9 +362,10 @@ class Beliefs:
         if record.boot in self._twins or len(self._twins) >= MAX_TWINS_OUTBID:
             return []
         self._twins.add(record.boot)
-        self.renew(self._table.own.record, Incarnation(record.epoch, record.counter + 1), now)
+        outbid = Incarnation(record.epoch, record.counter + 1)
         detail = "another process runs with this node's key, or its data folder was restored"
-        return [Emit("member.conflict", self._table.own_id, detail)]
+        own = self._table.own
+        return [Emit("member.conflict", own.node_id, detail), *self.renew(own.record, outbid, now)]
 
     def _outlive_twin(self, incarnation: Incarnation, now: float) -> list[Effect]:
         """Outbid the leave of another process with this node's key, which bids no more.
@@ -259,16 +373,16 @@ class Beliefs:
         It signed the leave, so the epoch is no stranger's invention. Every such leave is answered,
         however often the twin was met before: it is over, and others would hold this node for gone.
         """
-        self.renew(
-            self._table.own.record, Incarnation(incarnation.epoch, incarnation.counter + 1), now
-        )
+        outbid = Incarnation(incarnation.epoch, incarnation.counter + 1)
         detail = "another process with this node's key has left; this one is still here"
-        return [Emit("member.conflict", self._table.own_id, detail)]
+        own = self._table.own
+        return [Emit("member.conflict", own.node_id, detail), *self.renew(own.record, outbid, now)]
 
-    def renew(self, record: MemberRecord, incarnation: Incarnation, now: float) -> None:
+    def renew(self, record: MemberRecord, incarnation: Incarnation, now: float) -> list[Effect]:
         """Hold, sign and spread this node's own record with a new incarnation."""
         epoch, counter = incarnation
         renewed = msgspec.structs.replace(record, epoch=epoch, counter=counter)
         own = self._table.put(sign_record(renewed, self._signatures.sign), NodeState.ALIVE, now)
         assert own is not None
         self._outbox.rumours.add(self._table.rumour(own))
+        return self._pusher.add_record(own.node_id, None, now)

@@ -5,16 +5,19 @@ believes about their subjects. Four things change it, all of them through `accep
 `hear` (a rumour) of `beliefs.py`, which hold the rules of precedence:
 
 - **probing** (`probing.py`): one member per period, round-robin; no ack by its end makes it suspect,
-  and a suspect that does not refute in time is dead;
-- **gossip** (`rumours.py`, `outbox.py`): every change is a rumour that rides on probes and on
-  rounds of its own, a bounded number of times. Rumours are small and unsigned; a rumour about an
-  incarnation whose record is not held makes this node ask the teller for the record, over a link;
-- **anti-entropy** (`antientropy.py`): on each new link, and with one random linked peer every few
-  seconds, views are compared by hash and made equal;
+  and a suspect that does not refute in time is dead. The time depends on how many accuse it
+  (`suspicion.py`), the patience on how well this node itself is (`health.py`): Lifeguard;
+- **news** from others: every change is a rumour that rides on probes and on rounds of gossip of its
+  own, a bounded number of times (`rumours.py`, `outbox.py`), and is passed on over a few links at once
+  (`pushing.py`). Rumours are small and unsigned; a rumour about an incarnation whose record is not held
+  makes this node ask for the record, over a link (`fetching.py`);
+- **anti-entropy** (`reconciling.py`, `antientropy.py`): on new links, and with one random linked peer
+  every few seconds, views are compared by hash and made equal;
 - **this node itself**: it refutes what is said against it, changes its record, leaves.
 
-Links (`dialling.py`) form a full mesh. They carry records, which do not fit datagrams, stand in where
-UDP is blocked, and their loss is a hint: the member is probed at once rather than in its turn.
+Links (`linking.py`, `dialling.py`) join all nodes of a small mesh, and each with a few neighbours in a
+large one. They carry records, which do not fit datagrams, stand in where UDP is blocked, and their loss
+is a hint: the member is probed at once rather than in its turn.
 
 A life, as others see it::
 
@@ -33,11 +36,12 @@ goodbye can be fetched by those who missed it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from meshnode.effects import Effect, Emit, Persist, SendDatagram, SendNote, StartTimer
+from meshnode.effects import Effect, Emit, Persist, SendDatagram, SendNote
 from meshnode.errors import ConfigError, ProtocolError, TooLarge
 from meshnode.events import (
     DatagramReceived,
@@ -50,10 +54,14 @@ from meshnode.events import (
     Start,
     TimerFired,
 )
-from meshnode.limits import MAX_MEMBER_RECORD_BYTES
-from meshnode.membership import antientropy
-from meshnode.membership.beliefs import Beliefs, Signatures
+from meshnode.limits import MAX_MEMBER_RECORD_BYTES, MAX_PERSISTED_MEMBERS
+from meshnode.membership.beliefs import Beliefs, Parts, Signatures
+from meshnode.membership.coordinates import Coordinates
 from meshnode.membership.dialling import GONE, Dialler
+from meshnode.membership.fetching import Fetcher
+from meshnode.membership.gossiping import Gossiper
+from meshnode.membership.health import LocalHealth
+from meshnode.membership.linking import Linking, neighbours
 from meshnode.membership.member import Member, MemberTable
 from meshnode.membership.messages import (
     CODEC,
@@ -62,26 +70,38 @@ from meshnode.membership.messages import (
     Gossip,
     Incarnation,
     MemberRecord,
+    Nack,
     Ping,
     PingRequest,
     RecordRequest,
     Records,
+    Summary,
     Sync,
+    Unwanted,
     leave_bytes,
     record_flaw,
     write_members,
 )
 from meshnode.membership.outbox import Outbox
-from meshnode.membership.probing import Prober
+from meshnode.membership.probing import ProbeCounts, Prober
+from meshnode.membership.pushing import Pusher
+from meshnode.membership.reconciling import Reconciler
+from meshnode.membership.suspicion import Suspicions
 from meshnode.membership.timers import (
+    CheckDue,
     DialDue,
     GossipRound,
+    LinkRound,
+    LinkSync,
+    NackDue,
     PersistDue,
     ProbeDeadline,
     ProbePeriod,
     ProbeTimeout,
+    PushRound,
     ReconnectRound,
     RelayExpired,
+    RequestRound,
     SuspicionExpired,
     SyncRound,
 )
@@ -91,12 +111,25 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Mapping
 
+    from meshnode.membership.beliefs import BeliefCounts
     from meshnode.membership.config import MembershipConfig
+    from meshnode.membership.reconciling import Reconciling
+
+Talk = Ping | Ack | Nack | PingRequest | Gossip
+"""Messages that carry rumours."""
 
 CHANGEABLE: Final = frozenset(
     {"name", "region", "zone", "labels", "addresses", "http", "capabilities", "chain"}
 )
 """Fields of its own record that a running node may change."""
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipCounts:
+    """What a node's membership did: its probes, and what came of them and of others' word."""
+
+    probes: ProbeCounts
+    beliefs: BeliefCounts
 
 
 class Membership:
@@ -144,20 +177,30 @@ class Membership:
         self._rng = rng
         self._signatures = Signatures(sign, verify_record, verify_signature)
         self._table = MemberTable(record, 0.0)
+        self._health = LocalHealth(is_kept=bool(config.lifeguard))
         self._outbox = Outbox(self._table, config)
-        self._prober = Prober(self._table, self._outbox, config, rng)
-        self._dialler = Dialler(self._table, config, rng, seeds)
-        self._beliefs = Beliefs(
-            self._table,
-            self._outbox,
-            self._prober,
-            self._dialler,
-            self._signatures,
-            config,
-            rng,
+        self._pusher = Pusher(self._table, config, rng)
+        self._fetcher = Fetcher(self._table, config, rng)
+        self._gossiper = Gossiper(self._table, self._outbox, config, rng)
+        self._linking = Linking(self._table, self._outbox, config, rng)
+        self._coordinates = Coordinates(record.node_id, rng)
+        self._prober = Prober(
+            self._table, self._outbox, self._linking, self._health, self._coordinates, config, rng
         )
+        self._dialler = Dialler(self._table, self._linking, config, rng, seeds)
+        parts = Parts(
+            outbox=self._outbox,
+            pusher=self._pusher,
+            fetcher=self._fetcher,
+            health=self._health,
+            suspicions=Suspicions(config),
+            linking=self._linking,
+            prober=self._prober,
+            dialler=self._dialler,
+        )
+        self._beliefs = Beliefs(self._table, parts, self._signatures, config)
+        self._reconciler = Reconciler(self._table, self._beliefs, self._fetcher, config, rng)
         self._known_unverified = tuple(known)
-        self._is_gossiping = False
         self._started_at = -math.inf
         self.members: Final[Mapping[NodeId, Member]] = self._table.view
 
@@ -169,6 +212,24 @@ class Membership:
     def record(self) -> MemberRecord:
         """This node's own record as it is spread now."""
         return self._table.own.record
+
+    @property
+    def health(self) -> int:
+        """How much this node doubts itself: 0 if it is well, up to 8 if it seems to be at fault."""
+        return self._health.count
+
+    @property
+    def counts(self) -> MembershipCounts:
+        """What happened since the start; live."""
+        return MembershipCounts(self._prober.counts, self._beliefs.counts)
+
+    def rtt_s(self, a: NodeId, b: NodeId) -> float | None:
+        """Return the estimated round-trip time between any two members in seconds.
+
+        Returns:
+            None where nothing is known yet; a link's measurement is better where there is one.
+        """
+        return self._coordinates.rtt_s(a, b)
 
     # The one door.
 
@@ -200,18 +261,40 @@ class Membership:
         if changed == before or self.left:
             return []
         _require_spreadable(changed)
-        self._beliefs.renew(changed, Incarnation(before.epoch, before.counter + 1), now)
+        later = Incarnation(before.epoch, before.counter + 1)
+        effects = self._beliefs.renew(changed, later, now)
         detail = f"changed its {', '.join(sorted(changes))}"
-        return self._and_gossip([Emit("member.updated", self.node_id, detail)])
+        return self._and_gossip([Emit("member.updated", self.node_id, detail), *effects])
+
+    def want_links(self, nodes: frozenset[NodeId], now: float) -> list[Effect]:
+        """Keep links to these members too, beside those that membership itself needs.
+
+        Args:
+            nodes: All of them, such as the nodes that requests go to; those of the call before that
+                are not among them are wanted no more. Unknown ones count as soon as they are members.
+            now: Monotonic seconds.
+        """
+        if not self._linking.ask_for(nodes - {self.node_id}) or self.left:
+            return []
+        return self._dialler.fill(now)
+
+    def evict(self, node_id: NodeId, reason: str, now: float) -> list[Effect]:
+        """Forget a member and part with it: it may not come back.
+
+        Membership keeps no list of the evicted: `verify_record` must refuse the member's records from
+        now on. This node itself cannot be evicted here; its owner ends it.
+
+        Args:
+            node_id: Whom; unknown ones are taken too, since a link to them may be up.
+            reason: A sentence, told to the node as its link is closed, and to people.
+            now: Monotonic seconds.
+        """
+        if node_id == self.node_id or self.left:
+            return []
+        return self._beliefs.evict(node_id, reason, now)
 
     def _and_gossip(self, effects: list[Effect]) -> list[Effect]:
-        """Begin rounds of gossip if there is something to tell, and somebody."""
-        can_gossip = not self.left and bool(self._table.live)
-        if can_gossip and len(self._outbox.rumours) and not self._is_gossiping:
-            self._is_gossiping = True
-            delay_s = self._rng.uniform(0.0, self._config.gossip_interval_s)
-            effects.append(StartTimer(GossipRound(), delay_s))
-        return effects
+        return effects if self.left else effects + self._gossiper.wake()
 
     def _react(self, event: Event, now: float) -> list[Effect]:
         match event:
@@ -248,9 +331,8 @@ class Membership:
                 effects.append(Emit("member.refused", record.node_id, f"known from disk: {reason}"))
         self._dialler.remember(usable)
         effects += self._prober.start()
-        effects.append(
-            StartTimer(SyncRound(), self._rng.uniform(0.0, self._config.sync_interval_s))
-        )
+        effects += self._reconciler.start()
+        effects += self._linking.start()
         return effects + self._dialler.start(now)
 
     def _on_leave(self, now: float) -> list[Effect]:
@@ -266,6 +348,9 @@ class Membership:
         some = self._rng.sample(live, min(len(live), 2 * self._config.gossip_fanout))
         effects: list[Effect] = [SendNote(peer, payload) for peer in self._table.linked]
         effects += [SendDatagram(peer, payload) for peer in some]
+        if self._beliefs.is_unwritten:
+            # Whom it learnt of in its last moments is where the next start looks for the mesh.
+            effects += self._on_persist_due()
         return [*effects, Emit("member.left", self.node_id, "this node left")]
 
     # Messages.
@@ -278,69 +363,43 @@ class Membership:
         except ProtocolError as error:
             return [Emit("member.dropped", sender, str(error))]
         match message:
-            case Ping() | Ack() | PingRequest() | Gossip():
-                return self._on_gossiping(sender, message, now, by_datagram=by_datagram)
-            case Sync() | Digest() | RecordRequest() | Records() if not by_datagram:
+            case Ping() | Ack() | Nack() | PingRequest() | Gossip():
+                return self._on_talk(sender, message, now, by_datagram=by_datagram)
+            case Sync() | Summary() | Digest() | RecordRequest() | Records() if not by_datagram:
                 return self._on_reconciling(sender, message, now)
+            case Unwanted() if not by_datagram:
+                return [] if self.left else self._linking.offered_by(sender)
             case None:
                 return []  # a newer version's message
             case _:
                 kind = type(message).__name__
                 return [Emit("member.dropped", sender, f"{kind} does not travel this way")]
 
-    def _on_gossiping(
-        self,
-        sender: NodeId,
-        message: Ping | Ack | PingRequest | Gossip,
-        now: float,
-        *,
-        by_datagram: bool,
+    def _on_talk(
+        self, sender: NodeId, message: Talk, now: float, *, by_datagram: bool
     ) -> list[Effect]:
         effects: list[Effect] = []
         for rumour in () if self.left else message.rumours:
             effects += self._beliefs.hear(rumour, sender, now)
         match message:
             case Ping(sequence):
+                effects += self._prober.heard(sender, message.coordinate)
                 send = self._outbox.datagram if by_datagram else self._outbox.note
-                effects.append(send(sender, Ack(sequence)))
+                effects.append(send(sender, Ack(sequence, coordinate=self._coordinates.wire)))
             case Ack():
-                effects += self._prober.acked(sender, message, by_datagram=by_datagram)
+                effects += self._prober.acked(sender, message, now, by_datagram=by_datagram)
+            case Nack():
+                self._prober.nacked(sender, message)
             case PingRequest() if not self.left:
                 effects += self._prober.relay(sender, message)
             case _:
                 pass
         return effects
 
-    def _on_reconciling(
-        self, sender: NodeId, message: Sync | Digest | RecordRequest | Records, now: float
-    ) -> list[Effect]:
-        match message:
-            case Sync(root):
-                notes = [] if root == self._table.root() else antientropy.digests(self._table)
-                return [SendNote(sender, note) for note in notes]
-            case RecordRequest(subjects):
-                notes = antientropy.answer(self._table, subjects)
-                return [SendNote(sender, note) for note in notes]
-            case _ if self.left:
-                return []
-            case Records(records, rumours):
-                effects: list[Effect] = []
-                for record in records:
-                    effects += self._beliefs.accept(record, sender, now)
-                for rumour in rumours:
-                    effects += self._beliefs.hear(rumour, sender, now)
-                return effects
-            case _:
-                return self._on_digest(sender, message, now)
-
-    def _on_digest(self, sender: NodeId, digest: Digest, now: float) -> list[Effect]:
-        difference = antientropy.compare(self._table, digest)
-        effects: list[Effect] = []
-        for rumour in difference.heard:
-            effects += self._beliefs.hear(rumour, sender, now)
-        notes = antientropy.pack(difference.records, difference.rumours)
-        notes += antientropy.requests(difference.wanted)
-        return effects + [SendNote(sender, note) for note in notes]
+    def _on_reconciling(self, sender: NodeId, message: Reconciling, now: float) -> list[Effect]:
+        if self.left:
+            return self._reconciler.answer(sender, message)
+        return self._reconciler.learn(sender, message, now)
 
     # Links.
 
@@ -350,99 +409,87 @@ class Membership:
         self._table.set_linked(peer, True)
         self._dialler.link_up(peer, address, now)
         self._prober.proven_alive(peer)
-        # One side begins, the answer serves both. Who holds the other for dead tells it this way.
-        return self._sync_with(peer) if self.node_id < peer and not self.left else []
+        return [] if self.left else self._reconciler.link_up(peer, now)
 
     def _on_link_down(self, peer: NodeId, now: float) -> list[Effect]:
         self._table.set_linked(peer, False)
+        was_agreed = self._linking.link_lost(peer)
         member = self._table.get(peer)
         if self.left or member is None or not member.live:
             return []
-        return self._prober.probe(peer, now) + self._dialler.link_lost(peer, now)
-
-    def _sync_with(self, peer: NodeId) -> list[Effect]:
-        return [SendNote(peer, CODEC.encode(Sync(self._table.root())))]
+        effects = [] if was_agreed else self._prober.probe(peer, now)
+        return effects + self._dialler.link_lost(peer, now)
 
     # Timers.
 
     def _on_timer(self, timer: object, now: float) -> list[Effect]:
         match timer:
-            case ProbePeriod():
-                return self._prober.next_period(now)
-            case ProbeTimeout():
-                return self._prober.timed_out(timer, now)
-            case ProbeDeadline():
-                return self._on_probe_deadline(timer, now)
-            case RelayExpired():
-                self._prober.relay_expired(timer)
-                return []
+            case ProbePeriod() | ProbeTimeout() | ProbeDeadline() | NackDue() | RelayExpired():
+                return self._on_probe_timer(timer, now)
             case SuspicionExpired():
-                return self._on_suspicion_expired(timer, now)
+                return self._beliefs.suspicion_expired(timer, now)
             case GossipRound():
-                return self._on_gossip_round()
+                return self._gossiper.next_round(now)
+            case PushRound():
+                return self._pusher.send(now)
+            case RequestRound():
+                return self._fetcher.ask(now)
             case SyncRound():
                 return self._on_sync_round(now)
+            case CheckDue():
+                return self._reconciler.check(now)
+            case LinkSync():
+                return self._reconciler.link_settled(timer, now)
+            case PersistDue():
+                return self._on_persist_due()
+            case _:
+                return self._on_link_timer(timer, now)
+
+    def _on_link_timer(self, timer: object, now: float) -> list[Effect]:
+        match timer:
+            case LinkRound():
+                return self._linking.next_round(now)
             case ReconnectRound():
                 return self._dialler.reconnect(now)
             case DialDue():
                 return self._dialler.due(timer, now)
-            case PersistDue():
-                return self._on_persist_due()
             case _:
                 return []  # another core's
 
-    def _on_probe_deadline(self, timer: ProbeDeadline, now: float) -> list[Effect]:
-        target = self._prober.judge(timer, now)
-        member = None if target is None else self._table.get(target)
-        if member is None or member.state is not NodeState.ALIVE:
-            return []
-        return self._beliefs.believe(
-            member, NodeState.SUSPECT, now, "no answer to a probe", self.node_id
-        )
-
-    def _on_suspicion_expired(self, timer: SuspicionExpired, now: float) -> list[Effect]:
-        member = self._table.get(timer.node_id)
-        if (
-            member is None
-            or member.state is not NodeState.SUSPECT
-            or member.incarnation != timer.incarnation
-        ):
-            return []
-        if now - timer.due > self._config.late_timer_s:
-            # This node slept; a refutation may wait unread. The suspect gets its time once more.
-            return [self._beliefs.start_suspicion(member, now)]
-        return self._beliefs.believe(
-            member, NodeState.DEAD, now, "did not refute in time", self.node_id
-        )
-
-    def _on_gossip_round(self) -> list[Effect]:
-        self._is_gossiping = False
-        live = self._table.live
-        effects: list[Effect] = []
-        for to in self._rng.sample(live, min(self._config.gossip_fanout, len(live))):
-            if not len(self._outbox.rumours):
-                break
-            effects.append(self._outbox.best(to, Gossip(())))
-        if live and len(self._outbox.rumours):  # spaced, where the first round came at random
-            self._is_gossiping = True
-            effects.append(StartTimer(GossipRound(), self._config.gossip_interval_s))
-        return effects
+    def _on_probe_timer(
+        self,
+        timer: ProbePeriod | ProbeTimeout | ProbeDeadline | NackDue | RelayExpired,
+        now: float,
+    ) -> list[Effect]:
+        match timer:
+            case ProbePeriod():
+                return self._prober.next_period(now)
+            case ProbeTimeout():
+                return self._prober.timed_out(timer, now)
+            case NackDue():
+                return self._prober.nack_due(timer)
+            case RelayExpired():
+                self._prober.relay_expired(timer)
+                return []
+            case ProbeDeadline():
+                target, effects = self._prober.judge(timer, now)
+                member = None if target is None else self._table.get(target)
+                return effects if member is None else self._beliefs.suspect(member, now)
 
     def _on_sync_round(self, now: float) -> list[Effect]:
         self._beliefs.forget_old(now)
-        if now - self._started_at >= self._config.retention_s:
+        if not self._table.is_alone and now - self._started_at >= self._config.retention_s:
             self._dialler.forget_known()
-        delay_s = self._config.sync_interval_s * self._rng.uniform(0.8, 1.2)
-        effects: list[Effect] = [StartTimer(SyncRound(), delay_s)]
-        linked = self._table.linked
-        return effects + self._sync_with(self._rng.choice(linked)) if linked else effects
+        return self._reconciler.next_round(now)
 
     def _on_persist_due(self) -> list[Effect]:
         self._beliefs.persisted()
-        others = [member for member in self._table if member.node_id != self.node_id]
-        live = [member.record for member in others if member.live]
-        gone = [member.record for state in GONE for member in others if member.state is state]
-        return [Persist("members", write_members([*live, *gone, *self._dialler.known]))]
+        live = list(self._table.live)
+        if len(live) > MAX_PERSISTED_MEMBERS:
+            live = neighbours(self.node_id, live, MAX_PERSISTED_MEMBERS)
+        gone = [node_id for state in GONE for node_id in self._table.in_state(state)]
+        records = [self.members[node_id].record for node_id in (*live, *gone)]
+        return [Persist("members", write_members([*records, *self._dialler.known]))]
 
 
 def _require_spreadable(record: MemberRecord) -> None:

@@ -1,4 +1,4 @@
-"""Who is dialled when: a full mesh of links, and the way back after everything else failed.
+"""Who is dialled when: the links that are wanted, and the way back after everything else failed.
 
 A *target* is a member (or a node known from disk) or a seed's address. A target has at most one
 attempt, which is either *waiting* for its timer or *under way* at the driver::
@@ -12,7 +12,9 @@ What is wanted:
 
 | target | wanted | first dial |
 |---|---|---|
-| a live member without a link | always | the smaller NodeId at once, the greater after `dial_patience_s` |
+| a live member without a link | if `linking.py` says so | the smaller NodeId at once, the greater after `dial_patience_s` |
+| one that only this node wants | likewise | at once: the other side will not dial |
+| a member that this node just came to suspect | never | at once, without retries: TCP may pass where UDP does not |
 | a seed, a node known from disk | while no other member is live | at once |
 | a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
 | a member that left | one of them in every `DEPARTED_ROUNDS`th such round, beside the dead one | no retries |
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meshnode.membership.config import MembershipConfig
+    from meshnode.membership.linking import Linking
     from meshnode.membership.member import MemberTable
     from meshnode.membership.messages import MemberRecord
 
@@ -75,12 +78,14 @@ class Dialler:
     def __init__(
         self,
         table: MemberTable,
+        linking: Linking,
         config: MembershipConfig,
         rng: random.Random,
         seeds: Iterable[Address],
     ) -> None:
         """Dial for the table's owner."""
         self._table = table
+        self._linking = linking
         self._config = config
         self._rng = rng
         self._seeds = tuple(dict.fromkeys(seeds))
@@ -127,16 +132,32 @@ class Dialler:
         return effects
 
     def member_live(self, node_id: NodeId, now: float) -> list[Effect]:
-        """See to a link to a live member, if there is none and no attempt."""
-        if self._table.is_linked(node_id) or node_id in self._attempts:
+        """See to a link to a live member, if one is wanted and there is none and no attempt."""
+        if not self._is_free(node_id) or not self._linking.wants(node_id):
             return []
-        if self._table.own_id < node_id:
+        if self._table.own_id < node_id or not self._linking.is_mutual(node_id):
             return self._dial(node_id, now)
         return self._wait(node_id, self._config.dial_patience_s)
+
+    def fill(self, now: float) -> list[Effect]:
+        """See to all links that are wanted: somebody is gone, or wishes have changed."""
+        effects: list[Effect] = []
+        for node_id in self._linking.wanted():
+            effects += self.member_live(node_id, now)
+        return effects
+
+    def call(self, node_id: NodeId, now: float) -> list[Effect]:
+        """Dial a member once that is silent, to hear whether it lives; it hears of its accusation."""
+        return self._dial(node_id, now) if self._is_free(node_id) else []
+
+    def _is_free(self, node_id: NodeId) -> bool:
+        return node_id not in self._attempts and not self._table.is_linked(node_id)
 
     def link_lost(self, node_id: NodeId, now: float) -> list[Effect]:
         """See to another link to a live member whose link went down."""
         since, failures = self._links.pop(node_id, (-math.inf, 0))
+        if not self._linking.wants(node_id):
+            return []
         if now - since >= SHORT_LINK_S or node_id in self._attempts:
             return self.member_live(node_id, now)
         return self._wait(node_id, self._delay_s(failures), failures + 1)
@@ -147,7 +168,7 @@ class Dialler:
         return self.member_live(node_id, now)
 
     def member_gone(self, node_id: NodeId) -> None:
-        """Stop dialling a member that died or left."""
+        """Stop dialling a member that died, left or was evicted."""
         self._forget(node_id)
         self._links.pop(node_id, None)
 
@@ -190,26 +211,18 @@ class Dialler:
                 self._forget(target)
         delay_s = self._config.reconnect_interval_s * self._rng.uniform(0.8, 1.2)
         effects: list[Effect] = [StartTimer(ReconnectRound(), delay_s)]
-        if not self._table.live:
+        if self._table.is_alone:
             effects += self.dial_everyone(now)
-        for node_id in self._table.live:
-            effects += self.member_live(node_id, now)
+        effects += self.fill(now)
         self._rounds += 1
-        effects += self._dial_one([*self._in_state(NodeState.DEAD), *self._known], now)
+        effects += self._dial_one([*self._table.in_state(NodeState.DEAD), *self._known], now)
         if self._rounds % DEPARTED_ROUNDS == 0:
-            effects += self._dial_one(self._in_state(NodeState.LEFT), now)
+            effects += self._dial_one(self._table.in_state(NodeState.LEFT), now)
         return effects
-
-    def _in_state(self, state: NodeState) -> list[NodeId]:
-        return [member.node_id for member in self._table if member.state is state]
 
     def _dial_one(self, targets: Iterable[NodeId], now: float) -> list[Effect]:
         """Dial one of those that have neither an attempt nor a link, at random."""
-        free = [
-            node_id
-            for node_id in targets
-            if node_id not in self._attempts and not self._table.is_linked(node_id)
-        ]
+        free = [node_id for node_id in targets if self._is_free(node_id)]
         return self._dial(self._rng.choice(free), now) if free else []
 
     def _delay_s(self, failures: int) -> float:
@@ -221,15 +234,15 @@ class Dialler:
     def _is_wanted(self, target: Target) -> bool:
         member = None if isinstance(target, Address) else self._table.get(target)
         if member is not None:
-            return member.live and not member.linked
-        return not self._table.live and (target in self._seeds or target in self._known)
+            return member.live and not member.linked and self._linking.wants(member.node_id)
+        return self._table.is_alone and (target in self._seeds or target in self._known)
 
     def _dial(self, target: Target, now: float, failures: int = 0) -> list[Effect]:
+        if self._under_way >= self._config.dial_limit:
+            return self._wait(target, self._rng.uniform(0.1, 1.0), failures)
         addresses, expect = self._route(target)
         if not addresses:
             return []
-        if self._under_way >= self._config.dial_limit:
-            return self._wait(target, self._rng.uniform(0.1, 1.0), failures)
         self._under_way += 1
         self._token += 1
         guard = now + self._config.dial_timeout_s

@@ -36,17 +36,21 @@ import msgspec
 
 from meshnode.limits import MAX_MEMBERS
 from meshnode.membership.messages import (
+    BUCKETS,
+    CODE_OF,
     STATE_CODES,
+    SUM_BYTES,
     DigestEntry,
     Incarnation,
     MemberRecord,
     Rumour,
+    node_id_of_key,
     pack_id,
 )
 from meshnode.types import NodeId, NodeState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 _A, _S, _D, _L = STATE_CODES
 
@@ -57,6 +61,9 @@ OVERRIDES: Final[frozenset[tuple[NodeState, NodeState]]] = frozenset(
 
 LIVE: Final = (NodeState.ALIVE, NodeState.SUSPECT)
 """States in which a member is probed, told rumours and linked: a suspect must hear of it."""
+
+LAST_ID: Final = b"\xff" * 20
+"""No NodeId is greater."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,11 @@ class Member:
 class MemberTable:
     """Members by NodeId, this node included, at most `MAX_MEMBERS`.
 
-    It keeps order of insertion, so that equal histories iterate equally.
+    What everybody asks for (who is live, the hash of the view) is kept up with each change, so that
+    a change costs the same in a mesh of thousands. For anti-entropy the ids are divided into
+    `BUCKETS` ranges, each with a sum of its entries' hashes: sums are changed by one entry without
+    the others, and do not depend on the order. It keeps order of insertion, so that equal histories
+    iterate equally.
     """
 
     def __init__(self, own: MemberRecord, now: float, *, limit: int = MAX_MEMBERS) -> None:
@@ -102,8 +113,11 @@ class MemberTable:
         self._limit = limit
         self._members: dict[NodeId, Member] = {}
         self._linked: dict[NodeId, None] = {}
-        self._live: tuple[NodeId, ...] | None = None
-        self._root: bytes | None = None
+        self._live: dict[NodeId, None] = {}  # others
+        self._live_now: tuple[NodeId, ...] | None = None
+        self._gone: dict[NodeId, None] = {}  # in the order in which they went
+        self._buckets: list[dict[NodeId, None]] = [{} for _ in range(BUCKETS)]
+        self._sums = [0] * BUCKETS
         self.view: Final[Mapping[NodeId, Member]] = MappingProxyType(self._members)
         self.put(own, NodeState.ALIVE, now)
 
@@ -131,18 +145,34 @@ class MemberTable:
     @property
     def live(self) -> tuple[NodeId, ...]:
         """The other members that are alive or suspect."""
-        if self._live is None:
-            self._live = tuple(
-                node_id
-                for node_id, member in self._members.items()
-                if member.live and node_id != self.own_id
-            )
-        return self._live
+        if self._live_now is None:
+            self._live_now = tuple(self._live)
+        return self._live_now
 
     @property
     def size(self) -> int:
         """Members that are alive or suspect, this node included: the n of all formulas."""
-        return len(self.live) + 1
+        return len(self._live) + 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other member is alive or suspect."""
+        return not self._live
+
+    def in_state(self, state: NodeState) -> list[NodeId]:
+        """Return the members that are dead, or those that left."""
+        return [node_id for node_id in self._gone if self._members[node_id].state is state]
+
+    def dead_since(self, time: float) -> list[NodeId]:
+        """Return the members that died at this monotonic second or later."""
+        found: list[NodeId] = []
+        for node_id in reversed(self._gone):
+            member = self._members[node_id]
+            if member.since < time:
+                break
+            if member.state is NodeState.DEAD:
+                found.append(node_id)
+        return found
 
     @property
     def linked(self) -> tuple[NodeId, ...]:
@@ -172,25 +202,41 @@ class MemberTable:
             The member, or None if the table is full of live members. A full table forgets the
             member that has been dead or gone for longest.
         """
-        node_id = record.node_id
+        node_id = node_id_of_key(record.public_key)
         before = self._members.get(node_id)
         if before is None and len(self._members) >= self._limit and not self._make_room():
             return None
         since = before.since if before is not None and before.state == state else now
         member = Member(node_id, record, state, since, node_id in self._linked, proof)
         self._members[node_id] = member
-        self._changed()
+        bucket = _bucket(node_id)
+        self._buckets[bucket][node_id] = None
+        self._add_to_sum(bucket, before, -1)
+        self._add_to_sum(bucket, member, 1)
+        self._file(member, before)
         return member
+
+    def remove(self, node_id: NodeId) -> None:
+        """Forget a member, but for this node itself."""
+        member = self._members.pop(node_id, None)
+        if member is None:
+            return
+        bucket = _bucket(node_id)
+        del self._buckets[bucket][node_id]
+        self._add_to_sum(bucket, member, -1)
+        self._gone.pop(node_id, None)
+        if self._live.pop(node_id, self) is None:
+            self._live_now = None
 
     def reap(self, now: float, retention_s: float) -> list[NodeId]:
         """Forget members that have been dead or gone for the retention time, and name them."""
-        gone = [
-            node_id
-            for node_id, member in self._members.items()
-            if not member.live and now - member.since >= retention_s
-        ]
+        gone: list[NodeId] = []
+        for node_id in self._gone:
+            if now - self._members[node_id].since < retention_s:
+                break
+            gone.append(node_id)
         for node_id in gone:
-            del self._members[node_id]
+            self.remove(node_id)
         return gone
 
     def root(self) -> bytes:
@@ -199,17 +245,18 @@ class MemberTable:
         The dead and the departed are left out: nodes forget them at different times, and a node
         that joins never learns of them.
         """
-        if self._root is None:
-            view = hashlib.sha256()
-            for entry in self.entries():
-                if STATE_CODES[entry.state] in LIVE:
-                    view.update(msgspec.msgpack.encode(entry))
-            self._root = view.digest()[:16]
-        return self._root
+        return hashlib.sha256(b"".join(self.bucket_sums())).digest()[:16]
 
-    def entries(self) -> list[DigestEntry]:
-        """Return all members as digest entries, in the order of their ids."""
-        entries = [_entry(member) for member in self._members.values()]
+    def bucket_sums(self) -> list[bytes]:
+        """Return the hash of each range of ids, likewise."""
+        return [each.to_bytes(SUM_BYTES, "big") for each in self._sums]
+
+    def entries(self, after: bytes = b"", upto: bytes = LAST_ID) -> list[DigestEntry]:
+        """Return the members with `after < id <= upto` as digest entries, in the order of their ids."""
+        first = after[0] * BUCKETS // 256 if after else 0
+        buckets = self._buckets[first : upto[0] * BUCKETS // 256 + 1]
+        entries = [_entry(self._members[node_id]) for bucket in buckets for node_id in bucket]
+        entries = [entry for entry in entries if after < entry.subject <= upto]
         entries.sort(key=lambda entry: entry.subject)
         return entries
 
@@ -219,25 +266,58 @@ class MemberTable:
             pack_id(member.node_id),
             member.record.epoch,
             member.record.counter,
-            STATE_CODES.index(member.state),
+            CODE_OF[member.state],
             b"" if origin is None else pack_id(origin),
             member.proof,
         )
 
+    def _add_to_sum(self, bucket: int, member: Member | None, sign: int) -> None:
+        if member is not None and member.live:
+            digest = hashlib.blake2b(
+                msgspec.msgpack.encode(_entry(member)), digest_size=SUM_BYTES
+            ).digest()
+            changed = self._sums[bucket] + sign * int.from_bytes(digest, "big")
+            self._sums[bucket] = changed & (1 << 8 * SUM_BYTES) - 1
+
+    def _file(self, member: Member, before: Member | None) -> None:
+        """Put a member among the live or those that are gone."""
+        node_id = member.node_id
+        if node_id == self.own_id:
+            return
+        if member.live:
+            self._gone.pop(node_id, None)
+            if node_id not in self._live:
+                self._live[node_id] = None
+                self._live_now = None
+            return
+        if node_id in self._live:
+            del self._live[node_id]
+            self._live_now = None
+        if before is None or before.state is not member.state:
+            self._gone.pop(node_id, None)
+            self._gone[node_id] = None
+
     def _make_room(self) -> bool:
-        gone: Iterable[Member] = (member for member in self._members.values() if not member.live)
-        oldest = min(gone, key=lambda member: member.since, default=None)
+        oldest = next(iter(self._gone), None)
         if oldest is None:
             return False
-        del self._members[oldest.node_id]
+        self.remove(oldest)
         return True
 
-    def _changed(self) -> None:
-        self._live = None
-        self._root = None
+
+def bucket_range(bucket: int) -> tuple[bytes, bytes]:
+    """Return after which id a bucket begins and with which it ends."""
+    width = 256 // BUCKETS
+    after = bytes([bucket * width - 1]) + LAST_ID[1:] if bucket else b""
+    return after, bytes([(bucket + 1) * width - 1]) + LAST_ID[1:]
+
+
+def _bucket(node_id: NodeId) -> int:
+    return pack_id(node_id)[0] * BUCKETS // 256
 
 
 def _entry(member: Member) -> DigestEntry:
     record = member.record
-    state = STATE_CODES.index(member.state)
-    return DigestEntry(pack_id(member.node_id), record.epoch, record.counter, record.boot, state)
+    return DigestEntry(
+        pack_id(member.node_id), record.epoch, record.counter, record.boot, CODE_OF[member.state]
+    )

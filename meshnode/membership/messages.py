@@ -1,4 +1,4 @@
-"""What membership says: numbers 20-29 of the mesh's messages.
+"""What membership says: numbers 20-32 of the mesh's messages.
 
 | number | message | travels by | answered by |
 |---|---|---|---|
@@ -7,11 +7,14 @@
 | 22 | `Ack` | datagram or note | |
 | 23 | `PingRequest` | datagram or note | `Ack`, if the target answered the helper |
 | 24 | `Gossip` | datagram or note | |
-| 25 | `Sync` | note | `Digest` pieces, if the views differ |
+| 25 | `Sync` | note | `Digest` pieces or a `Summary`, if the views differ |
 | 26 | `Digest` | note | `Records`, `RecordRequest` |
 | 27 | `RecordRequest` | note | `Records` |
 | 28 | `Records` | note | |
 | 29 | `MemberList` | disk only | |
+| 30 | `Nack` | datagram or note | |
+| 31 | `Unwanted` | note | `Unwanted`, or the link's end |
+| 32 | `Summary` | note | `Digest` pieces of the ranges that differ |
 
 A record is signed by its subject over its own encoding with an empty signature, so its shape is
 fixed: a node that dropped a field that it does not know could not check the signature any more.
@@ -23,17 +26,21 @@ rumours again.
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from meshnode.errors import ProtocolError
 from meshnode.limits import (
     MAX_CAPABILITY_DEPTH,
+    MAX_COORDINATE_LENGTH,
     MAX_HOST_LENGTH,
     MAX_LABELS,
     MAX_MEMBER_ADDRESSES,
     MAX_MEMBER_RECORD_BYTES,
+    MAX_MEMBERS,
     MAX_NAME_LENGTH,
     MAX_PERSISTED_MEMBERS,
     MAX_RECORDS_REQUESTED,
@@ -57,6 +64,13 @@ Nonce = Annotated[int, msgspec.Meta(ge=0)]
 """64 random bits; MessagePack has no larger number."""
 
 
+BUCKETS: Final = 64
+"""Parts of a view that are compared by hash: a difference in a mesh of 1,000 costs 16 entries."""
+
+SUM_BYTES: Final = 8
+"""Bytes of a part's hash. It guards against chance; whoever could forge it is a member."""
+
+
 class Incarnation(NamedTuple):
     """Which life of a node, and which claim within it, a statement is about.
 
@@ -71,7 +85,7 @@ class Incarnation(NamedTuple):
         return f"{self.epoch}.{self.counter}"
 
 
-class MemberRecord(Message, tag=20, frozen=True):
+class MemberRecord(Message, tag=20, frozen=True, gc=True, weakref=True):
     """What a node says about itself, signed by it.
 
     Attributes:
@@ -107,7 +121,7 @@ class MemberRecord(Message, tag=20, frozen=True):
     @property
     def node_id(self) -> NodeId:
         """The NodeId of the record's subject."""
-        return node_id_of(self.public_key)
+        return node_id_of_key(self.public_key)
 
     @property
     def incarnation(self) -> Incarnation:
@@ -185,7 +199,16 @@ STATE_CODES: Final[tuple[NodeState, ...]] = (
 )
 """A state's number on the wire is its place here."""
 
-StateCode = Annotated[int, msgspec.Meta(ge=0, le=len(STATE_CODES) - 1)]
+CODE_OF: Final = {state: code for code, state in enumerate(STATE_CODES)}
+"""The other way round."""
+
+StateCode = Annotated[int, msgspec.Meta(ge=0, le=255)]
+"""Also numbers that a later version may add: one such statement must not cost a whole message."""
+
+
+def state_of(code: int) -> NodeState | None:
+    """Return the state with this number, or None for one of a later version: it changes nothing."""
+    return STATE_CODES[code] if code < len(STATE_CODES) else None
 
 
 class Rumour(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -223,18 +246,27 @@ class DigestEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     state: StateCode
 
 
+Coordinate = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_COORDINATE_LENGTH)]
+"""A node's network coordinate as numbers, or empty; `coordinates.py` says what they are."""
+
+
 class Ping(Message, tag=21, frozen=True):
     """Are you there? Answer with an `Ack` of the same sequence number."""
 
     sequence: Nonce
     rumours: tuple[Rumour, ...] = ()
+    coordinate: Coordinate = ()
 
 
 class Ack(Message, tag=22, frozen=True):
-    """I am; or, from a helper: the member that you asked me to ping is."""
+    """I am; or, from a helper: the member that you asked me to ping is.
+
+    `coordinate` is the sender's, and empty in a helper's: it is not the one that was probed.
+    """
 
     sequence: Nonce
     rumours: tuple[Rumour, ...] = ()
+    coordinate: Coordinate = ()
 
 
 class PingRequest(Message, tag=23, frozen=True):
@@ -243,6 +275,20 @@ class PingRequest(Message, tag=23, frozen=True):
     sequence: Nonce
     target: RawId
     rumours: tuple[Rumour, ...] = ()
+
+
+class Nack(Message, tag=30, frozen=True):
+    """From a helper: I am there and have your request, but the member that I pinged does not answer yet.
+
+    It tells the asker that its own messages pass, so that the silence is the target's (Lifeguard).
+    """
+
+    sequence: Nonce
+    rumours: tuple[Rumour, ...] = ()
+
+
+class Unwanted(Message, tag=31, frozen=True):
+    """I do not need this link: close it, unless you do."""
 
 
 class Gossip(Message, tag=24, frozen=True):
@@ -272,10 +318,23 @@ class RecordRequest(Message, tag=27, frozen=True):
 
 
 class Records(Message, tag=28, frozen=True):
-    """Records, and what is to be believed about their (or other) subjects after reading them."""
+    """Records, and what is to be believed about their (or other) subjects after reading them.
 
-    records: tuple[MemberRecord, ...]
+    Each record is read by `read_record` only when its turn comes: several peers send the same one,
+    and one that cannot be read must not take the others along.
+    """
+
+    records: tuple[msgspec.Raw, ...]
     rumours: tuple[Rumour, ...] = ()
+
+
+class Summary(Message, tag=32, frozen=True):
+    """My view in `BUCKETS` parts: a hash of each range of ids. Send your digests of those that differ."""
+
+    sums: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=SUM_BYTES)], ...],
+        msgspec.Meta(min_length=BUCKETS, max_length=BUCKETS),
+    ]
 
 
 class MemberList(Message, tag=29, frozen=True):
@@ -285,19 +344,69 @@ class MemberList(Message, tag=29, frozen=True):
 
 
 CODEC: Final = Codec(
-    MemberRecord, Ping, Ack, PingRequest, Gossip, Sync, Digest, RecordRequest, Records, MemberList
+    MemberRecord,
+    Ping,
+    Ack,
+    PingRequest,
+    Gossip,
+    Sync,
+    Digest,
+    RecordRequest,
+    Records,
+    MemberList,
+    Nack,
+    Unwanted,
+    Summary,
 )
 """The codec of all of membership's messages."""
 
 
+_IDS_REMEMBERED: Final = 2 * MAX_MEMBERS
+"""Conversions of ids that are remembered: those of members, and as many strangers'."""
+
+
+@lru_cache(_IDS_REMEMBERED)
 def pack_id(node_id: NodeId) -> bytes:
     """Return a NodeId's 20 raw bytes."""
     return base64.b32decode(node_id.upper())
 
 
+@lru_cache(_IDS_REMEMBERED)
 def unpack_id(raw: bytes) -> NodeId:
     """Return the NodeId with these 20 raw bytes."""
     return NodeId(base64.b32encode(raw).decode().lower())
+
+
+@lru_cache(_IDS_REMEMBERED)
+def node_id_of_key(public_key: bytes) -> NodeId:
+    """Return the NodeId of a public key."""
+    return node_id_of(public_key)
+
+
+_RECORD: Final = Codec(MemberRecord)
+_HELD: Final[WeakValueDictionary[bytes, MemberRecord]] = WeakValueDictionary()
+
+
+def read_record(raw: msgspec.Raw | bytes) -> tuple[MemberRecord, str | None]:
+    """Decode a record, and say why it may not be spread, or None; one that is held is not decoded again.
+
+    Several peers push the same record, so most that come are held already. Only who holds a record
+    keeps it in memory here: what is refused is gone.
+
+    Raises:
+        ProtocolError: if it is no record.
+    """
+    data = bytes(raw)
+    record = _HELD.get(data)
+    if record is not None:
+        return record, None
+    record = _RECORD.decode(data)
+    if record is None:
+        raise ProtocolError("a record of a member has another type number")
+    flaw = record_flaw(record)
+    if flaw is None:
+        _HELD[data] = record
+    return record, flaw
 
 
 def write_members(records: Iterable[MemberRecord]) -> bytes:

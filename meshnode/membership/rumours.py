@@ -51,8 +51,11 @@ class RumourQueue:
     def drop(self, subject: bytes) -> None:
         """Tell nothing about this subject any more."""
         tier = self._tier_of.pop(subject, None)
-        if tier is not None:
-            del self._tiers[tier][subject]
+        if tier is None:
+            return
+        del self._tiers[tier][subject]
+        if not self._tiers[tier]:
+            self._tiers[tier] = {}  # a dict that was large stays slow to walk after it is emptied
 
     def take(self, budget_bytes: int, limit: int) -> list[Rumour]:
         """Return rumours for one message and count them as told once more.
@@ -62,6 +65,8 @@ class RumourQueue:
             limit: A rumour that has been told this often is dropped.
         """
         taken: list[tuple[int, Rumour, int]] = []
+        if not self._tier_of:
+            return []
         for told, rumour, size_bytes in self._in_order():
             if budget_bytes < SMALLEST_RUMOUR_BYTES:
                 break

@@ -41,6 +41,13 @@ class ProbeDeadline(MembershipTimer):
 
 
 @dataclass(frozen=True, slots=True)
+class NackDue(MembershipTimer):
+    """A probe carried out for another member has no answer yet: tell it that this node is there."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class RelayExpired(MembershipTimer):
     """A probe carried out for another member is of no use to it any more."""
 
@@ -49,7 +56,7 @@ class RelayExpired(MembershipTimer):
 
 @dataclass(frozen=True, slots=True)
 class SuspicionExpired(MembershipTimer):
-    """A suspect had its time to refute, in this incarnation."""
+    """A suspect had its time to refute, in this incarnation; `due` tells which of its timers counts."""
 
     node_id: NodeId
     incarnation: Incarnation
@@ -59,6 +66,33 @@ class SuspicionExpired(MembershipTimer):
 @dataclass(frozen=True, slots=True)
 class GossipRound(MembershipTimer):
     """Tell rumours to a few members."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushRound(MembershipTimer):
+    """Pass on over links what changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRound(MembershipTimer):
+    """Ask for records that are still missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRound(MembershipTimer):
+    """Part with links that neither end needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSync(MembershipTimer):
+    """A link came up, and its other end had the time to begin comparing views."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDue(MembershipTimer):
+    """Compare views with one linked peer: members joined, and it may have missed that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from meshnode.effects import Dial, Effect, Emit, Persist, SendDatagram, SendNote, StartTimer
+from meshnode.effects import (
+    CloseLink,
+    Dial,
+    Effect,
+    Emit,
+    Persist,
+    SendDatagram,
+    SendNote,
+    StartTimer,
+)
 from meshnode.events import (
     DatagramReceived,
     DialFailed,
@@ -45,7 +54,9 @@ from meshnode.membership.messages import (
     Rumour,
     leave_bytes,
     pack_id,
+    read_record,
 )
+from meshnode.membership.timers import RequestRound
 from meshnode.types import Address, NodeId, NodeState, node_id_of
 
 if TYPE_CHECKING:
@@ -289,6 +300,8 @@ class World:
                     self._send_note(node, to, payload)
                 case Dial(addresses, expect):
                     self._dial(node, addresses, expect)
+                case CloseLink(to, _):
+                    self.unlink(node.id, to)
                 case StartTimer(timer, delay_s):
                     assert isinstance(timer, MembershipTimer)
                     self.tell(node, TimerFired(timer), delay_s)
@@ -349,6 +362,11 @@ class World:
         self.at(0.02, connect)
 
 
+def records_of(*records: MemberRecord) -> Records:
+    """Return the message that carries these."""
+    return Records(tuple(msgspec.Raw(CODEC.encode(record)) for record in records))
+
+
 class Stage:
     """One core under direct questioning: what it is told, and what it does about it."""
 
@@ -365,6 +383,10 @@ class Stage:
         self.now += after_s
         return self.tell(TimerFired(timer))
 
+    def tell_at(self, time: float, timer: MembershipTimer) -> list[Effect]:
+        """Let a timer be due at a monotonic second."""
+        return self.fire(timer, max(0.0, time - self.now))
+
     def link(self, name: str) -> list[Effect]:
         return self.tell(LinkUp(node_id_of(public_key(name)), build_record(name).addresses[0]))
 
@@ -378,13 +400,16 @@ class Stage:
         """Let a probe be answered directly."""
         return self.tell(DatagramReceived(to, CODEC.encode(Ack(sequence))))
 
+    def asked(self, after_s: float = 0.2) -> list[tuple[NodeId, Any]]:
+        """Let records be asked for that are due after a while, and return what is sent."""
+        return messages(self.fire(RequestRound(), after_s))
+
     def unlink(self, name: str) -> list[Effect]:
         return self.tell(LinkDown(node_id_of(public_key(name)), "broken"))
 
     def learn(self, *names: str, **record: Any) -> list[Effect]:
         """Let the first of these bring the records of all."""
-        records = tuple(build_record(name, **record) for name in names)
-        return self.note(names[0], Records(records))
+        return self.note(names[0], records_of(*(build_record(name, **record) for name in names)))
 
     def hear(
         self,
@@ -395,6 +420,7 @@ class Stage:
         epoch: int = 1,
         counter: int = 0,
         signed_by: str = "",
+        accuser: str = "",
     ) -> list[Effect]:
         """Let a rumour come by datagram; a leave with the subject's proof unless told otherwise."""
         proof = b""
@@ -402,7 +428,8 @@ class Stage:
             claim = leave_bytes(public_key(subject), Incarnation(epoch, counter))
             proof = signature(public_key(signed_by or subject), claim)
         raw = pack_id(node_id_of(public_key(subject)))
-        rumour = Rumour(raw, epoch, counter, STATE_CODES.index(state), b"", proof)
+        origin = pack_id(node_id_of(public_key(accuser))) if accuser else b""
+        rumour = Rumour(raw, epoch, counter, STATE_CODES.index(state), origin, proof)
         return self.datagram(sender, Gossip((rumour,)))
 
     def state(self, name: str) -> NodeState | None:
@@ -437,10 +464,16 @@ class Tools:
     timers = staticmethod(timers)
     emits = staticmethod(emits)
     record = staticmethod(build_record)
+    records = staticmethod(records_of)
     stage = Stage
     sign = staticmethod(signature)
     encode = staticmethod(CODEC.encode)
     decode = staticmethod(CODEC.decode)
+
+    @staticmethod
+    def carried(message: Records) -> tuple[MemberRecord, ...]:
+        """Return the records that a message carries."""
+        return tuple(read_record(raw)[0] for raw in message.records)
 
     @staticmethod
     def id(name: str) -> NodeId:

@@ -8,6 +8,7 @@ from meshnode.membership.addresses import (
     Kind,
     datagram_address,
     dialable,
+    is_of_vpn,
     kind_of,
     seeds_of_invite,
 )
@@ -67,6 +68,46 @@ def test_loopback_and_link_local_are_dialled_only_by_nodes_that_listen_there() -
     assert dialable(offered, [Address("127.0.0.1", 1)]) == (loopback, routed)
     assert dialable(offered, [nowhere, link_local]) == (routed, link_local)
     assert dialable((), [routed]) == ()
+
+
+def test_what_is_likely_to_answer_soonest_is_dialled_first() -> None:
+    offered = [
+        Address(host, 8471)
+        for host in (
+            "100.100.1.2",
+            "fd7a:115c:a1e0::2",
+            "203.0.113.7",
+            "home.example",
+            "2001:db8:1::7",
+            "10.9.9.9",
+            "fd00:1::7",
+            "192.168.1.20",
+            "2001:db8:2::7",
+        )
+    ]
+    own = [Address("192.168.1.10", 1), Address("2001:db8:2::1", 1), Address("100.100.1.1", 1)]
+    near, private, public, vpn = (
+        ["192.168.1.20", "2001:db8:2::7"],
+        ["10.9.9.9", "fd00:1::7"],
+        ["203.0.113.7", "home.example", "2001:db8:1::7"],
+        ["100.100.1.2", "fd7a:115c:a1e0::2"],
+    )
+    assert [each.host for each in dialable(offered, own)] == near + private + public + vpn
+
+
+def test_without_a_link_datagrams_go_to_a_neighbour_s_address_or_a_public_one() -> None:
+    """The private address of a home is another device's in the next home."""
+    advertised = [Address(host, 8471) for host in ("192.168.1.20", "10.0.0.5", "1.2.3.4")]
+
+    def found(*own: str) -> str | None:
+        to = datagram_address(advertised, None, has_dialled=False, kinds=ANYWHERE, own=own)
+        return None if to is None else to.host
+
+    assert found("10.0.0.9", "node.example") == "10.0.0.5"
+    assert found("172.16.0.1") == "1.2.3.4"
+    assert found() == "1.2.3.4"
+    assert is_of_vpn("100.64.0.9")
+    assert not is_of_vpn("node.example")
 
 
 ANYWHERE = frozenset({Kind.ROUTED, Kind.LOOPBACK})

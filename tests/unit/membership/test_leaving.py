@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshnode.effects import Emit, SendDatagram, SendNote
+from meshnode.effects import Emit, Persist, SendDatagram, SendNote
 from meshnode.events import DialFailed, Leave, Start
-from meshnode.membership import Incarnation, leave_bytes
+from meshnode.membership import Incarnation, leave_bytes, read_members
 from meshnode.membership.messages import (
     Ack,
     Digest,
@@ -14,11 +14,10 @@ from meshnode.membership.messages import (
     Ping,
     PingRequest,
     RecordRequest,
-    Records,
     Rumour,
     Sync,
 )
-from meshnode.membership.timers import GossipRound, ProbePeriod
+from meshnode.membership.timers import GossipRound, PersistDue, ProbePeriod
 from meshnode.types import NodeState
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def test_after_its_leave_a_node_only_answers(stage: Stage, tools: type[Tools]) -
     for timer in (ProbePeriod(), GossipRound()):
         assert stage.fire(timer) == []
     for ignored in (
-        Records((tools.record("c"),)),
+        tools.records(tools.record("c")),
         Digest(b"", b"\xff" * 20, ()),
         Gossip((Rumour(tools.raw("a"), 1, 0, 2),)),
         PingRequest(1, tools.raw("a")),
@@ -74,9 +73,22 @@ def test_after_its_leave_a_node_only_answers(stage: Stage, tools: type[Tools]) -
     ((_, digest),) = tools.messages(stage.note("a", Sync(b"other")))
     assert isinstance(digest, Digest)
     ((_, records),) = tools.messages(stage.note("a", RecordRequest((tools.raw("me"),))))
-    assert records.records == (own,)
+    assert tools.carried(records) == (own,)
     assert records.rumours[0].proof
 
 
 def test_a_node_alone_leaves_quietly(stage: Stage, tools: type[Tools]) -> None:
     assert tools.messages(stage.tell(Leave())) == []
+
+
+def test_whom_it_has_just_learnt_of_is_on_disk_when_it_has_left(stage: Stage) -> None:
+    stage.learn("a", "b")
+    (written,) = (each for each in stage.tell(Leave()) if isinstance(each, Persist))
+    assert written.key == "members"
+    assert {record.name for record in read_members(written.value)} == {"a", "b"}
+
+
+def test_a_leave_writes_nothing_that_is_on_disk_already(stage: Stage) -> None:
+    stage.learn("a", "b")
+    assert any(isinstance(each, Persist) for each in stage.fire(PersistDue(), 2.0))
+    assert not any(isinstance(each, Persist) for each in stage.tell(Leave()))

@@ -12,6 +12,7 @@ from meshnode.membership import probing
 from meshnode.membership.messages import Ack, Gossip, Ping, PingRequest, Rumour
 from meshnode.membership.timers import (
     GossipRound,
+    NackDue,
     ProbeDeadline,
     ProbePeriod,
     ProbeTimeout,
@@ -40,6 +41,16 @@ def probe(stage: Stage, tools: type[Tools]) -> tuple[int, list[Effect]]:
     return sequence, effects
 
 
+def time_out(stage: Stage, tools: type[Tools], effects: list[Effect]) -> list[Effect]:
+    """Let a probe's direct way time out, half a second after it began."""
+    return stage.fire(tools.timers(effects, ProbeTimeout)[0], 0.5)
+
+
+def judge(stage: Stage, tools: type[Tools], asked: list[Effect]) -> list[Effect]:
+    """Let the period of a probe end whose direct way timed out half a second ago."""
+    return stage.fire(tools.timers(asked, ProbeDeadline)[0], 0.5)
+
+
 def test_nobody_is_probed_by_a_node_alone(stage: Stage, tools: type[Tools]) -> None:
     effects = stage.fire(ProbePeriod())
     assert tools.timers(effects, ProbePeriod)
@@ -50,7 +61,8 @@ def test_every_live_member_is_probed_within_two_passes(stage: Stage, tools: type
     names = [f"m{i}" for i in range(10)]
     stage.learn(*names)
     stage.hear("m3", NodeState.DEAD)
-    stage.hear("m4", NodeState.SUSPECT)
+    for to, sequence in pings(tools, stage.hear("m4", NodeState.SUSPECT)):
+        stage.ack(to, sequence)  # it is probed at once, which is no turn of the pass
     probed = []
     for _ in range(9 * 4):
         stage.now += 1.0
@@ -71,8 +83,7 @@ def test_an_answered_probe_blames_nobody_and_a_late_ack_changes_nothing(
     sequence, effects = probe(stage, tools)
     assert stage.datagram("stranger", Ack(sequence)) == []
     stage.datagram("a", Ack(sequence))
-    assert stage.fire(tools.timers(effects, ProbeTimeout)[0], 0.5) == []
-    assert stage.fire(tools.timers(effects, ProbeDeadline)[0], 0.5) == []
+    assert time_out(stage, tools, effects) == []
     assert stage.datagram("a", Ack(sequence)) == []
     assert stage.state("a") is NodeState.ALIVE
 
@@ -84,15 +95,16 @@ def test_an_unanswered_probe_asks_three_helpers_and_the_link_and_then_suspects(
     stage.learn(*names)
     for name in names:
         stage.link(name)
-    _, effects = probe(stage, tools)
+    sequence, effects = probe(stage, tools)
     ((target, _),) = pings(tools, effects)
-    asked = stage.fire(tools.timers(effects, ProbeTimeout)[0], 0.5)
+    asked = time_out(stage, tools, effects)
     sent = tools.messages(asked)
     helpers = [to for to, message in sent if isinstance(message, PingRequest)]
     assert len(set(helpers)) == 3
     assert target not in helpers
-    assert [effect.to for effect in asked if isinstance(effect, SendNote)] == [target]
-    judged = stage.fire(tools.timers(effects, ProbeDeadline)[0], 0.5)
+    again = [effect for effect in asked if tools.messages([effect]) == [(target, Ping(sequence))]]
+    assert [type(effect) for effect in again] == [SendDatagram, SendNote]
+    judged = judge(stage, tools, asked)
     assert tools.emits(judged) == [("member.suspect", target)]
 
 
@@ -101,18 +113,17 @@ def test_a_helper_s_ack_saves_the_target(stage: Stage, tools: type[Tools]) -> No
     sequence, effects = probe(stage, tools)
     ((target, _),) = pings(tools, effects)
     helper = "b" if target == tools.id("a") else "a"
-    stage.fire(tools.timers(effects, ProbeTimeout)[0], 0.5)
+    asked = time_out(stage, tools, effects)
     stage.datagram(helper, Ack(sequence))
-    assert stage.fire(tools.timers(effects, ProbeDeadline)[0], 0.5) == []
+    assert judge(stage, tools, asked) == []
 
 
 def test_a_suspect_that_does_not_answer_is_no_more_suspect_than_before(
     stage: Stage, tools: type[Tools]
 ) -> None:
     stage.learn("a")
-    stage.hear("a", NodeState.SUSPECT)
-    _, effects = probe(stage, tools)
-    assert tools.emits(stage.fire(tools.timers(effects, ProbeDeadline)[0], 1.0)) == []
+    effects = stage.hear("a", NodeState.SUSPECT)  # it is probed at once
+    assert tools.emits(judge(stage, tools, time_out(stage, tools, effects))) == []
 
 
 @pytest.mark.parametrize("late", ["timeout", "deadline"])
@@ -121,20 +132,23 @@ def test_a_probe_with_a_late_timer_is_not_judged(
 ) -> None:
     stage.learn("a")
     _, effects = probe(stage, tools)
-    timeout, deadline = (
-        tools.timers(effects, ProbeTimeout)[0],
-        tools.timers(effects, ProbeDeadline)[0],
-    )
-    stage.fire(timeout, 5.5 if late == "timeout" else 0.5)
-    stage.fire(deadline, 0.0 if late == "timeout" else 5.5)
+    (timeout,) = tools.timers(effects, ProbeTimeout)
+    asked = stage.fire(timeout, 5.5 if late == "timeout" else 0.5)
+    if late == "deadline":
+        assert stage.fire(tools.timers(asked, ProbeDeadline)[0], 5.5) == []
+    else:
+        assert asked == []
     assert stage.state("a") is NodeState.ALIVE
+    assert stage.core.health == 1
+    assert stage.core.counts.probes.void == 1
 
 
 def test_a_probe_of_an_earlier_life_blames_nobody(stage: Stage, tools: type[Tools]) -> None:
     stage.learn("a")
     _, effects = probe(stage, tools)
+    asked = time_out(stage, tools, effects)
     stage.learn("a", epoch=2)
-    assert stage.fire(tools.timers(effects, ProbeDeadline)[0], 1.0) == []
+    assert judge(stage, tools, asked) == []
 
 
 def test_a_lost_link_makes_the_member_probed_at_once_and_only_once(
@@ -155,7 +169,7 @@ def test_a_link_that_comes_up_proves_its_peer_alive(stage: Stage, tools: type[To
     ((target, _),) = pings(tools, effects)
     for name in ("a", "b"):
         stage.link(name)
-    assert stage.fire(tools.timers(effects, ProbeDeadline)[0], 1.0) == []
+    assert time_out(stage, tools, effects) == []
     assert stage.core.members[target].linked
 
 
@@ -184,7 +198,9 @@ def test_a_helper_forgets_what_comes_too_late_and_bounds_what_it_does(
     effects = stage.datagram("b", PingRequest(77, tools.raw("a")))
     ((_, sequence),) = pings(tools, effects)
     assert stage.datagram("b", PingRequest(78, tools.raw("a"))) == []
-    stage.fire(tools.timers(effects, RelayExpired)[0], 1.0)
+    (nack_due,) = tools.timers(effects, NackDue)
+    (expired,) = tools.timers(stage.fire(nack_due, 0.4), RelayExpired)
+    stage.fire(expired, 0.6)
     assert stage.datagram("a", Ack(sequence)) == []
     assert len(pings(tools, stage.datagram("b", PingRequest(78, tools.raw("a"))))) == 1
 
@@ -215,8 +231,10 @@ def test_udp_counts_as_blocked_after_three_indirect_answers_and_open_after_a_dir
     events = []
     for answer_by in (stage.note, stage.note, stage.note, stage.note, stage.datagram):
         stage.now += 1.0
-        sequence, _ = probe(stage, tools)
-        events.append(tools.emits(answer_by("a", Ack(sequence))))
+        sequence, effects = probe(stage, tools)
+        asked = time_out(stage, tools, effects)
+        answered = answer_by("a", Ack(sequence))
+        events.append(tools.emits([*answered, *judge(stage, tools, asked)]))
         stage.core.update_record(stage.now, region=str(stage.now))
         (gossip,) = (
             effect

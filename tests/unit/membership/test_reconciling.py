@@ -15,6 +15,7 @@ from meshnode.limits import MAX_META_BYTES
 from meshnode.membership import antientropy
 from meshnode.membership.member import MemberTable
 from meshnode.membership.messages import (
+    Ack,
     Digest,
     DigestEntry,
     Gossip,
@@ -85,7 +86,7 @@ def test_the_greater_node_id_leaves_the_first_word_to_the_smaller(tools: type[To
     ((to, message),) = tools.messages(tools.stage(small).link(great))
     assert to == tools.id(great)
     assert isinstance(message, Sync)
-    assert tools.stage(great).link(small) == []
+    assert tools.messages(tools.stage(great).link(small)) == []
     assert tools.stage(great).link(great) == [], "a link to oneself is none"
 
 
@@ -117,7 +118,7 @@ def test_records_are_packed_into_as_few_notes_as_hold_them(tools: type[Tools]) -
     assert len(notes) == 3
     assert max(map(len, notes)) <= MAX_META_BYTES
     unpacked = [tools.decode(note) for note in notes]
-    assert [record for note in unpacked for record in note.records] == records
+    assert [record for note in unpacked for record in tools.carried(note)] == records
     assert unpacked[-1].rumours == tuple(rumours)
     assert antientropy.pack([], []) == []
 
@@ -127,8 +128,25 @@ def test_an_empty_digest_is_answered_with_all_that_live(stage: Stage, tools: typ
     stage.hear("b", NodeState.SUSPECT)
     stage.hear("c", NodeState.DEAD)
     ((_, records),) = tools.messages(stage.note("x", Digest(b"", LAST, ())))
-    assert {record.name for record in records.records} == {"me", "a", "b"}
+    assert {record.name for record in tools.carried(records)} == {"me", "a", "b"}
     assert [rumour.subject for rumour in records.rumours] == [tools.raw("b")]
+
+
+def test_a_state_of_a_later_version_is_skipped_and_the_rest_of_its_message_counts(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    stage.learn("a", "b")
+    later, suspect = (Rumour(tools.raw(name), 1, 0, code) for name, code in (("a", 4), ("b", 1)))
+    told = [
+        message for _, message in tools.messages(stage.datagram("x", Ping(7, (later, suspect))))
+    ]
+    assert 7 in [each.sequence for each in told if isinstance(each, Ack)]
+    assert (stage.state("a"), stage.state("b")) == (NodeState.ALIVE, NodeState.SUSPECT)
+    stage.link("x")
+    digest = Digest(b"", LAST, (DigestEntry(tools.raw("a"), 1, 0, 0, 255),))
+    stage.note("x", digest)
+    assert stage.state("a") is NodeState.ALIVE
+    assert antientropy.compare(MemberTable(tools.record("z"), 0.0), digest).wanted == []
 
 
 def test_a_peer_that_holds_this_node_dead_is_answered_by_a_refutation(
@@ -160,7 +178,7 @@ def test_messages_of_a_newer_version_are_skipped_and_its_new_fields_ignored(
 ) -> None:
     sender = tools.id("x")
     assert stage.tell(NoteReceived(sender, msgspec.msgpack.encode([39, "new"]))) == []
-    longer = msgspec.msgpack.encode([21, 5, [], "a field of tomorrow"])
+    longer = msgspec.msgpack.encode([21, 5, [], [], "a field of tomorrow"])
     assert len(tools.messages(stage.tell(NoteReceived(sender, longer)))) == 1
 
 
@@ -182,7 +200,7 @@ def test_garbage_is_dropped_and_never_raises(tools: type[Tools], data: st.DataOb
                     Ping(1, (Rumour(tools.raw("a"), 1, 0, 2),)),
                     Gossip((Rumour(tools.raw("me"), 1, 0, 3, b"x" * 20, b"y" * 64),)),
                     Digest(b"", LAST, (DigestEntry(tools.raw("a"), 1, 0, 7, 2),)),
-                    Records((tools.record("b"),)),
+                    tools.records(tools.record("b")),
                     RecordRequest((tools.raw("a"),)),
                 ]
             )
@@ -213,7 +231,7 @@ def test_bytes_that_are_no_message_are_told_to_people(
 def test_duplicates_change_nothing(stage: Stage, tools: type[Tools]) -> None:
     stage.link("a")
     messages = [
-        Records((tools.record("a"), tools.record("b"))),
+        tools.records(tools.record("a"), tools.record("b")),
         Gossip((Rumour(tools.raw("b"), 1, 0, 1),)),
         Records((), (Rumour(tools.raw("b"), 1, 0, 2),)),
     ]

@@ -129,7 +129,7 @@ def test_members_survive_the_disk_and_other_bytes_are_refused(make_record: Make)
 
 
 def test_the_list_on_disk_is_bounded(make_record: Make) -> None:
-    assert len(read_members(write_members([make_record("a")] * 1025))) == 1024
+    assert len(read_members(write_members([make_record("a")] * 257))) == 256
 
 
 def test_message_numbers_are_membership_s_own() -> None:
@@ -141,7 +141,13 @@ def test_message_numbers_are_membership_s_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"probe_timeout_s": 0.6}, {"max_payload_bytes": 255}, {"max_payload_bytes": 1401}]
+    "changes",
+    [
+        {"probe_timeout_s": 0.6},
+        {"max_payload_bytes": 255},
+        {"max_payload_bytes": 1401},
+        {"link_degree": 2},
+    ],
 )
 def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
