@@ -6,23 +6,34 @@ refuse is refused here, before this one holds it alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from meshnode import advertisement
-from meshnode.errors import Forbidden, ModelNotFound, UsageError
-from meshnode.state.admission import admission_key
+from meshnode.authority import needed_role
+from meshnode.errors import Forbidden, InvalidRequest, ModelNotFound, UsageError
+from meshnode.limits import MAX_ENTRIES_KEPT
 from meshnode.state.deployment import KEY_PREFIX, Deployment
-from meshnode.state.desired_messages import Entry
-from meshnode.state.hybrid_clock import Stamp
+from meshnode.state.desired import Draft
+from meshnode.state.statements import admission_key, revocation_key, role_key
+from meshnode.trust.chain import highest, promote
+from meshnode.trust.descent import Descent
+from meshnode.trust.parts import KEPT_IN_ALL_PARTS, split
+from meshnode.trust.reasons import TrustError
+from meshnode.trust.statements import Revocation, RoleChange, pack_keeps, write_statement
+from meshnode.types import NodeId, Role, node_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Iterable
 
-    from meshnode.membership.core import Membership
+    from meshnode.authority import Authority
     from meshnode.reconcile import OwnReplica
     from meshnode.state.api_keys import ApiKey
-    from meshnode.state.desired import DesiredState, Draft
-    from meshnode.types import NodeId
+    from meshnode.state.desired import DesiredState
+    from meshnode.state.desired_messages import Entry
+    from meshnode.trust.chain import VerifiedMember
+    from meshnode.trust.identity import Identity
+    from meshnode.trust.statements import Statement
 
 
 class Drafts:
@@ -30,29 +41,27 @@ class Drafts:
 
     def __init__(
         self,
-        me: NodeId,
+        identity: Identity,
         *,
         desired: DesiredState,
-        membership: Membership,
         own: Mapping[tuple[str, int], OwnReplica],
-        sign: Callable[[bytes], bytes],
+        authority: Authority,
         verify_entry: Callable[[Entry], str | None],
     ) -> None:
         """Prepare changes of `desired`.
 
         Args:
-            me: The author.
+            identity: The author.
             desired: What the mesh is asked to do.
-            membership: Has this node's admission chain.
             own: This node's replicas by (model, version).
-            sign: Ed25519 with the node's key.
+            authority: Who may do what.
             verify_entry: Why an entry is refused, or None.
         """
-        self._me = me
+        self._identity = identity
+        self._me = identity.node_id
         self._desired = desired
-        self._membership = membership
         self._own = own
-        self._sign = sign
+        self._authority = authority
         self._verify_entry = verify_entry
 
     def __repr__(self) -> str:
@@ -70,8 +79,8 @@ class Drafts:
         for manifest in deployment.manifests:
             advertisement.require_advertisable(manifest)
         value = deployment.encode()
-        self._require_permission(deployment.key)
-        return self._draft(deployment.key, value, wall_s)
+        self._require_role(deployment.key)
+        return self._draft({deployment.key: value}, wall_s)
 
     def undeployment(self, name: str, wall_s: float) -> Draft:
         """Prepare to ask the mesh to stop serving a model.
@@ -88,8 +97,8 @@ class Drafts:
                     f"{name!r} is served from a node's own model folder (--models), not deployed"
                 )
             raise ModelNotFound(f"nothing is deployed under the name {name!r}")
-        self._require_permission(key)
-        return self._draft(key, b"", wall_s)
+        self._require_role(key)
+        return self._draft({key: b""}, wall_s)
 
     def api_key(self, key: ApiKey, wall_s: float, forget: ApiKey | None = None) -> Draft:
         """Prepare to tell the mesh of an API key, one that was made or one that was revoked.
@@ -105,24 +114,222 @@ class Drafts:
             UsageError: if this node's clock is far behind what it has seen.
         """
         value = key.encode()
-        self._require_permission(key.key, value)
+        self._require_role(key.key)
         dropped = {} if forget is None else {forget.key: b""}
-        return self._draft(key.key, value, wall_s, dropped)
+        return self._draft({**dropped, key.key: value}, wall_s)
+
+    # Who belongs to the mesh
+
+    def eviction(
+        self,
+        node: NodeId,
+        reason: str,
+        keep_invited: bool,
+        wall_s: float,
+        names: Mapping[NodeId, str] | None = None,
+    ) -> Draft:
+        """Prepare to take a node out of the mesh for ever.
+
+        Args:
+            node: Whom; it need not be a live member, but its admission must be known.
+            reason: Why, for people; may be empty.
+            keep_invited: Whether those that it invited stay; else they are evicted too, and those that
+                these invited, and so on.
+            wall_s: Seconds since the Unix epoch.
+            names: What nodes are called, for people.
+
+        Returns:
+            An empty draft if the node is evicted already (and nobody else is to be).
+
+        Raises:
+            Forbidden: if this node is no admin.
+            InvalidRequest: if the node is not known, or is this node itself (`meshnode leave` does that).
+            TooLarge: if the desired state has no room.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        key = revocation_key(node)
+        self._require_role(key)
+        if node == self._me:
+            raise InvalidRequest(
+                "a node cannot evict itself; to leave the mesh for good: meshnode leave"
+            )
+        members = {each.node_id: each for each in self._authority.chains()}
+        if node not in members:
+            raise InvalidRequest(
+                f"no node {node} was ever seen in this mesh; `meshnode trust show` lists them"
+            )
+        descent = Descent(self._authority.chains())
+        gone = {node: None} if keep_invited else descent.invited(node, but=self._me)
+        # Members go by name: somebody who stays may rest on one of them as its witness. Who is none
+        # comes to nothing by not being kept.
+        named = [each for each in gone if each == node or each in self._authority.roster]
+        unkept = gone.keys() - {*named}
+        standing = self._authority.standing
+        changes: list[tuple[str, bytes]] = []
+        for target in named:
+            if standing.revocation(target) is None:
+                kept = self._kept(descent, target, unkept)
+                name = (names or {}).get(target, "")
+                public_key = members[target].public_key
+                revocation = Revocation(
+                    public_key, reason, int(wall_s), kept, name, entries=self._entries_of(target)
+                )
+                changes += self._stated(revocation_key(target), revocation)
+        return self._draft(changes, wall_s) if changes else Draft()
+
+    def role(self, node: NodeId, role: Role, wall_s: float) -> Draft:
+        """Prepare to give a member another role.
+
+        Returns:
+            An empty draft if it has that role already.
+
+        Raises:
+            Forbidden: if this node is no admin.
+            InvalidRequest: if the node is no member, or it is the last admin and would be none.
+            TooLarge, UsageError: as `eviction`.
+        """
+        key = role_key(node)
+        self._require_role(key)
+        member = self._authority.roster.get(node)
+        if member is None:
+            raise InvalidRequest(f"{node} is no member; `meshnode trust show` lists them")
+        if member.role is role:
+            return Draft()
+        admins = [each.node_id for each in self._authority.roster if each.role is Role.ADMIN]
+        if admins == [node]:
+            raise InvalidRequest(
+                "it is the last admin of the mesh; make another one first: meshnode trust role NODE admin"
+            )
+        chain = b""
+        if not highest(each.role for each in member.steps if each.subject == node).allows(role):
+            chain = self._promoted(member, role, wall_s).chain
+        falls = not role.allows(member.role)
+        kept = self._kept(Descent(self._authority.chains()), node) if falls else ()
+        entries = self._entries_of(node) if falls else ()
+        change = RoleChange(member.public_key, role, chain, kept, entries=entries)
+        return self._draft(self._stated(key, change), wall_s)
+
+    def seal(self, wall_s: float) -> Draft:
+        """Prepare to put the mesh's root key out of use for ever; whom it admitted stays.
+
+        Returns:
+            An empty draft if it was sealed before.
+
+        Raises:
+            Forbidden: if this node is no admin.
+            TooLarge, UsageError: as `eviction`.
+        """
+        root = self._member.root_public_key
+        key = revocation_key(node_id_of(root))
+        self._require_role(key)
+        if self._authority.is_sealed:
+            return Draft()
+        kept = self._kept(Descent(self._authority.chains()), node_id_of(root))
+        revocation = Revocation(root, "sealed", int(wall_s), kept)
+        return self._draft(self._stated(key, revocation), wall_s)
+
+    def rotation(self, successor: VerifiedMember, wall_s: float) -> Draft:
+        """Prepare to hand this node's membership over to another key (`Credentials.make_successor`).
+
+        Once it is committed this node is out by its own hand (`trust.evicted`), and goes on as its
+        successor (`Credentials.succeed`).
+
+        Raises:
+            TooLarge, UsageError: as `eviction`.
+        """
+        kept = self._kept(Descent([*self._authority.chains(), successor]), self._me)
+        revocation = Revocation(
+            self._identity.public_key, "rotated", int(wall_s), kept,
+            entries=self._entries_of(self._me),
+        )  # fmt: skip
+        changes = [
+            # In this order: this node can state nothing after its own revocation.
+            (admission_key(successor.node_id), successor.chain),
+            *self._stated(revocation_key(self._me), revocation),
+        ]
+        return self._draft(changes, wall_s)
+
+    def admission(self, node: NodeId, wall_s: float) -> Draft:
+        """Prepare to count the admission of a member by an invite for a number of devices.
+
+        Returns:
+            An empty draft if it is counted already, or needs not be.
+
+        Raises:
+            TooLarge, UsageError: as `eviction`.
+        """
+        chain = self._authority.unregistered(node)
+        return Draft() if chain is None else self._draft({admission_key(node): chain}, wall_s)
+
+    def _kept(
+        self, descent: Descent, giver: NodeId, gone: Container[NodeId] = ()
+    ) -> tuple[bytes, ...]:
+        """Return who stays of those that a node has let in, packed; none of those in `gone`.
+
+        Should there be more than a statement can name, those that are members come first.
+        """
+        given = descent.given(giver)
+        staying = [each for each in given if each not in gone]
+        staying.sort(key=lambda each: (each not in self._authority.roster, each))
+        return pack_keeps({each: given[each] for each in staying[:KEPT_IN_ALL_PARTS]})
+
+    def _entries_of(self, author: NodeId) -> tuple[bytes, ...]:
+        """Return the digests of an author's deployments and API keys that stay, as far as known here."""
+        written = self._desired.written_by(author)[:MAX_ENTRIES_KEPT]
+        return tuple(entry.digest for entry in written)
+
+    def _stated(self, key: str, statement: Statement) -> list[tuple[str, bytes]]:
+        """Return what to write for a statement, in as many parts as it takes."""
+        return [(key, write_statement(part)) for part in split(statement)]
+
+    def _promoted(self, member: VerifiedMember, role: Role, wall_s: float) -> VerifiedMember:
+        try:
+            return promote(
+                admin=self._identity,
+                admin_member=self._member,
+                member=member,
+                role=role,
+                now_wall_s=wall_s,
+            )
+        except TrustError as error:
+            raise UsageError(f"the node cannot be promoted by this one: {error}") from error
+
+    @property
+    def _member(self) -> VerifiedMember:
+        """This node as a member.
+
+        Raises:
+            Forbidden: if it is none any more.
+        """
+        member = self._authority.roster.get(self._me)
+        if member is None:
+            raise Forbidden("this node was evicted from its mesh and may not change it")
+        return member
 
     def _draft(
-        self, key: str, value: bytes, wall_s: float, dropped: Mapping[str, bytes] | None = None
+        self, changes: Mapping[str, bytes] | Iterable[tuple[str, bytes]], wall_s: float
     ) -> Draft:
-        """Draft a change, with this node's admission beside it where the mesh does not have it.
+        """Draft changes, with this node's admission before them where the mesh does not have it.
 
         A node that joins while the author is away could not check the author's entries otherwise.
         """
-        admission, chain = admission_key(self._me), self._membership.record.chain
-        changes = {} if self._desired.get(admission) == chain else {admission: chain}
-        return self._desired.draft({**changes, **(dropped or {}), key: value}, wall_s)
+        chain = self._member.chain
+        # With its own signature: who does not know the one that stated it could not check that.
+        own_key = admission_key(self._me)
+        beside = {} if self._desired.states(own_key, chain, self._me) else {own_key: chain}
+        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        draft = self._desired.draft([*beside.items(), *pairs], wall_s)
+        for entry in draft.entries:
+            reason = self._verify_entry(entry)
+            if reason is not None:
+                raise Forbidden(f"this node may not change what the mesh serves: {reason}")
+        return draft
 
-    def _require_permission(self, key: str, value: bytes = b"") -> None:
-        entry = Entry(key, Stamp(0, 0), self._me, value)
-        signed = Entry(key, entry.stamp, self._me, value, self._sign(entry.signed_bytes))
-        reason = self._verify_entry(signed)
-        if reason is not None:
-            raise Forbidden(f"this node may not change what the mesh serves: {reason}")
+    def _require_role(self, key: str) -> None:
+        role = self._member.role
+        if not role.allows(needed_role(key)):
+            raise Forbidden(
+                f"this node is an {role} and may not say who belongs to the mesh; ask an admin's node"
+                if needed_role(key) is Role.ADMIN and role is not Role.MEMBER
+                else f"this node is a plain {role} and may not change the mesh; ask an operator's node"
+            )

@@ -14,6 +14,7 @@ How things are kept in step. What a core emits names what changed, and marks mod
 |---|---|---|
 | `state.changed` | the replica or load goes to routing (`directory`) | that model |
 | `member.*` | its replicas go to routing, or leave it | all, if placements may differ now |
+| `member.evicted` | its replicas leave routing, its state is forgotten | all, if placements may differ now |
 | `desired.changed` | what is wanted goes to routing | the deployment's model |
 
 Then each stale model is reconciled (`reconcile`): what is asked of the driver is noted in `own` and
@@ -40,11 +41,13 @@ from meshnode.directory import Directory
 from meshnode.drafts import Drafts
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
 from meshnode.errors import TooLarge
-from meshnode.events import Event, Start, TimerFired
+from meshnode.events import Event, LinkUp, Start, TimerFired
+from meshnode.eviction import Evictions
 from meshnode.limits import MAX_OWNER_VALUE_BYTES
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
 from meshnode.reconcile import OwnReplica, Reconciler, Wanted
+from meshnode.request_links import RequestLinks
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
 from meshnode.routing.table import Goal
@@ -52,17 +55,20 @@ from meshnode.state.api_keys import is_api_key, why_kept
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
-from meshnode.state.owner import OwnerStates
+from meshnode.state.owner import OwnerStates, OwnerTrust
+from meshnode.trust.identity import verify
 from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from meshnode.authority import Authority
     from meshnode.membership.messages import MemberRecord
     from meshnode.models.manifest import Manifest
     from meshnode.routing.placement import Placement
     from meshnode.state.desired import Draft
     from meshnode.state.desired_messages import Entry
+    from meshnode.trust.identity import Identity
 
 _MEMBER_CHANGES: Final = frozenset(
     f"member.{what}"
@@ -131,16 +137,22 @@ class NodeTrust:
     """What the node needs of the trust layer.
 
     Attributes:
-        sign: Ed25519 with the node's key.
-        verify_record: Why a member's record is refused, or None if its chain and signature hold.
+        identity: The node's key.
+        authority: Whose word counts for what.
         verify_signature: Whether a public key signed these bytes (key, bytes, signature).
-        verify_entry: Why an entry of the desired state is refused, or None.
     """
 
-    sign: Callable[[bytes], bytes]
-    verify_record: Callable[[MemberRecord], str | None]
-    verify_signature: Callable[[bytes, bytes, bytes], bool]
-    verify_entry: Callable[[Entry], str | None]
+    identity: Identity
+    authority: Authority
+    verify_signature: Callable[[bytes, bytes, bytes], bool] = verify
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign with the node's key."""
+        return self.identity.sign(data)
+
+    def sign_entry(self, data: bytes) -> bytes:
+        """Sign an entry of the desired state, for this mesh only."""
+        return self.identity.sign(self.authority.bound(data))
 
 
 class Node:
@@ -181,27 +193,35 @@ class Node:
         config = config or NodeConfig()
         known = tuple(known)
         self.me = record.node_id
-        self._verify_entry = trust.verify_entry
+        self._authority = trust.authority
         self.membership = Membership(
             record=record,
             sign=trust.sign,
-            verify_record=trust.verify_record,
+            verify_record=trust.authority.verify_record,
             verify_signature=trust.verify_signature,
             config=config.membership,
             rng=random.Random(rng.getrandbits(64)),
             seeds=seeds,
             known=known,
         )
+        self._verify_signature = trust.verify_signature
         self.owners = OwnerStates(
-            self.me, record.epoch, config.owner, random.Random(rng.getrandbits(64))
+            self.me,
+            record.epoch,
+            config.owner,
+            random.Random(rng.getrandbits(64)),
+            OwnerTrust(trust.sign, self._is_signed_by, self._epoch_of),
+            hints=frozenset({LOAD_KEY}),
         )
         self.desired = DesiredState(
             self.me,
-            sign=trust.sign,
+            sign=trust.sign_entry,
             verify=self._why_refused,
             config=config.desired,
             rng=random.Random(rng.getrandbits(64)),
             stored=stored_desired,
+            on_statement=trust.authority.take,
+            on_displaced=trust.authority.forget,
         )
         self.router = Router(
             self.me,
@@ -211,12 +231,18 @@ class Node:
         )
         self.own: dict[tuple[str, int], OwnReplica] = {}
         self.drafts = Drafts(
-            self.me,
+            trust.identity,
             desired=self.desired,
-            membership=self.membership,
             own=self.own,
-            sign=trust.sign,
+            authority=trust.authority,
             verify_entry=self._why_refused,
+        )
+        self._evictions = Evictions(
+            self.me,
+            authority=trust.authority,
+            membership=self.membership,
+            desired=self.desired,
+            drafts=self.drafts,
         )
         self.has_friends = bool(seeds or known)
         self._deployments = Deployments(self.desired)
@@ -229,6 +255,7 @@ class Node:
         self._due: dict[str, float] = {}  # by model: when to look at it again
         self._timer_at: float | None = None  # the timer that runs for the earliest of them
         self._directory = Directory(self.me, self.membership.members, self.owners, self.router)
+        self._links = RequestLinks(self.me)
 
     def __repr__(self) -> str:
         return f"<Node {self.me[:8]} {self.membership!r} {len(self.own)} replicas>"
@@ -264,6 +291,9 @@ class Node:
                     *self.owners.handle(event, now),
                     *self.desired.handle(event, now, wall_s),
                 ]
+                if isinstance(event, Start | LinkUp):
+                    peer = event.peer if isinstance(event, LinkUp) else self.me
+                    effects += [*self._evictions.count(peer, wall_s), *self._evictions.check_own()]
         return self._settle(effects, now)
 
     def _begin(self, now: float) -> list[Effect]:
@@ -281,7 +311,7 @@ class Node:
             reason = None if known is None else why_kept(known, entry.stamp.wall_ms / 1000)
             if reason is not None:
                 return reason
-        return self._verify_entry(entry)
+        return self._authority.verify_entry(entry)
 
     def commit(self, draft: Draft, now: float) -> list[Effect]:
         """Let a draft of `drafts` count whose `persist` was carried out, and tell the mesh."""
@@ -337,6 +367,8 @@ class Node:
             manifest, event.state, event.deployed, event.reason, event.slots, event.service_ms
         )
         self.own[manifest.model, manifest.version] = replica
+        if event.state is not ReplicaState.FETCHING:
+            self._links.put(("files", manifest.model, manifest.version), ())
         if event.state is ReplicaState.FAILED and event.deployed:
             self._reconciler.failed(manifest, replica.digest, now)
         self._stale.add(manifest.model)
@@ -344,6 +376,7 @@ class Node:
 
     def _replica_gone(self, model: str, version: int, now: float) -> list[Effect]:
         self.own.pop((model, version), None)
+        self._links.put(("files", model, version), ())
         self._stale.add(model)
         return self.owners.delete(replica_key(model, version), now)
 
@@ -387,13 +420,17 @@ class Node:
                 else:
                     settled.append(effect)
                     queue += self._follow(effect, now)
+            queue += self._evictions.heed(now)
             self._directory.forget_reaped()
             self._route_goals()
             queue += self._reconcile_stale(now)
+            queue += self._link_to_holders(now)
             if not queue:
                 return settled
 
     def _follow(self, emit: Emit, now: float) -> list[Effect]:
+        if emit.kind == "member.evicted":
+            return self._member_gone(NodeId(emit.subject))
         if emit.kind in _MEMBER_CHANGES and emit.subject in self.membership.members:
             return self._member_changed(NodeId(emit.subject), now)
         if emit.kind == "desired.changed" and emit.subject.startswith(KEY_PREFIX):
@@ -409,10 +446,38 @@ class Node:
         if self._fleet.update(members.values()):
             self._all_stale()
         self._stale.update(self._directory.member_changed(node, now))
+        if node == self.me:
+            return self.owners.follow_epoch(members[node].record.epoch)
         if members[node].live:
-            self.owners.welcome(node)
+            return self.owners.welcome(node)
+        return self.owners.forget(node)
+
+    def _member_gone(self, node: NodeId) -> list[Effect]:
+        if self._fleet.update(self.membership.members.values()):
+            self._all_stale()
+        return self.owners.forget(node)
+
+    def _is_signed_by(self, owner: NodeId, data: bytes, signature: bytes) -> bool:
+        """Whether a member signed what it is said to have written about itself."""
+        member = self.membership.members.get(owner)
+        return member is not None and self._verify_signature(
+            member.record.public_key, data, signature
+        )
+
+    def _epoch_of(self, owner: NodeId) -> int | None:
+        """Return a live member's boot epoch: what others say about itself counts only then."""
+        member = self.membership.members.get(owner)
+        return member.record.epoch if member is not None and member.live else None
+
+    def _link_to_holders(self, now: float) -> list[Effect]:
+        """Have links to the nodes that requests go to and files come from."""
+        moved = self._directory.moved
+        while moved:
+            key = moved.pop()
+            self._links.put(key, self._directory.holders(*key))
+        if not self._links.has_changed():
             return []
-        return self.owners.forget(node, now)
+        return self.membership.want_links(self._links.members, now)
 
     # Which models run here
 
@@ -470,6 +535,7 @@ class Node:
                     manifest, ReplicaState.FETCHING, deployed=True
                 )
                 holders = self._holders(target)
+                self._links.put(("files", model, manifest.version), holders)
                 effects.append(LoadModel(model, manifest.version, target.digest, holders))
                 effects += self._publish(model, manifest.version, now)
         return effects

@@ -19,24 +19,27 @@ class OwnerConfig:
             saves notes when load changes often, shorter makes routing's view younger. 0.005 to 1.
         fanout: Linked peers that a change is pushed to by its owner, and passed on to by each node
             that it was new to. A rumour with fanout f misses about e^-f of the nodes (Demers et
-            al. 1987, "Epidemic algorithms", section 1.4); the sync repairs that. 2 to 5.
+            al. 1987, "Epidemic algorithms", section 1.4); the sync repairs that. Signed states
+            change seldom and gateways act on them at once, so it is large. 3 to 8.
+        hint_fanout: The same for hints, which change often and are outdated soon. 2 to 4.
         sync_interval_s: Mean seconds between comparisons with one random linked peer: how long a
             missed change stays missing. Equal states cost one note of a few bytes. 0.5 to 30.
         tombstone_s: Seconds that a deleted key's version is kept. A node that was away for longer
             is sent a whole snapshot instead of what changed, so this trades memory for traffic,
             never correctness. 60 to 86,400; longer than `sync_interval_s` by far.
         reap_interval_s: Seconds between looks for tombstones to drop. Well below `tombstone_s`.
-        forgotten_s: Seconds during which a forgotten owner's state is not taken from third
-            parties, who may not have forgotten it yet. Longer than membership needs to agree on a
-            death (72 s at 1,000 nodes on a LAN), shorter than `tombstone_s`.
+        hint_spacing_s: Seconds for each known owner between two pushes of this node's hints (its
+            load): every node then hears `hint_fanout / hint_spacing_s` hints a second at most, however
+            many nodes there are, and on a larger mesh they are older. 0.01 to 0.1.
     """
 
     flush_delay_s: float = 0.02
-    fanout: int = 3
+    fanout: int = 5
+    hint_fanout: int = 3
     sync_interval_s: float = 2.0
     tombstone_s: float = 3600.0
     reap_interval_s: float = 60.0
-    forgotten_s: float = 120.0
+    hint_spacing_s: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class DesiredConfig:
         tombstone_s: Seconds that a deletion is remembered. A node that had no contact for longer
             takes over the mesh's state instead of merging its own. A week: a laptop on holiday.
             Days; far above `max_ahead_s`.
+        settle_s: Seconds that nodes which were all away for longer wait for one that was not, before they
+            trust what they have together. As long as finding the mesh again takes: 30 to 600.
         history: Former revisions kept per key for rollback. Each costs up to a value's limit on
             every node. 0 to 64.
         max_total_bytes: Bytes of all revisions together that this node's own writes may reach: the
@@ -64,5 +69,6 @@ class DesiredConfig:
     sync_interval_s: float = 5.0
     max_ahead_s: float = 300.0
     tombstone_s: float = 7 * 86_400.0
+    settle_s: float = 60.0
     history: int = 8
     max_total_bytes: int = MAX_DESIRED_TOTAL_BYTES

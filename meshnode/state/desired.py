@@ -21,6 +21,12 @@ How it spreads:
 Refused, and told once per key and author: an entry that `verify` objects to (an unknown author may
 become known: every sync offers the entry again), one from too far in the future, one beyond a limit.
 
+*Statements* about who belongs to the mesh are kept in another way: all of them, for ever (`statements`
+says why), and each is told to `on_statement` before anything else is judged. What takes rights away is
+pushed over all links. When more is known, `revalidate` drops what does not count any more: entries
+of an author that had been evicted by their stamp. Older revisions take their place again, and those that
+were forgotten come back from the nodes that never took the others.
+
 *Deletions* are remembered for `tombstone_s`, then dropped by every node at about the same time,
 since their age is that of their stamp. A node that had no contact for longer may hold keys whose
 deletion nobody remembers. It is *not current*, and says so with its root:
@@ -29,7 +35,7 @@ deletion nobody remembers. It is *not current*, and says so with its root:
 |---|---|---|
 | current | any | this node sends digests, the peer compares |
 | not current | current | this node returns its root; the peer sends digests; this node drops the keys that the peer lacks and that are older than its own last contact |
-| not current | not current | digests and a plain merge: nobody knows better |
+| not current | not current | digests and a plain merge: nobody knows better; if no current node is met for `settle_s` either, they become current |
 
 A node drops tombstones only while it is current, so the last nodes of a mesh remember for the rest.
 
@@ -37,12 +43,13 @@ Events (`Emit`):
 
 | kind | subject | detail |
 |---|---|---|
-| `desired.changed` | the key | who wrote it; empty when it was dropped as deleted elsewhere |
+| `desired.changed` | the key | who wrote it; empty when entries were dropped |
 | `desired.refused` | the key | whose entry was not taken, and why; for a garbled note the sender |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,12 +58,7 @@ import msgspec
 from meshnode.effects import Effect, Emit, Persist, SendNote, StartTimer
 from meshnode.errors import ProtocolError, TooLarge, UsageError
 from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
-from meshnode.limits import (
-    MAX_DESIRED_KEY_LENGTH,
-    MAX_DESIRED_VALUE_BYTES,
-    MAX_MODELS,
-    MAX_REFUSALS_REMEMBERED,
-)
+from meshnode.limits import MAX_REFUSALS_REMEMBERED
 from meshnode.state.desired_messages import (
     DESIRED,
     DesiredDigests,
@@ -72,14 +74,25 @@ from meshnode.state.desired_messages import (
 from meshnode.state.desired_store import pack, unpack
 from meshnode.state.hybrid_clock import HybridClock, Stamp
 from meshnode.state.revisions import Revisions
+from meshnode.state.room import Room
+from meshnode.state.statements import (
+    ADMISSION,
+    Statements,
+    admission_key,
+    is_statement,
+    is_urgent,
+)
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from meshnode.state.config import DesiredConfig
     from meshnode.types import NodeId
     from meshnode.wire.codec import Message
+
+Held = Revisions | Statements
+"""What is kept under one key."""
 
 PERSIST_KEY = "desired"
 """The key of the `Persist` effects."""
@@ -118,6 +131,8 @@ class DesiredState:
         config: DesiredConfig,
         rng: random.Random,
         stored: bytes | None = None,
+        on_statement: Callable[[Entry], None] = lambda _: None,
+        on_displaced: Callable[[Entry], None] = lambda _: None,
     ) -> None:
         """Take up where the stored bytes end, or begin empty.
 
@@ -129,6 +144,8 @@ class DesiredState:
             config: How quickly entries spread and how long they are kept.
             rng: Choice of peers and spacing of syncs.
             stored: The value of the last `Persist` effect, or None.
+            on_statement: Told of each statement that is taken in, the stored ones first.
+            on_displaced: Told of each statement that another one has pushed out.
 
         Raises:
             ConfigError: if the stored bytes are damaged.
@@ -139,13 +156,16 @@ class DesiredState:
         self._config = config
         self._rng = rng
         self._clock = HybridClock()
-        self._keys: dict[str, Revisions] = {}
+        self._on_statement = on_statement
+        self._on_displaced = on_displaced
+        self._keys: dict[str, Held] = {}
         self._root = 0
-        self._size_bytes = 0
+        self._room = Room(config.max_total_bytes)
         self._links: dict[NodeId, None] = {}
         self._refused: dict[tuple[str, str], None] = {}
         self._starts = 0
         self._contact_ms: int | None = None
+        self._merged_ms: int | None = None  # since when it has only met nodes that are not current
         if stored is not None:
             kept = unpack(stored)
             self._contact_ms = kept.contact_ms
@@ -166,7 +186,7 @@ class DesiredState:
     @property
     def size_bytes(self) -> int:
         """Bytes of all entries, those kept for rollback included."""
-        return self._size_bytes
+        return self._room.size_bytes
 
     @property
     def key_count(self) -> int:
@@ -191,16 +211,42 @@ class DesiredState:
         revisions = self._keys.get(key)
         return revisions.entries[1:] if revisions else ()
 
+    def states(self, key: str, value: bytes, author: NodeId | None = None) -> bool:
+        """Whether somebody, or this author, has stated exactly this under a key."""
+        return any(
+            entry.value == value and author in (None, entry.author)
+            for entry in self.statements(key)
+        )
+
+    def written_by(self, author: NodeId) -> list[Entry]:
+        """Return an author's entries, no statements: those that count now first, the newest first."""
+        found = [
+            (entry is held.newest, entry)
+            for key, held in self._keys.items()
+            if not is_statement(key)
+            for entry in held.entries
+            if entry.author == author
+        ]
+        found.sort(key=lambda each: (each[0], each[1].order), reverse=True)
+        return [entry for _, entry in found]
+
+    def statements(self, key: str) -> tuple[Entry, ...]:
+        """Return what was stated under a key, the last first."""
+        held = self._keys.get(key)
+        return held.entries if held is not None else ()
+
     # Writing.
 
-    def draft(self, changes: Mapping[str, bytes], wall_s: float) -> Draft:
+    def draft(
+        self, changes: Mapping[str, bytes] | Iterable[tuple[str, bytes]], wall_s: float
+    ) -> Draft:
         """Prepare new values for keys, without an effect on anything; `commit` makes them count.
 
         A draft is good for as long as nothing else happens to this core.
 
         Args:
-            changes: Values by key; an empty value deletes. Deleting a key without a value, too,
-                costs nothing.
+            changes: Values by key, or pairs of them where a key takes several statements; an empty
+                value deletes. Deleting a key without a value, too, costs nothing.
             wall_s: Seconds since the Unix epoch, by this node's clock.
 
         Raises:
@@ -208,21 +254,30 @@ class DesiredState:
                 so that no node with a right clock would take the entries.
             TooLarge: if a key, a value, the number of keys or all of it exceeds its limit.
         """
-        added_bytes = 0
-        new_keys = 0
+        room = self._room.copy()
         entries: list[Entry] = []
-        for key, value in changes.items():
+        met: set[str] = set()
+        for key, value in changes.items() if isinstance(changes, Mapping) else changes:
+            if key.startswith(ADMISSION):
+                own = self._me if key == admission_key(self._me) else None
+                if self.states(key, value, own):
+                    continue
             if value:
-                self._check(key, value, new_keys, added_bytes)
-                new_keys += key not in self._keys
-                added_bytes += len(value)
+                room.require(key, value, is_new=key not in self._keys and key not in met)
+                met.add(key)
             if value or self.get(key) is not None:
                 entries.append(self._entry(key, value, wall_s))
         if not entries:
             return Draft()
         keys = dict(self._keys)
         for entry in entries:
-            keys[entry.key] = self._joined(keys.get(entry.key), entry)
+            held = keys.get(entry.key)
+            if isinstance(held, Statements) and not held.wants(entry):
+                raise TooLarge(
+                    f"this node has stated all that it may under {entry.key!r}; the node of another "
+                    "admin can go on"
+                )
+            keys[entry.key] = self._joined(held, entry)
         return Draft(tuple(entries), self._packed(keys))
 
     def commit(self, draft: Draft) -> list[Effect]:
@@ -233,22 +288,6 @@ class DesiredState:
             self._admit(entry)
         told = [Emit("desired.changed", entry.key, self._me) for entry in draft.entries]
         return [*self._push(list(draft.entries), None), *told]
-
-    def _check(self, key: str, value: bytes, new_keys: int, added_bytes: int) -> None:
-        if not key:
-            raise UsageError("a key of the desired state cannot be empty")
-        if len(key) > MAX_DESIRED_KEY_LENGTH:
-            raise TooLarge(f"a key has {len(key)} characters; at most {MAX_DESIRED_KEY_LENGTH}")
-        if len(value) > MAX_DESIRED_VALUE_BYTES:
-            raise TooLarge(
-                f"the value of {key!r} has {len(value)} bytes; at most {MAX_DESIRED_VALUE_BYTES}"
-            )
-        if key not in self._keys and len(self._keys) + new_keys >= MAX_MODELS:
-            raise TooLarge(f"the mesh has {MAX_MODELS} keys already; delete some first")
-        if self._size_bytes + added_bytes + len(value) > self._config.max_total_bytes:
-            raise TooLarge(
-                f"the desired state would exceed {self._config.max_total_bytes} bytes with {key!r}"
-            )
 
     def _entry(self, key: str, value: bytes, wall_s: float) -> Entry:
         behind_s = self._clock.last.wall_ms / 1000 - wall_s
@@ -308,8 +347,7 @@ class DesiredState:
             case DesiredDigests():
                 return self._on_digests(sender, message, wall_ms)
             case DesiredWants():
-                held = (self._keys[key] for key in message.keys if key in self._keys)
-                return self._send_entries(sender, (e for kept in held for e in kept.entries))
+                return self.tell(sender, message.keys)
             case _:
                 return []
 
@@ -328,7 +366,7 @@ class DesiredState:
             self._refused.pop((entry.key, entry.author), None)
             self._admit(entry)
             news.append(entry)
-            if self._keys[entry.key].newest is entry:
+            if is_statement(entry.key) or self._keys[entry.key].newest is entry:
                 emits.append(Emit("desired.changed", entry.key, entry.author))
         if not news:
             return emits
@@ -344,10 +382,11 @@ class DesiredState:
         ahead_s = (entry.stamp.wall_ms - wall_ms) / 1000
         if ahead_s > self._config.max_ahead_s:
             return f"its clock is {ahead_s:.0f} s ahead of this node's; one of them is wrong"
-        if entry.key not in self._keys and len(self._keys) >= 2 * MAX_MODELS:
-            return f"there are {len(self._keys)} keys already"
-        if self._size_bytes + entry.size_bytes > 2 * self._config.max_total_bytes:
-            return f"the desired state has {self._size_bytes} bytes already"
+        full = self._room.why_none(entry, is_new=entry.key not in self._keys)
+        if full is not None:
+            return full
+        if is_statement(entry.key) and entry.deleted:
+            return "what it states cannot be deleted"
         return self._verify(entry)
 
     def _refuse(self, entry: Entry, objection: str) -> list[Effect]:
@@ -361,27 +400,55 @@ class DesiredState:
 
     def _admit(self, entry: Entry) -> None:
         self._clock.see(entry.stamp)
-        before = self._keys.get(entry.key)
+        before = self.statements(entry.key)
+        self._put(entry.key, self._joined(self._keys.get(entry.key), entry))
+        if is_statement(entry.key):
+            self._on_statement(entry)
+            held = self._keys[entry.key].entries
+            for displaced in (each for each in before if each not in held):
+                self._on_displaced(displaced)
+
+    def _joined(self, before: Held | None, entry: Entry) -> Held:
         if before is not None:
-            self._size_bytes -= before.size_bytes
+            return before.plus(entry)
+        if is_statement(entry.key):
+            return Statements((entry,))
+        return Revisions(entry, self._config.history)
+
+    def _put(self, key: str, held: Held | None) -> None:
+        """Let this be what is kept under a key; None is nothing."""
+        before = self._keys.pop(key, None)
+        if held is not None:
+            self._keys[key] = held
+            self._room.count(key, 1, held.size_bytes)
+            self._root ^= held.hash
+        if before is not None:
+            self._room.count(key, -1, -before.size_bytes)
             self._root ^= before.hash
-        after = self._keys[entry.key] = self._joined(before, entry)
-        self._size_bytes += after.size_bytes
-        self._root ^= after.hash
 
-    def _joined(self, before: Revisions | None, entry: Entry) -> Revisions:
-        return Revisions(entry, self._config.history) if before is None else before.plus(entry)
+    def revalidate(self, counts: Callable[[Entry], bool]) -> list[Effect]:
+        """Drop the entries that do not count any more; statements all stay.
 
-    def _drop(self, key: str) -> None:
-        revisions = self._keys.pop(key)
-        self._size_bytes -= revisions.size_bytes
-        self._root ^= revisions.hash
+        Args:
+            counts: Whether an entry that was taken in still does.
+        """
+        changed = []
+        for key, held in tuple(self._keys.items()):
+            if isinstance(held, Statements):
+                continue
+            left = held.where(counts)
+            if left is not held:
+                self._put(key, left)
+                changed.append(key)
+        if not changed:
+            return []
+        return [self._persist(), *(Emit("desired.changed", key) for key in sorted(changed))]
 
     # Comparing.
 
     def _on_root(self, sender: NodeId, theirs: DesiredRoot, wall_ms: int) -> list[Effect]:
         if theirs.root == self._root_bytes():
-            return self._in_contact(wall_ms)
+            return self._in_contact(wall_ms, theirs.current)
         current = self._is_current(wall_ms)
         if theirs.current and not current:
             return [self._root_to(sender, wall_ms)]
@@ -396,7 +463,7 @@ class DesiredState:
         wants = [key for key, revisions in theirs.items() if ours.get(key) != revisions]
         offers = [key for key, revisions in ours.items() if theirs.get(key) != revisions]
         effects: list[Effect] = [self._persist()] if dropped else []
-        effects += self._in_contact(wall_ms) if not digests.last else []
+        effects += self._in_contact(wall_ms, digests.current) if not digests.last else []
         entries = (entry for key in offers for entry in self._keys[key].entries)
         effects += self._send_entries(sender, entries)
         effects += [self._note(sender, note) for note in want_notes(wants)]
@@ -411,13 +478,21 @@ class DesiredState:
             for key in sorted(self._keys)
             if digests.covers(key)
             and key not in theirs
+            and not is_statement(key)
             and self._keys[key].newest.stamp.wall_ms <= contact_ms
         ]
         for key in gone:
-            self._drop(key)
+            self._put(key, None)
         return gone
 
-    def _in_contact(self, wall_ms: int) -> list[Effect]:
+    def _in_contact(self, wall_ms: int, with_current: bool) -> list[Effect]:
+        """Note that this node has all that a peer has, who may have been away as long as it."""
+        was_away = self._contact_ms is not None and not self._is_current(wall_ms)
+        if was_away and not with_current:
+            self._merged_ms = self._merged_ms or wall_ms
+            if wall_ms - self._merged_ms < self._config.settle_s * 1000:
+                return []
+        self._merged_ms = None
         self._contact_ms = wall_ms
         durable_ms = self._durable_contact_ms
         lags = durable_ms is None or abs(wall_ms - durable_ms) >= _CONTACT_STEP_MS
@@ -439,7 +514,7 @@ class DesiredState:
             if revisions.newest.deleted and self._is_old(revisions.newest.stamp, wall_ms)
         ]
         for key in due:
-            self._drop(key)
+            self._put(key, None)
         return [self._persist()] if due else []
 
     # Leaves.
@@ -448,13 +523,24 @@ class DesiredState:
         self._durable_contact_ms = self._contact_ms
         return self._packed(self._keys)
 
-    def _packed(self, keys: Mapping[str, Revisions]) -> Persist:
+    def _packed(self, keys: Mapping[str, Held]) -> Persist:
         entries = (entry for key in sorted(keys) for entry in keys[key].entries)
         return Persist(PERSIST_KEY, pack(entries, self._contact_ms))
 
     def _push(self, entries: list[Entry], exclude: NodeId | None) -> list[Effect]:
-        peers = self._some_peers(self._config.fanout, exclude)
-        return [effect for peer in peers for effect in self._send_entries(peer, entries)]
+        """Tell some peers of news, and all of them of what takes rights away."""
+        effects: list[Effect] = []
+        urgent = [entry for entry in entries if is_urgent(entry.key)]
+        some = self._some_peers(self._config.fanout, exclude)
+        for peer in self._links if urgent else some:
+            if peer != exclude:
+                effects += self._send_entries(peer, entries if peer in some else urgent)
+        return effects
+
+    def tell(self, peer: NodeId, keys: Iterable[str]) -> list[Effect]:
+        """Send a peer what is kept under some keys."""
+        held = (self._keys[key] for key in keys if key in self._keys)
+        return self._send_entries(peer, (entry for kept in held for entry in kept.entries))
 
     def _send_entries(self, to: NodeId, entries: Iterable[Entry]) -> list[Effect]:
         return [self._note(to, note) for note in entry_notes(entries)]

@@ -12,11 +12,13 @@ Two nodes compare their maps in up to three steps and fall silent as soon as the
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from meshnode.limits import (
+    ENTRY_DIGEST_BYTES,
     MAX_DESIRED_DIGESTS_PER_NOTE,
     MAX_DESIRED_KEY_LENGTH,
     MAX_DESIRED_VALUE_BYTES,
@@ -75,6 +77,11 @@ class Entry(Message, frozen=True, tag=50):
     def signed_bytes(self) -> bytes:
         """What the author signs: everything but the signature, under a name of its own."""
         return _DOMAIN + _ENCODER.encode((self.key, self.stamp, self.author, self.value))
+
+    @property
+    def digest(self) -> bytes:
+        """By which an eviction of the author names an entry that stays."""
+        return hashlib.blake2b(self.signed_bytes, digest_size=ENTRY_DIGEST_BYTES).digest()
 
     @property
     def size_bytes(self) -> int:

@@ -1,6 +1,6 @@
-"""Per-owner state: what each node says about itself, held as a hint by all others.
+"""Per-owner state: what each node says about itself, held by all others.
 
-Each node owns a small map (its capabilities, the models it serves, its load) that it alone writes.
+Each node owns a small map (its capabilities, the models it serves) that it alone writes and signs.
 All others hold copies. It is the state of scuttlebutt (van Renesse et al. 2008, "Efficient
 reconciliation and flow control for anti-entropy protocols"): since only the owner writes, (epoch,
 version) orders all writes of a key, and there are no conflicts to resolve. `owner_copy` says how one
@@ -9,22 +9,24 @@ owner's copy is kept; this module says how copies spread. Three ways, each cover
 - *Push.* An owner's changes, gathered for `flush_delay_s`, go to up to `fanout` random linked
   peers. Who finds anything new in them passes it on, once, to as many.
 - *Pull.* A delta that does not continue from what is known tells of a missed one: its sender is
-  asked for what lies between.
+  asked for what lies between, or for the whole state.
 - *Sync.* Every `sync_interval_s` with a random linked peer, and whenever a link comes up, two nodes
   compare a hash of all marks, then the marks, then exchange what differs (`owner_messages`).
   Without it some nodes would miss some changes for ever.
 
-An owner's state is never sent to the owner. If one hears that others know more of its state than
-itself, it was restarted without a greater epoch or its identity runs twice: it writes all its keys
-again with versions above those heard, at most once per sync interval, and says so by an event.
+*Who vouches for what.* A copy is a state that its owner signed, as a whole, whoever relayed it: see
+`owner_copy`. The owner must be a live member, and the state of its record's boot epoch or a later one
+(`OwnerTrust.epoch_of`). What cannot be checked yet is not kept, but asked for again once membership
+knows its owner (`welcome`). So when membership gives an owner up and `forget` drops its copy, peers
+who have yet to do so cannot bring it back, and nobody can bring back a state of an earlier life.
+Marks are unsigned; nothing but a question follows from them.
 
-When membership gives an owner up, `forget` drops its copy. Peers who have yet to do so would bring
-it back, so the owner's state is then taken only from itself, under a greater epoch, or after
-`forgotten_s`; `welcome` lifts that when membership sees the owner alive again.
+*Hints* (this node's load) change too often for all that: see `owner_hints`.
 
-What a copy says is as true as the authenticated peers that relayed it: entries are not signed yet
-(that comes with the trust issue), so a member that lies can misstate another's load or models.
-Routing checks such hints against what it observes, and nothing durable depends on them.
+An owner's state is never sent to the owner, but for one case. If one hears that others know more of
+its state than itself, it asks for the proof. If its own signature bears that out, it was restarted
+without a greater epoch or its identity runs twice: it writes all its keys again with versions above
+those proven, at most once per sync interval, and says so by an event.
 
 Events (`Emit`):
 
@@ -44,30 +46,57 @@ from typing import TYPE_CHECKING
 from meshnode.effects import Effect, Emit, SendNote, StartTimer
 from meshnode.errors import ProtocolError, TooLarge, UsageError
 from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
-from meshnode.limits import MAX_MEMBERS, MAX_OWNER_KEY_LENGTH, MAX_OWNER_KEYS, MAX_OWNER_VALUE_BYTES
-from meshnode.state.owner_copy import OwnerCopy
+from meshnode.limits import (
+    MAX_GATHERED_OWNER_BYTES,
+    MAX_MEMBERS,
+    MAX_OWNER_KEY_LENGTH,
+    MAX_OWNER_KEYS,
+    MAX_OWNER_STATE_BYTES,
+    MAX_OWNER_VALUE_BYTES,
+)
+from meshnode.state.owner_copy import Gathering, OwnerCopy, key_size_bytes
+from meshnode.state.owner_hints import Hints, OwnerHintsDue
 from meshnode.state.owner_messages import (
     OWNER,
+    Hint,
     Mark,
     OwnerDelta,
     OwnerDeltas,
     OwnerDigests,
+    OwnerHints,
     OwnerRoot,
     OwnerWants,
     delta_notes,
     digest_notes,
+    hint_notes,
+    state_bytes,
     want_notes,
 )
 from meshnode.types import NodeId
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meshnode.state.config import OwnerConfig
     from meshnode.wire.codec import Message
 
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerTrust:
+    """Who signs a state, and whose states count.
+
+    Attributes:
+        sign: Ed25519 with this node's key.
+        verify: Whether a live member signed these bytes: (owner, bytes, signature).
+        epoch_of: The boot epoch of a live member's record, or None for anybody else.
+    """
+
+    sign: Callable[[bytes], bytes]
+    verify: Callable[[NodeId, bytes, bytes], bool]
+    epoch_of: Callable[[NodeId], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +123,15 @@ class OwnerReapDue:
 class OwnerStates:
     """This node's own state and its copies of all others'."""
 
-    def __init__(self, me: NodeId, epoch: int, config: OwnerConfig, rng: random.Random) -> None:
+    def __init__(
+        self,
+        me: NodeId,
+        epoch: int,
+        config: OwnerConfig,
+        rng: random.Random,
+        trust: OwnerTrust,
+        hints: frozenset[str] = frozenset(),
+    ) -> None:
         """Own nothing yet, and know nobody.
 
         Args:
@@ -102,19 +139,24 @@ class OwnerStates:
             epoch: Its boot epoch, greater than at every earlier start (kept durably by the caller).
             config: How quickly state spreads.
             rng: Choice of peers and spacing of syncs.
+            trust: Signing, and checking what others say.
+            hints: Keys whose values are of the moment, and so travel unsigned.
         """
         self._me = me
         self._boot = epoch
         self._config = config
         self._rng = rng
+        self._trust = trust
         self._own = OwnerCopy(me, epoch)
         self._copies: dict[str, OwnerCopy] = {me: self._own}  # bounded by MAX_MEMBERS
         self._root = self._own.hash()
+        self._gathering = Gathering(MAX_GATHERED_OWNER_BYTES)
+        self._awaited: dict[str, NodeId] = {}  # who knows a state that could not be checked yet
+        self._hints = Hints(me, epoch, hints, config, trust.epoch_of, self._some_peers)
         self._links: dict[NodeId, None] = {}
-        self._forgotten: dict[str, tuple[int, float]] = {}  # owner -> (epoch, until)
         self._flushed = 0
         self._flush_pending = False
-        self._reclaim_from = float("-inf")
+        self._ask_proof_from = float("-inf")
 
     def __repr__(self) -> str:
         return (
@@ -128,7 +170,8 @@ class OwnerStates:
         """Give one of this node's own keys a value; the same value again costs nothing.
 
         Raises:
-            TooLarge: if the key, the value or the number of keys exceeds its limit.
+            TooLarge: if the key, the value, the number of keys or all of them exceed their limit;
+                nothing was changed.
             UsageError: if the key is empty.
         """
         if not key:
@@ -139,26 +182,42 @@ class OwnerStates:
             raise TooLarge(
                 f"the value of {key!r} has {len(value)} bytes; at most {MAX_OWNER_VALUE_BYTES}"
             )
-        values = self._own.values
-        if values.get(key) == value:
+        before = self.get(self._me, key)
+        if before == value:
             return []
-        if key not in values and len(values) >= MAX_OWNER_KEYS:
+        if key in self._hints.keys:
+            return self._hints.write(key, value, now)
+        if before is None and len(self._own.values) >= MAX_OWNER_KEYS:
             raise TooLarge(f"this node has {MAX_OWNER_KEYS} keys already")
+        grown_bytes = key_size_bytes(key, value) - (
+            0 if before is None else key_size_bytes(key, before)
+        )
+        if self._own.size_bytes + grown_bytes > MAX_OWNER_STATE_BYTES:
+            raise TooLarge(
+                f"all that this node says about itself would have more than "
+                f"{MAX_OWNER_STATE_BYTES} bytes with {key!r}"
+            )
         return self._write(key, value, now)
 
     def delete(self, key: str, now: float) -> list[Effect]:
         """Take one of this node's own keys back; one that it does not have costs nothing."""
-        return self._write(key, None, now) if key in self._own.values else []
+        if self.get(self._me, key) is None:
+            return []
+        if key in self._hints.keys:
+            return self._hints.write(key, None, now)
+        return self._write(key, None, now)
 
     # What is known here.
 
     def get(self, owner: NodeId, key: str) -> bytes | None:
         """Return the value of an owner's key, or None if there is none."""
+        if key in self._hints.keys:
+            return self._hints.get(owner, key)
         copy = self._copies.get(owner)
         return copy.values.get(key) if copy else None
 
     def entries(self, owner: NodeId) -> Mapping[str, bytes]:
-        """Return a read-only view of an owner's keys; empty if nothing is known."""
+        """Return an owner's keys as they are now, without hints; empty if nothing is known."""
         copy = self._copies.get(owner)
         return copy.values if copy else _NOTHING
 
@@ -168,21 +227,29 @@ class OwnerStates:
 
     # What membership decides.
 
-    def forget(self, owner: NodeId, now: float) -> list[Effect]:
-        """Drop an owner that membership gave up; peers cannot bring this state of it back soon."""
-        copy = self._copies.get(owner)
-        if copy is None or owner == self._me:
+    def forget(self, owner: NodeId) -> list[Effect]:
+        """Drop an owner that membership gave up, and whose state `OwnerTrust` takes no more."""
+        if owner == self._me:
             return []
-        del self._copies[owner]
-        self._root ^= copy.hash()
-        while len(self._forgotten) >= MAX_MEMBERS:
-            del self._forgotten[next(iter(self._forgotten))]
-        self._forgotten[owner] = (copy.epoch, now + self._config.forgotten_s)
-        return [Emit("state.changed", owner, key) for key in copy.values]
+        self._awaited.pop(owner, None)
+        keys = self._hints.forget(owner)
+        copy = self._copies.pop(owner, None)
+        if copy is not None:
+            self._root ^= copy.hash()
+            keys += copy.values
+        return [Emit("state.changed", owner, key) for key in keys]
 
-    def welcome(self, owner: NodeId) -> None:
-        """Take a forgotten owner's state from anybody again: membership sees it alive."""
-        self._forgotten.pop(owner, None)
+    def welcome(self, owner: NodeId) -> list[Effect]:
+        """Ask for the state of a live member, if a peer had one before this node could check it."""
+        peer = self._awaited.pop(owner, None)
+        if peer is None or peer not in self._links or owner in self._copies:
+            return []
+        return [self._note(peer, OwnerWants((Mark(owner, 0, 0),)))]
+
+    def follow_epoch(self, epoch: int) -> list[Effect]:
+        """Go on in the epoch of this node's record, which rose while it ran: others expect that."""
+        self._hints.follow_epoch(epoch)
+        return self._rise(epoch, 0) if epoch > self._own.epoch else []
 
     # The one door for everything that happens.
 
@@ -201,9 +268,12 @@ class OwnerStates:
             case LinkUp(peer, _):
                 self._links[peer] = None
                 # One side is enough to begin, and both sides know which.
-                return [self._note(peer, self._root_note())] if self._me < peer else []
+                begin = [self._note(peer, self._root_note())] if self._me < peer else []
+                return [*begin, *self._hints.tell(peer)]
             case LinkDown(peer, _):
                 self._links.pop(peer, None)
+                self._gathering.drop(peer)
+                self._hints.link_down(peer)
                 return []
             case Start():
                 config = self._config
@@ -221,16 +291,17 @@ class OwnerStates:
         if timer == OwnerFlushDue(self._boot):
             self._flush_pending = False
             return self._flush()
+        if timer == OwnerHintsDue(self._boot):
+            return self._hints.push(now)
         if timer == OwnerSyncDue(self._boot):
             delay_s = config.sync_interval_s * self._rng.uniform(0.8, 1.2)  # nobody in step
             effects: list[Effect] = [StartTimer(timer, delay_s)]
-            effects += [self._note(peer, self._root_note()) for peer in self._some_peers(1)]
+            for peer in self._some_peers(1):
+                effects += [self._note(peer, self._root_note()), *self._hints.tell(peer)]
             return effects
         if timer == OwnerReapDue(self._boot):
             for copy in self._copies.values():
                 copy.reap(now)
-            kept = {o: kept for o, kept in self._forgotten.items() if kept[1] > now}
-            self._forgotten = kept
             return [StartTimer(timer, config.reap_interval_s)]
         return []
 
@@ -247,8 +318,10 @@ class OwnerStates:
             case OwnerDigests():
                 return self._on_digests(sender, message, now)
             case OwnerWants():
-                effects = self._reclaim(message.marks, now)
+                effects = self._ask_proof(sender, message.marks, now)
                 return effects + self._send_deltas(sender, message.marks)
+            case OwnerHints():
+                return self._hints.hear(sender, message.hints, now)
             case _:
                 return []
 
@@ -267,11 +340,12 @@ class OwnerStates:
         return [StartTimer(OwnerFlushDue(self._boot), self._config.flush_delay_s)]
 
     def _flush(self) -> list[Effect]:
+        self._own.seal(self._trust.sign)
         deltas = [*self._own.deltas_since(self._own.epoch, self._flushed)]
         self._flushed = self._own.complete
         return self._push(deltas, exclude=None)
 
-    def _push(self, deltas: list[OwnerDelta], exclude: NodeId | None) -> list[Effect]:
+    def _push(self, deltas: Sequence[OwnerDelta], exclude: NodeId | None) -> list[Effect]:
         effects: list[Effect] = []
         if deltas:
             for peer in self._some_peers(self._config.fanout, exclude):
@@ -285,49 +359,71 @@ class OwnerStates:
         self, sender: NodeId, deltas: tuple[OwnerDelta, ...], now: float
     ) -> list[Effect]:
         news: list[OwnerDelta] = []
-        gaps: list[Mark] = []
-        emits: list[Effect] = []
+        effects: list[Effect] = []
         for delta in deltas:
-            copy = self._copy_for(sender, delta, now)
-            if copy is None:
-                if delta.owner not in self._copies and len(self._copies) >= MAX_MEMBERS:
-                    detail = f"{MAX_MEMBERS} owners are known already"
-                    emits.append(Emit("state.refused", sender, detail))
+            chain = self._gathering.take(sender, delta)
+            if chain is None:
                 continue
-            self._root ^= copy.hash()
-            merged = copy.merge(delta, now + self._config.tombstone_s)
-            self._root ^= copy.hash()
-            emits += [Emit("state.changed", copy.owner, key) for key in merged.changed]
-            if merged.news:
-                news.append(delta)
-            if merged.gap:
-                gaps.append(copy.mark)
-            if merged.overfull:
-                emits.append(Emit("state.refused", sender, f"{copy.owner} has too many keys"))
-        wants: list[Effect] = [self._note(sender, note) for note in want_notes(gaps)]
-        return [*emits, *self._push(news, exclude=sender), *wants]
+            read = self._read(sender, chain, now)
+            if isinstance(read, OwnerCopy):
+                effects += self._replace(read)
+                news += chain
+            else:
+                effects += read
+        return [*effects, *self._push(news, exclude=sender)]
 
-    def _copy_for(self, sender: NodeId, delta: OwnerDelta, now: float) -> OwnerCopy | None:
-        """Return the copy that a delta may be merged into, or None if it is to be ignored."""
-        owner = NodeId(delta.owner)
+    def _read(
+        self, sender: NodeId, chain: Sequence[OwnerDelta], now: float
+    ) -> OwnerCopy | list[Effect]:
+        """Return the copy that deltas up to a signed one lead to; else what follows from them."""
+        last = chain[-1]
+        owner = NodeId(last.owner)
         if owner == self._me:
-            return None
-        copy = self._copies.get(owner)
-        if copy is not None:
-            return copy if delta.epoch >= copy.epoch else None
-        if self._is_unwelcome(owner, delta.epoch, sender, now):
-            return None
-        if len(self._copies) >= MAX_MEMBERS:
-            return None
-        self._forgotten.pop(owner, None)
-        copy = self._copies[owner] = OwnerCopy(owner, 0)
-        self._root ^= copy.hash()
-        return copy
+            return self._overtake(sender, last)
+        epoch = self._trust.epoch_of(owner)
+        if epoch is None:
+            self._await(owner, sender)
+            return []
+        held = self._copies.get(owner)
+        if last.epoch < epoch or (held is not None and last.version <= held.version):
+            return []
+        base = held or OwnerCopy(owner, 0)
+        made = base.advanced(chain, now + self._config.tombstone_s)
+        if made is None and chain[0].after:
+            is_gap = last.epoch != base.epoch or chain[0].after > base.complete
+            mark = base.mark if is_gap else Mark(owner, 0, 0)
+            return [self._note(sender, OwnerWants((mark,)))]
+        flaw = self._flaw(made, held is None)
+        if made is None or flaw:
+            return [Emit("state.refused", sender, f"a state of {owner}: {flaw}")]
+        return made
 
-    def _is_unwelcome(self, owner: NodeId, epoch: int, sender: NodeId, now: float) -> bool:
-        """Whether this is what a third party still remembers of an owner that was forgotten."""
-        forgotten_epoch, until = self._forgotten.get(owner, (-1, 0.0))
-        return now < until and epoch <= forgotten_epoch and sender != owner
+    def _flaw(self, made: OwnerCopy | None, is_new: bool) -> str:
+        if made is None:
+            return "its digest does not fit"
+        if made.is_overfull:
+            return "it has more keys or bytes than an owner may have"
+        if is_new and len(self._copies) >= MAX_MEMBERS:
+            return f"{MAX_MEMBERS} owners are known already"
+        if not self._trust.verify(made.owner, made.signed_bytes(), made.signature):
+            return "its owner has not signed it"
+        return ""
+
+    def _replace(self, made: OwnerCopy) -> list[Effect]:
+        owner = made.owner
+        before = self._copies.get(owner)
+        if before is not None:
+            self._root ^= before.hash()
+        self._copies[owner] = made
+        self._root ^= made.hash()
+        self._awaited.pop(owner, None)
+        keys = made.changed_from(before or OwnerCopy(owner, 0))
+        return [Emit("state.changed", owner, key) for key in keys]
+
+    def _await(self, owner: NodeId, sender: NodeId) -> None:
+        """Remember whom to ask once a state can be checked."""
+        if owner in self._awaited or len(self._awaited) < MAX_MEMBERS:
+            self._awaited[owner] = sender
 
     # Comparing.
 
@@ -340,7 +436,10 @@ class OwnerStates:
             if mark.owner == self._me:
                 continue
             if copy is None:
-                if not self._is_unwelcome(NodeId(mark.owner), mark.epoch, sender, now):
+                epoch = self._trust.epoch_of(NodeId(mark.owner))
+                if epoch is None:
+                    self._await(NodeId(mark.owner), sender)
+                elif mark.epoch >= epoch:
                     wants.append(Mark(mark.owner, 0, 0))
             elif copy.version < mark.version or (
                 mark.owner == sender and copy.version > mark.version
@@ -349,7 +448,7 @@ class OwnerStates:
                 wants.append(copy.mark)
             elif copy.version > mark.version:
                 behind.append(mark)
-        effects = self._reclaim(digests.marks, now)
+        effects = self._ask_proof(sender, digests.marks, now)
         behind += [
             Mark(owner, 0, 0)
             for owner in self._copies
@@ -357,7 +456,7 @@ class OwnerStates:
         ]
         if theirs.get(self._me, self._own.mark).version < self._own.version:
             behind.append(theirs[self._me])
-        effects += self._send_deltas(sender, behind)
+        effects += self._send_deltas(sender, [mark for mark in behind if mark.owner != sender])
         effects += [self._note(sender, note) for note in want_notes(wants)]
         return effects
 
@@ -366,30 +465,47 @@ class OwnerStates:
         return [self._note(to, note) for note in digest_notes(marks)]
 
     def _send_deltas(self, to: NodeId, marks: Iterable[Mark]) -> list[Effect]:
+        """Send what the marks' states lack, and hints of those that are not known at all."""
+        self._own.seal(self._trust.sign)
         deltas: list[OwnerDelta] = []
+        hints: list[Hint] = []
         for mark in marks:
             copy = self._copies.get(mark.owner)
-            if copy is not None and mark.owner != to and copy.version > mark.version:
+            if copy is not None and copy.version > mark.version:
                 deltas += copy.deltas_since(mark.epoch, mark.complete)
-        return [self._note(to, note) for note in delta_notes(deltas)]
+                hints += self._hints.of(mark.owner) if mark.version == (0, 0) else []
+        notes: list[Message] = [*delta_notes(deltas), *hint_notes(hints)]
+        return [self._note(to, note) for note in notes]
 
-    def _reclaim(self, marks: Iterable[Mark], now: float) -> list[Effect]:
-        """Overtake a newer state of this node's own that others know."""
-        heard = max(
-            (m for m in marks if m.owner == self._me), key=lambda m: m.version, default=None
-        )
-        if heard is None or heard.version <= self._own.version or now < self._reclaim_from:
+    def _ask_proof(self, sender: NodeId, marks: Iterable[Mark], now: float) -> list[Effect]:
+        """Ask a peer for a newer state of this node's own, which it says that it knows."""
+        if now < self._ask_proof_from or not any(
+            mark.owner == self._me and mark.version > self._own.version for mark in marks
+        ):
             return []
-        self._reclaim_from = now + self._config.sync_interval_s
-        self._root ^= self._own.hash()
-        self._own.overtake(heard.epoch, heard.complete)
-        self._root ^= self._own.hash()
-        self._flushed = 0
+        self._ask_proof_from = now + self._config.sync_interval_s
+        return [self._note(sender, OwnerWants((self._own.mark,)))]
+
+    def _overtake(self, sender: NodeId, proof: OwnerDelta) -> list[Effect]:
+        """Write a state above a newer one of this node's own, if it bears this node's signature."""
+        if proof.version <= self._own.version:
+            return []
+        signed = state_bytes(self._me, proof.epoch, proof.upto, proof.digest)
+        if not self._trust.verify(self._me, signed, proof.signature):
+            return [Emit("state.refused", sender, "a state of this node that it has not signed")]
         detail = (
-            f"others know a state of this node of epoch {heard.epoch}, version {heard.complete}: "
+            f"{sender} has a state of this node of epoch {proof.epoch}, version {proof.upto}: "
             "either it was restarted without a greater epoch, or its identity runs twice"
         )
-        return [*self._flush_soon(), Emit("state.overtaken", self._me, detail)]
+        effects = self._rise(proof.epoch, proof.upto)
+        return [*effects, Emit("state.overtaken", self._me, detail)]
+
+    def _rise(self, epoch: int, version: int) -> list[Effect]:
+        self._root ^= self._own.hash()
+        self._own.overtake(epoch, version)
+        self._root ^= self._own.hash()
+        self._flushed = 0
+        return self._flush_soon()
 
     # Leaves.
 

@@ -1,4 +1,4 @@
-"""What nodes tell each other about per-owner state (type numbers 40-43), and its limits.
+"""What nodes tell each other about per-owner state (type numbers 40-44), and its limits.
 
 Two nodes compare their copies in up to three steps and fall silent as soon as they are equal::
 
@@ -10,11 +10,15 @@ Two nodes compare their copies in up to three steps and fall silent as soon as t
                                    <-   OwnerDeltas(what A lacks)
 
 A *mark* is (owner, epoch, complete): the sender knows everything that the owner wrote in this
-epoch up to the version `complete`.
+epoch up to the version `complete`. Marks are unsigned: one that lies is found out when what it
+promises does not come, or does not bear the owner's signature.
+
+`OwnerHints` stand beside this: values that change often, unsigned, told on and never compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _ROOM_BYTES: Final = MAX_META_BYTES - 64
-_DELTA_OVERHEAD_BYTES: Final = 128  # owner's id and five numbers
+_DELTA_OVERHEAD_BYTES: Final = 256  # owner's id, five numbers, digest and signature
 _ENTRY_OVERHEAD_BYTES: Final = 24  # version and MessagePack's headers
 
 OwnerId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -57,16 +61,20 @@ class OwnerEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class OwnerDelta(msgspec.Struct, array_like=True, frozen=True):
     """What an owner wrote after one version and up to another.
 
+    What fills more than a note is cut into several deltas, each beginning where the one before
+    ends. Only the last of them is signed, and they count together or not at all.
+
     Attributes:
         owner: Whose state.
         epoch: The owner's boot epoch; a greater one replaces everything older.
-        after: The receiver must know everything up to here for the delta to leave no gap.
+        after: The receiver must know everything up to here for the delta to leave no gap. If 0,
+            the entries up to the signed delta are the whole state: what is not among them is not in it.
         upto: Every key whose latest version lies in (after, upto] is among the entries, apart from
-            collected tombstones. Entries beyond `upto` are extra.
-        collected: Tombstones up to this version may be missing from the entries. So a key that the
-            receiver holds at a version in (after, min(upto, collected)] was deleted if it is not
-            among them.
+            collected tombstones.
+        collected: Tombstones up to this version may be missing from the entries.
         entries: In the order of their versions.
+        digest: Of all live entries that the owner has at version `upto`.
+        signature: The owner's, over `state_bytes`; empty if more follows.
     """
 
     owner: OwnerId
@@ -75,6 +83,13 @@ class OwnerDelta(msgspec.Struct, array_like=True, frozen=True):
     upto: Version
     collected: Version
     entries: tuple[OwnerEntry, ...]
+    digest: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(epoch, upto), by which states of one owner are ordered."""
+        return (self.epoch, self.upto)
 
     @property
     def size_bytes(self) -> int:
@@ -125,11 +140,45 @@ class OwnerDeltas(Message, frozen=True, tag=43):
     deltas: tuple[OwnerDelta, ...]
 
 
-OWNER = Codec(OwnerRoot, OwnerDigests, OwnerWants, OwnerDeltas)
+class Hint(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One key's value of the moment, as its owner or somebody else says; None: it has none.
+
+    `epoch` is the owner's boot epoch, and `version` rises with each of its hints within it.
+    """
+
+    owner: OwnerId
+    epoch: Version
+    version: Version
+    key: Key
+    value: Value | None
+
+    @property
+    def size_bytes(self) -> int:
+        """At least what the hint takes in a note."""
+        return _ENTRY_OVERHEAD_BYTES + 96 + len(self.key.encode()) + len(self.value or b"")
+
+
+class OwnerHints(Message, frozen=True, tag=44):
+    """Hints, from their owners or passed on."""
+
+    hints: tuple[Hint, ...]
+
+
+OWNER = Codec(OwnerRoot, OwnerDigests, OwnerWants, OwnerDeltas, OwnerHints)
 """The codec of all messages about per-owner state."""
 
 
-_T = TypeVar("_T", OwnerEntry, OwnerDelta)
+def entry_hash(key: str, version: int, value: bytes) -> bytes:
+    """Return the hash of one live entry, of which a state's digest is made."""
+    return hashlib.sha256(msgspec.msgpack.encode((key, version, value))).digest()
+
+
+def state_bytes(owner: str, epoch: int, version: int, digest: bytes) -> bytes:
+    """Return what an owner signs: that at this version it has exactly these live entries."""
+    return b"meshnode owner state 1\0" + msgspec.msgpack.encode((owner, epoch, version, digest))
+
+
+_T = TypeVar("_T", OwnerEntry, OwnerDelta, Hint)
 
 
 def in_pieces(items: Iterable[_T], overhead_bytes: int = 0) -> Iterator[tuple[_T, ...]]:
@@ -169,6 +218,12 @@ def delta_notes(deltas: Iterable[OwnerDelta]) -> Iterator[OwnerDeltas]:
     """Group deltas, each of which fits a note, into as few notes as their order allows."""
     for piece in in_pieces(deltas):
         yield OwnerDeltas(piece)
+
+
+def hint_notes(hints: Iterable[Hint]) -> Iterator[OwnerHints]:
+    """Group hints into notes."""
+    for piece in in_pieces(hints):
+        yield OwnerHints(piece)
 
 
 def entry_pieces(entries: Iterable[OwnerEntry]) -> Iterator[tuple[OwnerEntry, ...]]:

@@ -12,7 +12,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from meshnode.state.desired_messages import Entry
 
@@ -55,9 +55,20 @@ class Revisions:
         made._set(entries[: deleted + 1])
         return made
 
+    def where(self, counts: Callable[[Entry], bool]) -> Revisions | None:
+        """Return the revisions that count; these if all do, None if none does."""
+        entries = [entry for entry in self.entries if counts(entry)]
+        if len(entries) == len(self.entries):
+            return self
+        if not entries:
+            return None
+        made = Revisions(entries[0], self._keep - 1)
+        made._set(entries)
+        return made
+
     def _set(self, entries: list[Entry]) -> None:
         self.entries: tuple[Entry, ...] = tuple(entries)
-        self.hash = _hash(self.entries)
+        self.hash = hash_of(self.entries)
         self.size_bytes = sum(entry.size_bytes for entry in entries)
 
 
@@ -65,7 +76,7 @@ def _order(entry: Entry) -> tuple[int, int, str, bytes]:
     return entry.order
 
 
-def _hash(entries: Iterable[Entry]) -> int:
+def hash_of(entries: Iterable[Entry]) -> int:
     """Return a 64-bit hash of which revisions of which key these are."""
     digest = hashlib.blake2b(digest_size=8)
     for entry in entries:

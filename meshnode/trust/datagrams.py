@@ -15,10 +15,12 @@ With ids, direction and both boots inside the key, a datagram opens in exactly o
 it is sent back to its author, not at a third node, not after either end has restarted. What is
 left is replay within the life of both runs, which the counter and a window of 64 refuse.
 
-So a node needs the peer's boot before the first datagram. It learns it from the hello of a link
-(`set_peer_boot`), where the peer signs it. Datagrams flow only between members that have had a
-link since both started; to everyone else a node is silent. A former boot of a peer never comes
-back: two processes with one key that try to alternate are refused and told apart here.
+So a node needs the peer's boot before the first datagram. The peer signs it twice: in the hello of
+a link (`set_peer_boot`) and in its member record (`follow_record`), which reaches those that have no
+link to it. To who is no member a node is silent. A hello with a former boot is refused: two processes
+with one key that try to alternate are told apart here. A record may bring one back, for among records
+the newest incarnation decides and no message of an earlier day has it; the window of a former run is
+kept with it, so that nothing recorded then opens a second time.
 
 There is no forward secrecy: whoever gets a node's key later can read recorded datagrams. They
 carry membership news, which every member knows anyhow; requests travel over TLS.
@@ -29,7 +31,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -69,11 +71,11 @@ class DropReason(StrEnum):
     MALFORMED = "malformed"
     """Too short, too long, or another version."""
     NO_SESSION = "no_session"
-    """No link with that node since it and this one started."""
+    """Neither a link nor a record has told which run of that node this is."""
     UNKNOWN = "unknown"
     """Not a member, or no longer one."""
     STALE_BOOT = "stale_boot"
-    """From another run of the peer than the one it last said hello from."""
+    """From another run of the peer than the one that it last signed."""
     REPLAYED = "replayed"
     """Seen before, or too old to tell."""
     FORGED = "forged"
@@ -100,7 +102,7 @@ class _Session:
     """One run of a peer, as seen from this run of this node."""
 
     boot: int
-    former_boots: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_FORMER_BOOTS))
+    former: OrderedDict[int, _Session] = field(default_factory=OrderedDict)  # by boot
     keys: tuple[bytes, bytes] | None = None  # to and from the peer; derived on first use
     next_counter: int = 0
     highest: int = -1
@@ -152,6 +154,30 @@ class DatagramSeal:
             there is no room; datagrams then do not flow, links still do.
         """
         session = self._sessions.get(peer)
+        if session is not None and boot in session.former:
+            return False
+        return self._follow(peer, boot, session)
+
+    def follow_record(self, peer: NodeId, boot: int) -> bool:
+        """Note the boot of a member's newest record: from now on its datagrams are for it.
+
+        Returns:
+            False, with nothing changed, if there is no room.
+        """
+        return self._follow(peer, boot, self._sessions.get(peer))
+
+    def claimed_sender(self, datagram: bytes) -> NodeId | None:
+        """Return whose a datagram says it is, if it names the run of a member that this node knows.
+
+        Nothing is proven by that; but a boot is a random number that strangers elsewhere do not know.
+        """
+        if not OVERHEAD_BYTES <= len(datagram) <= MAX_DATAGRAM_BYTES:
+            return None
+        _, raw_id, boot, _ = _HEADER.unpack_from(datagram)
+        sender = self._node_ids.get(raw_id)
+        return sender if sender is not None and self._sessions[sender].boot == boot else None
+
+    def _follow(self, peer: NodeId, boot: int, session: _Session | None) -> bool:
         if session is None:
             if len(self._sessions) >= self._max_peers:
                 return False
@@ -160,13 +186,15 @@ class DatagramSeal:
             return True
         if boot == session.boot:
             return True
-        if boot in session.former_boots:
-            return False
-        session.former_boots.append(session.boot)
+        former, session.former = session.former, OrderedDict()
+        former[session.boot] = session
+        if len(former) > MAX_FORMER_BOOTS:
+            former.popitem(last=False)
+        following = former.pop(boot, None) or _Session(boot)
+        following.former = former
         # Counters go on, so that no key can ever meet the same nonce twice.
-        self._sessions[peer] = _Session(
-            boot, session.former_boots, next_counter=session.next_counter
-        )
+        following.next_counter = max(following.next_counter, session.next_counter)
+        self._sessions[peer] = following
         return True
 
     def seal(self, peer: NodeId, peer_public_key: bytes, payload: bytes) -> bytes:

@@ -11,6 +11,7 @@ both ends, in one round trip and a half, the same way for members and for joiner
        │ Proof(signature, chain) ────────────────────────────> │  signature? chain?
        │   or JoinProof(signature, grant, invite signature) ─> │  ... invite valid, inviter known?
        │ <────────────────────────────────────── Welcome(chain)│  (a joiner's new chain)
+       │   or Passed(wall time) <───────────────────────────── │  (a trial: nothing comes of it)
 
 A signature covers the side that makes it, SHA-256 of the server's certificate in DER as that side
 sees it, and both Hellos byte by byte: nonces, keys, mesh, boots and version ranges. So
@@ -34,7 +35,7 @@ that is no message of the handshake, or too many bytes end it with a refusal:
 |---|---|---|
 | `AWAIT_HELLO` | Hello: check; `AWAIT_PROOF` | Hello: check, send Hello and Proof; `AWAIT_PROOF` |
 | `AWAIT_PROOF` | Proof: verify, send Proof or JoinProof; `AWAIT_WELCOME` | Proof or JoinProof: verify or admit, send Welcome; `DONE` |
-| `AWAIT_WELCOME` | Welcome: verify the new chain, if a joiner; `DONE` | |
+| `AWAIT_WELCOME` | Welcome: verify the new chain, if a joiner; `DONE`. Passed: `DONE`, in a trial | |
 | `DONE` | the link speaks from here on | the same |
 | `FAILED` | whatever comes is dropped | the same |
 
@@ -55,22 +56,17 @@ import msgspec
 
 from meshnode.errors import ProtocolError
 from meshnode.limits import MAX_HELLO_BYTES, MAX_REFUSAL_LENGTH
-from meshnode.trust.chain import VerifiedMember, admit, verify_chain
+from meshnode.trust.admission import admit_joiner
+from meshnode.trust.chain import VerifiedMember, verify_chain
 from meshnode.trust.identity import Identity, verify
 from meshnode.trust.invite import Invite
 from meshnode.trust.reasons import Reason, TrustError
-from meshnode.trust.records import (
-    InviteGrant,
-    MeshId,
-    PublicKey,
-    Signature,
-    SignedRecord,
-    read_record,
-)
+from meshnode.trust.records import MeshId, PublicKey, Signature, SignedRecord
 from meshnode.types import Buffer, NodeId, node_id_of
 from meshnode.wire.codec import Codec, Message
 
 if TYPE_CHECKING:
+    from meshnode.trust.pairing import Asking
     from meshnode.trust.roster import Roster
 
 NONCE_BYTES: Final = 32
@@ -98,18 +94,23 @@ class Hello(Message, frozen=True, tag=60):
 
 
 class Proof(Message, frozen=True, tag=61):
-    """A member: its signature over the handshake, and its admission chain."""
+    """A member: its signature over the handshake, and its admission chain; see `JoinProof.is_trial`."""
 
     signature: Signature
     chain: bytes
+    is_trial: bool = False
 
 
 class JoinProof(Message, frozen=True, tag=62):
-    """A joiner: its signature, the invite's grant, and the invite key's signature over its key."""
+    """A joiner: its signature, the invite's grant, and the invite key's signature over its key.
+
+    A trial is judged like any other hello, and ends there: nobody is admitted and no link comes up.
+    """
 
     signature: Signature
     grant: SignedRecord
     invite_proof: Signature
+    is_trial: bool = False
 
 
 class Welcome(Message, frozen=True, tag=63):
@@ -119,13 +120,26 @@ class Welcome(Message, frozen=True, tag=63):
 
 
 class Refusal(Message, frozen=True, tag=64):
-    """The handshake is over; `reason` is a `Reason`, `sentence` is for the person who waits."""
+    """The handshake is over; `reason` is a `Reason`, `sentence` is for the person who waits.
+
+    `wall_s` is the acceptor's wall time once it has shown who it is: a wrong clock explains a lot.
+    `evidence` are signed entries of the desired state that show a revoked node that it is one:
+    nobody needs to believe the other end's mere word for that.
+    """
 
     reason: str
     sentence: str
+    wall_s: float = 0.0
+    evidence: bytes = b""
 
 
-_MESSAGES = Codec(Hello, Proof, JoinProof, Welcome, Refusal)
+class Passed(Message, frozen=True, tag=79):
+    """The acceptor would have taken the dialler, whose hello was a trial; with its wall time."""
+
+    wall_s: float
+
+
+MESSAGES: Final[tuple[type[Message], ...]] = (Hello, Proof, JoinProof, Welcome, Refusal, Passed)
 
 
 class State(Enum):
@@ -135,11 +149,17 @@ class State(Enum):
     AWAIT_HELLO = "await hello"
     AWAIT_PROOF = "await proof"
     AWAIT_WELCOME = "await welcome"
+    AWAIT_REQUEST = "await request"
+    """From here to `AWAIT_APPROVAL`: a device asks to join (`meshnode.trust.pairing_hello`)."""
+    ASKED = "asked"
+    AWAIT_NONCE = "await nonce"
+    AWAIT_REVEAL = "await reveal"
+    AWAIT_APPROVAL = "await approval"
     DONE = "done"
     FAILED = "failed"
 
 
-_Steps = Mapping[tuple[State, type[Message]], Callable[[Any, Any], None]]
+Steps = Mapping[tuple[State, type[Message]], Callable[[Any, Any], None]]
 """What is done with a message in a state: the table of the module's docstring."""
 
 
@@ -154,6 +174,8 @@ class HelloResult:
         admitted: The member that this handshake admitted: oneself at a joiner, the peer at its
             witness (also when it repeats an admission that was lost on the way), else None.
         leftover: Bytes after the handshake: the first of the link.
+        is_trial: Whether nothing may come of it: no link, and no member.
+        peer_wall_s: The peer's wall time, at the dialler of a trial.
     """
 
     peer: VerifiedMember
@@ -161,6 +183,8 @@ class HelloResult:
     version: int
     admitted: VerifiedMember | None
     leftover: bytes = field(repr=False)
+    is_trial: bool = False
+    peer_wall_s: float = 0.0
 
 
 class _Side:
@@ -173,7 +197,8 @@ class _Side:
             other end why.
     """
 
-    _STEPS: ClassVar[_Steps]
+    _STEPS: ClassVar[Steps]
+    _CODEC: ClassVar = Codec(*MESSAGES)
     _OWN_CONTEXT: ClassVar[bytes]
     _PEER_CONTEXT: ClassVar[bytes]
 
@@ -201,6 +226,7 @@ class _Side:
         self._input = bytearray()
         self._taken_bytes = 0
         self._output: list[bytes] = []
+        self._wall_s = 0.0
 
     def __repr__(self) -> str:
         peer = node_id_of(self._peer.public_key) if self._peer else "an unknown peer"
@@ -240,11 +266,11 @@ class _Side:
 
     def _handle(self, frame: bytes) -> None:
         try:
-            message = _MESSAGES.decode(frame)
+            message = self._CODEC.decode(frame)
         except ProtocolError as error:
             raise TrustError(Reason.PROTOCOL, f"the peer sent no handshake: {error}") from error
         if isinstance(message, Refusal):
-            raise _refused(message)
+            raise _refused(message, by_member=self._is_peer_proven())
         step = self._STEPS.get((self.state, type(message)))
         if step is None:
             raise TrustError(Reason.PROTOCOL, "the peer's messages do not follow the handshake")
@@ -254,7 +280,7 @@ class _Side:
 
     def _check_hello(self, hello: Hello) -> Hello:
         """Check what costs nothing and choose the version."""
-        if hello.mesh_id != self._mesh_id:
+        if not self._is_of_my_mesh(hello):
             raise TrustError(Reason.WRONG_MESH, "this node belongs to another mesh")
         if hello.public_key == self._identity.public_key and hello.boot == self._own.boot:
             raise TrustError(Reason.SELF, "the node dialled its own address")
@@ -269,12 +295,17 @@ class _Side:
         self._peer, self._version = hello, version
         return hello
 
+    def _is_of_my_mesh(self, hello: Hello) -> bool:
+        return hello.mesh_id == self._mesh_id
+
     def _sign(self) -> bytes:
         return self._identity.sign(self._OWN_CONTEXT + self._transcript.digest())
 
     def _check_signature(self, signature: bytes) -> Hello:
+        return self._check_signed(signature, self._PEER_CONTEXT + self._transcript.digest())
+
+    def _check_signed(self, signature: bytes, signed: bytes) -> Hello:
         assert self._peer is not None
-        signed = self._PEER_CONTEXT + self._transcript.digest()
         if not verify(self._peer.public_key, signed, signature):
             raise TrustError(
                 Reason.SIGNATURE,
@@ -291,7 +322,7 @@ class _Side:
         return self._peer
 
     def _send(self, message: Message) -> None:
-        frame = _MESSAGES.encode(message)
+        frame = self._CODEC.encode(message)
         if isinstance(message, Hello):
             self._transcript.update(frame)
         self._output.append(len(frame).to_bytes(_LENGTH_BYTES, "big") + frame)
@@ -301,19 +332,43 @@ class _Side:
         self._output.clear()
         return output
 
-    def _succeed(self, peer: VerifiedMember, admitted: VerifiedMember | None) -> None:
+    def _succeed(
+        self,
+        peer: VerifiedMember,
+        admitted: VerifiedMember | None,
+        *,
+        is_trial: bool = False,
+        peer_wall_s: float = 0.0,
+    ) -> None:
         assert self._peer is not None
         leftover = bytes(self._input)
         self._input.clear()
-        self.result = HelloResult(peer, self._peer.boot, self._version, admitted, leftover)
+        self.result = HelloResult(
+            peer, self._peer.boot, self._version, admitted, leftover, is_trial, peer_wall_s
+        )
         self.state = State.DONE
 
     def _fail(self, error: TrustError) -> None:
         self._input.clear()
         self.failed = error
-        self.state = State.FAILED
         if not error.by_peer:
-            self._send(Refusal(error.reason, str(error)))
+            self._send(Refusal(error.reason, str(error), self._told_wall_s(), error.evidence))
+        self.state = State.FAILED
+
+    def _is_peer_proven(self) -> bool:
+        """Whether the other end has proven that it is a member."""
+        return False
+
+    def take_back(self, error: TrustError) -> bytes:
+        """Refuse a peer after all, whose Welcome was not sent; return what to send instead of it."""
+        self.result = None
+        self._output.clear()
+        self._fail(error)
+        return self._take_output()
+
+    def _told_wall_s(self) -> float:
+        """Return what a refusal says of the time: nothing before this side has shown who it is."""
+        return self._wall_s
 
 
 class DiallerHello(_Side):
@@ -326,23 +381,28 @@ class DiallerHello(_Side):
         self,
         *,
         identity: Identity,
-        credential: VerifiedMember | Invite,
+        credential: VerifiedMember | Invite | Asking,
         boot: int,
         nonce: bytes,
         certificate_hash: bytes,
         versions: tuple[int, int],
         expect: NodeId | None = None,
+        is_trial: bool = False,
+        roster: Roster | None = None,
     ) -> None:
         """Prepare to say hello.
 
         Args:
             identity: This node.
-            credential: Itself as a member, or the invite that it joins with.
+            credential: Itself as a member, or the invite that it joins with. (A device that asks
+                without one is an `AskingHello`.)
             boot: This start's random number, below 2^64.
             nonce: 32 random bytes, never used before.
             certificate_hash: SHA-256 of the certificate that the server showed, in DER.
             versions: Lowest and highest protocol version of this node.
             expect: The node that must answer, or None for any member of the mesh.
+            is_trial: Only ask whether this hello would succeed: the other end closes after it.
+            roster: The members that this node knows and who is out; None for a joiner. Read only.
         """
         super().__init__(
             identity=identity, mesh_id=credential.mesh_id, boot=boot, nonce=nonce,
@@ -350,6 +410,8 @@ class DiallerHello(_Side):
         )  # fmt: skip
         self._credential = credential
         self._expect = expect
+        self._is_trial = is_trial
+        self._roster = roster
         self._acceptor: VerifiedMember | None = None
 
     def start(self) -> bytes:
@@ -369,13 +431,17 @@ class DiallerHello(_Side):
 
     def _on_proof(self, proof: Proof) -> None:
         peer = self._check_signature(proof.signature)
-        self._acceptor = verify_chain(proof.chain, self._mesh_id, subject=peer.public_key)
+        acceptor = verify_chain(proof.chain, self._mesh_id, subject=peer.public_key)
+        if self._roster is not None:
+            self._roster.require_good(acceptor)
+        self._acceptor = acceptor
         # Only now, to a proven member, does this side show what it is.
         if isinstance(self._credential, Invite):
             invite_proof = self._credential.prove(self._identity.public_key)
-            self._send(JoinProof(self._sign(), self._credential.signed_grant, invite_proof))
-        else:
-            self._send(Proof(self._sign(), self._credential.chain))
+            grant = self._credential.signed_grant
+            self._send(JoinProof(self._sign(), grant, invite_proof, self._is_trial))
+        elif isinstance(self._credential, VerifiedMember):
+            self._send(Proof(self._sign(), self._credential.chain, self._is_trial))
         self.state = State.AWAIT_WELCOME
 
     def _on_welcome(self, welcome: Welcome) -> None:
@@ -385,10 +451,20 @@ class DiallerHello(_Side):
             admitted = verify_chain(welcome.chain, self._mesh_id, subject=self._identity.public_key)
         self._succeed(self._acceptor, admitted)
 
-    _STEPS: ClassVar[_Steps] = {
+    def _is_peer_proven(self) -> bool:
+        return self._acceptor is not None
+
+    def _on_passed(self, passed: Passed) -> None:
+        assert self._acceptor is not None
+        if not self._is_trial:
+            raise TrustError(Reason.PROTOCOL, "the peer took this hello for a trial")
+        self._succeed(self._acceptor, None, is_trial=True, peer_wall_s=passed.wall_s)
+
+    _STEPS: ClassVar[Steps] = {
         (State.AWAIT_HELLO, Hello): _on_hello,
         (State.AWAIT_PROOF, Proof): _on_proof,
         (State.AWAIT_WELCOME, Welcome): _on_welcome,
+        (State.AWAIT_WELCOME, Passed): _on_passed,
     }
 
 
@@ -444,48 +520,45 @@ class AcceptorHello(_Side):
     def _on_proof(self, proof: Proof) -> None:
         peer = self._check_signature(proof.signature)
         member = verify_chain(proof.chain, self._mesh_id, subject=peer.public_key)
-        self._send(Welcome())
-        self._succeed(member, None)
+        self._roster.require_good(member)
+        self._send(Passed(self._wall_s) if proof.is_trial else Welcome())
+        self._succeed(member, None, is_trial=proof.is_trial)
 
     def _on_join(self, join: JoinProof) -> None:
         peer = self._check_signature(join.signature)
-        admitted = self._admit(peer.public_key, join)
-        self._send(Welcome(admitted.chain))
-        self._succeed(admitted, admitted)
-
-    def _admit(self, subject: bytes, join: JoinProof) -> VerifiedMember:
-        grant = read_record(join.grant)
-        if not isinstance(grant, InviteGrant):
-            raise TrustError(Reason.CHAIN, "what the joiner shows is not an invite")
-        known = self._roster.get(node_id_of(subject))
-        if known is not None and known.invite_key == grant.invite_key:
-            return known  # the Welcome was lost: joining again changes nothing
-        if known is None and self._roster.is_full:
-            raise TrustError(Reason.FULL, "the mesh has no room for another member")
-        inviter = self._roster.get(grant.inviter)
-        if inviter is None:
-            raise TrustError(
-                Reason.UNKNOWN_INVITER,
-                f"the invite was made by {grant.inviter}, which this node does not know; try again "
-                "in a moment, or join through the node that made it",
-            )
-        return admit(
-            witness=self._identity, witness_member=self._member, inviter=inviter, grant=join.grant,
-            subject=subject, invite_proof=join.invite_proof, now_wall_s=self._wall_s,
+        admitted = admit_joiner(
+            self._roster, witness=self._identity, witness_member=self._member, grant=join.grant,
+            subject=peer.public_key, invite_proof=join.invite_proof, now_wall_s=self._wall_s,
         )  # fmt: skip
+        if join.is_trial:
+            self._send(Passed(self._wall_s))
+            self._succeed(admitted, None, is_trial=True)
+        else:
+            self._send(Welcome(admitted.chain))
+            self._succeed(admitted, admitted)
 
-    _STEPS: ClassVar[_Steps] = {
+    def _told_wall_s(self) -> float:
+        return self._wall_s if self.state is State.AWAIT_PROOF else 0.0
+
+    _STEPS: ClassVar[Steps] = {
         (State.AWAIT_HELLO, Hello): _on_hello,
         (State.AWAIT_PROOF, Proof): _on_proof,
         (State.AWAIT_PROOF, JoinProof): _on_join,
     }
 
 
-def _refused(refusal: Refusal) -> TrustError:
+def _refused(refusal: Refusal, *, by_member: bool) -> TrustError:
     """Turn the peer's refusal into an error that is safe to show in a terminal."""
     shown = "".join(
         character if character.isprintable() else " "
         for character in refusal.sentence[:MAX_REFUSAL_LENGTH]
     )
     reason = Reason(refusal.reason) if refusal.reason in set(Reason) else Reason.OTHER
-    return TrustError(reason, f"the other node refused: {shown}", by_peer=True)
+    return TrustError(
+        reason,
+        f"the other node refused: {shown}",
+        by_peer=True,
+        peer_wall_s=refusal.wall_s,
+        evidence=refusal.evidence,
+        by_member=by_member,
+    )

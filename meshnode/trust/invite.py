@@ -30,6 +30,8 @@ from meshnode.limits import (
     MAX_INVITE_LENGTH,
     MAX_INVITE_SEEDS,
     MAX_INVITE_TTL_S,
+    MAX_INVITE_USES,
+    MAX_NAME_LENGTH,
 )
 from meshnode.trust.identity import SEED_BYTES, Identity
 from meshnode.trust.records import (
@@ -91,6 +93,8 @@ class _Line(msgspec.Struct, array_like=True, frozen=True):
     issuer: PublicKey
     signature: Signature
     seeds: Annotated[tuple[_Seed, ...], msgspec.Meta(max_length=MAX_INVITE_SEEDS)]
+    uses: int = 0
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,7 @@ class Invite:
         line = _Line(
             bytes.fromhex(self.mesh_id), self._seed, grant.role, grant.issued_at_s,
             grant.expires_at_s, grant.issuer, self.signed_grant.signature,
-            tuple(_Seed.of(address) for address in self.seeds),
+            tuple(_Seed.of(address) for address in self.seeds), grant.uses, grant.region,
         )  # fmt: skip
         body = msgspec.msgpack.encode(line)
         return _PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
@@ -158,7 +162,7 @@ class Invite:
         mesh_id = MeshId(line.mesh_id.hex())
         grant = InviteGrant(
             Identity(line.seed).public_key, line.role, line.issued_at_s, line.expires_at_s,
-            line.issuer,
+            line.issuer, line.uses, line.region,
         )  # fmt: skip
         signed = SignedRecord(msgspec.msgpack.encode(grant), line.signature)
         if not is_signed_by_issuer(signed, grant, mesh_id):
@@ -175,6 +179,8 @@ def create_invite(
     now_wall_s: float,
     seeds: Sequence[Address],
     random_seed: bytes,
+    uses: int = 0,
+    region: str = "",
 ) -> Invite:
     """Make an invite to this node's mesh.
 
@@ -186,10 +192,12 @@ def create_invite(
         now_wall_s: Wall time.
         seeds: Addresses of members; the first `MAX_INVITE_SEEDS` are kept.
         random_seed: 32 random bytes, the invite's secret.
+        uses: How many devices it admits, up to `MAX_INVITE_USES`; 0 for any number.
+        region: Where a joiner says it is whose owner names no other; may be empty.
 
     Raises:
         Forbidden: if this node's role does not allow it.
-        InvalidRequest: if the time or an address is out of range.
+        InvalidRequest: if the time, an address, the uses or the region is out of range.
     """
     if not member.role.allows(Role.OPERATOR):
         raise Forbidden("this node is a plain member and may not invite; ask an operator's node")
@@ -204,6 +212,14 @@ def create_invite(
         raise InvalidRequest(
             f"an invite lasts from 1 second to {MAX_INVITE_TTL_S // 86400} days, not {ttl_s:g} seconds"
         )
+    if not 0 <= uses <= MAX_INVITE_USES:
+        raise InvalidRequest(
+            f"an invite admits 1 to {MAX_INVITE_USES} devices, or any number (0), not {uses}"
+        )
+    if len(region) > MAX_NAME_LENGTH:
+        raise InvalidRequest(
+            f"a region has at most {MAX_NAME_LENGTH} characters, not {len(region)}"
+        )
     kept = tuple(Address(*seed) for seed in seeds[:MAX_INVITE_SEEDS])
     for address in kept:
         if not 0 < len(address.host) <= MAX_HOST_LENGTH:
@@ -211,7 +227,7 @@ def create_invite(
     issued_at_s = int(now_wall_s)
     grant = InviteGrant(
         Identity(random_seed).public_key, role, issued_at_s, issued_at_s + int(ttl_s),
-        identity.public_key,
+        identity.public_key, uses, region,
     )  # fmt: skip
     signed = sign_record(identity, member.mesh_id, grant)
     return Invite(member.mesh_id, grant, signed, kept, random_seed)

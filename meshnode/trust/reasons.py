@@ -37,8 +37,18 @@ class Reason(StrEnum):
     """The witness does not know the member that made the invite."""
     SIGNATURE = "signature"
     """A signature does not match what it should have signed."""
+    REVOKED = "revoked"
+    """The peer was evicted, or its admission rests on a key that was."""
+    USED_UP = "used_up"
+    """The invite has admitted as many devices as it may."""
     FULL = "full"
     """No room for another member."""
+    THROTTLED = "throttled"
+    """Too many ask to be admitted, or too often."""
+    UNAPPROVED = "unapproved"
+    """Nobody approved the request to join in its time."""
+    TRIAL = "trial"
+    """Nothing was refused: the hello only asked whether it would succeed."""
     PROTOCOL = "protocol"
     """The peer does not speak this handshake."""
     OTHER = "other"
@@ -54,9 +64,24 @@ class TrustError(HandshakeError):
     Attributes:
         reason: The word for programs.
         by_peer: True if the other end refused us, False if we refused it.
+        peer_wall_s: The other end's wall time, if it said it; else 0.
+        evidence: Signed entries of the desired state that show the refused one why; may be empty.
+        by_member: True if the other end had proven before that it is a member.
     """
 
-    def __init__(self, reason: Reason, sentence: str, *, by_peer: bool = False) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        sentence: str,
+        *,
+        by_peer: bool = False,
+        peer_wall_s: float = 0.0,
+        evidence: bytes = b"",
+        by_member: bool = False,
+    ) -> None:
         super().__init__(sentence)
         self.reason = reason
         self.by_peer = by_peer
+        self.peer_wall_s = peer_wall_s
+        self.evidence = evidence
+        self.by_member = by_member

@@ -1,15 +1,19 @@
 """Signed statements about who belongs to a mesh, and their bytes.
 
 A mesh is a trust root: an Ed25519 key made by its founder. The mesh's id is that key's
-fingerprint, and all trust comes down from it through two kinds of record:
+fingerprint, and all trust comes down from it through four kinds of record:
 
 | record | says | signed by |
 |---|---|---|
 | `Admission` | this public key is a member with this role | the root key (the founder), or a member that witnessed the join |
 | `InviteGrant` | whoever holds this invite key may join with this role until then | the inviting member's node key |
+| `Succession` | this public key takes my place | the node key that it replaces |
+| `Promotion` | this member has this role | an admin's node key |
 
 An admission through an invite also carries the invite key's own signature over the joiner's public
-key: a witness cannot admit anyone who does not hold the invite.
+key: a witness cannot admit anyone who does not hold the invite. A succession carries the new key's
+signature for the same reason. What takes something away, an eviction or a lower role, is no record
+of a chain, which its holder could leave out: it is a statement of `meshnode.trust.statements`.
 
 What is signed is `context + mesh id + payload`. The context differs for each kind of statement, so
 that a signature made for one purpose can serve no other; the mesh id keeps a record from being
@@ -26,7 +30,7 @@ from typing import Annotated, Final, NewType
 import msgspec
 
 from meshnode.errors import ProtocolError
-from meshnode.limits import MAX_RECORD_WALL_S
+from meshnode.limits import MAX_INVITE_USES, MAX_NAME_LENGTH, MAX_RECORD_WALL_S
 from meshnode.trust.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 from meshnode.trust.reasons import Reason, TrustError
 from meshnode.types import NodeId, Role, node_id_of
@@ -61,13 +65,19 @@ class Admission(Message, frozen=True, tag=65):
 
 
 class InviteGrant(Message, frozen=True, tag=66):
-    """Whoever holds the secret half of `invite_key` may join with this role, within these times."""
+    """Whoever holds the secret half of `invite_key` may join with this role, within these times.
+
+    `uses` is how many devices it admits, 0 for any number (`meshnode.trust.standing`); `region` is
+    where a joiner says it is whose owner names no other.
+    """
 
     invite_key: PublicKey
     role: Role
     issued_at_s: WallSeconds
     expires_at_s: WallSeconds
     issuer: PublicKey
+    uses: Annotated[int, msgspec.Meta(ge=0, le=MAX_INVITE_USES)] = 0
+    region: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)] = ""
 
     @property
     def invite_id(self) -> str:
@@ -80,7 +90,28 @@ class InviteGrant(Message, frozen=True, tag=66):
         return node_id_of(self.issuer)
 
 
-Record = Admission | InviteGrant
+class Succession(Message, frozen=True, tag=69):
+    """`subject`, a new key, is the member that `issuer` was; `proof` is the new key's signature.
+
+    The issuer is then revoked by its own hand, but that is another statement.
+    """
+
+    subject: PublicKey
+    issued_at_s: WallSeconds
+    issuer: PublicKey
+    proof: Signature
+
+
+class Promotion(Message, frozen=True, tag=70):
+    """`subject`, a member already, has this role too, by the word of `issuer`, an admin."""
+
+    subject: PublicKey
+    role: Role
+    issued_at_s: WallSeconds
+    issuer: PublicKey
+
+
+Record = Admission | InviteGrant | Succession | Promotion
 
 
 class SignedRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -90,12 +121,15 @@ class SignedRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     signature: Signature
 
 
-_RECORDS = Codec(Admission, InviteGrant)
+_RECORDS = Codec(Admission, InviteGrant, Succession, Promotion)
 _CONTEXTS: Final[dict[type[Record], bytes]] = {
     Admission: b"meshnode admission 1\0",
     InviteGrant: b"meshnode invite grant 1\0",
+    Succession: b"meshnode succession 1\0",
+    Promotion: b"meshnode promotion 1\0",
 }
 _PROOF_CONTEXT: Final = b"meshnode invite proof 1\0"
+_SUCCESSOR_CONTEXT: Final = b"meshnode successor 1\0"
 
 
 def mesh_id_of(root_public_key: bytes) -> MeshId:
@@ -140,6 +174,16 @@ def prove_invite(invite_key: Identity, mesh_id: MeshId, subject: bytes) -> bytes
 def is_invite_proof(invite_key: bytes, mesh_id: MeshId, subject: bytes, proof: bytes) -> bool:
     """Whether `proof` was made by `prove_invite` for this subject and mesh."""
     return verify(invite_key, _PROOF_CONTEXT + mesh_id.encode() + subject, proof)
+
+
+def prove_successor(successor: Identity, mesh_id: MeshId, former: bytes) -> bytes:
+    """Sign the public key that a new key replaces with the new key: it agrees, and is held."""
+    return successor.sign(_SUCCESSOR_CONTEXT + mesh_id.encode() + former)
+
+
+def is_successor_proof(successor: bytes, mesh_id: MeshId, former: bytes, proof: bytes) -> bool:
+    """Whether `proof` was made by `prove_successor` for this mesh and former key."""
+    return verify(successor, _SUCCESSOR_CONTEXT + mesh_id.encode() + former, proof)
 
 
 def rfc3339(wall_s: float) -> str:

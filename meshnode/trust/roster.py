@@ -1,25 +1,30 @@
 """The members that this node knows, each with the admission chain that proves it.
 
-A roster only ever holds verified chains of one mesh: whatever came over the network or from the
-disk passes `verify_chain` on its way in. Everything that asks "who is this key, and what may it
-do" asks the roster, so that a revocation has one place to take effect.
+A roster only ever holds verified chains of one mesh that are in good standing: whatever came over
+the network or from the disk passes `verify_chain` and `Standing.flaw` on its way in, and a new
+standing (`Roster.apply`) drops whoever it excludes. Everything that asks "who is this key, and what
+may it do" asks the roster, so that a revocation has one place to take effect.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshnode.errors import ProtocolError
-from meshnode.limits import MAX_MEMBERS
+from meshnode.limits import MAX_MEMBERS, MAX_MEMBERS_OF_OPERATORS, MAX_MEMBERS_PER_OPERATOR
 from meshnode.trust.chain import VerifiedMember, verify_chain
 from meshnode.trust.reasons import Reason, TrustError
+from meshnode.trust.shares import Shares, rests_on
+from meshnode.trust.standing import Standing
 from meshnode.types import NodeId, Role
 from meshnode.wire.codec import Codec, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from meshnode.trust.records import MeshId
+    from meshnode.trust.standing import Flaw
 
 
 class _Snapshot(Message, frozen=True, tag=68):
@@ -32,11 +37,33 @@ _SNAPSHOTS = Codec(_Snapshot)
 
 
 class Roster:
-    """Verified members of one mesh, up to `MAX_MEMBERS` as in every table of members."""
+    """Verified members of one mesh, up to `MAX_MEMBERS` as in every table of members.
 
-    def __init__(self, mesh_id: MeshId, *, max_members: int = MAX_MEMBERS) -> None:
+    Attributes:
+        mesh_id: The mesh.
+        standing: What is known of evictions, roles and uses of invites.
+        evidence: Returns bytes that show a refused member why it is, for `TrustError.evidence`.
+    """
+
+    def __init__(
+        self,
+        mesh_id: MeshId,
+        *,
+        max_members: int = MAX_MEMBERS,
+        max_per_operator: int = MAX_MEMBERS_PER_OPERATOR,
+    ) -> None:
+        """Know nobody.
+
+        Args:
+            mesh_id: The mesh.
+            max_members: How many it holds.
+            max_per_operator: How many of them may rest on one key that is no admin's.
+        """
         self.mesh_id = mesh_id
+        self.standing = Standing()
+        self.evidence: Callable[[VerifiedMember], bytes] = lambda _: b""
         self._max_members = max_members
+        self._shares = Shares(max_per_operator, MAX_MEMBERS_OF_OPERATORS)
         self._members: dict[NodeId, VerifiedMember] = {}
 
     def __repr__(self) -> str:
@@ -58,28 +85,75 @@ class Roster:
         return len(self) >= self._max_members
 
     def add(self, chain: bytes) -> VerifiedMember:
-        """Verify a chain and keep the member that it admits.
+        """Verify a chain and keep the member that it admits, if it is in good standing.
 
         Of two different chains for one node every roster keeps the same: that of the higher role,
         then of the earlier admission, then the shorter, then the first in byte order.
 
         Returns:
-            The member as the roster now holds it.
+            The member as the roster now holds it, with the role that it has now.
 
         Raises:
-            TrustError: if the chain does not hold or the roster is full; nothing was changed.
+            TrustError: if the chain does not hold or count, or the roster is full; nothing was changed.
         """
-        member = verify_chain(chain, self.mesh_id)
+        return self.take(verify_chain(chain, self.mesh_id))
+
+    def take(self, member: VerifiedMember) -> VerifiedMember:
+        """Keep a member of this mesh whose chain was verified; else as `add`.
+
+        Raises:
+            TrustError: if the chain does not count, or there is no room; nothing was changed.
+        """
+        member = self.require_good(member)
         known = self._members.get(member.node_id)
-        if known is None and self.is_full:
+        if known is None:
+            self._require_room(member)
+            self._shares.count(rests_on(member))
+        else:
+            member = min(known, member, key=_preference)
+        self._members[member.node_id] = member
+        return member
+
+    def _require_room(self, member: VerifiedMember) -> None:
+        if self.is_full:
             raise TrustError(
                 Reason.FULL,
                 f"the mesh has {self._max_members} members already, the most it can have",
             )
-        if known is not None:
-            member = min(known, member, key=_preference)
-        self._members[member.node_id] = member
-        return member
+        full = self._shares.why_none(rests_on(member))
+        if full is not None:
+            raise TrustError(Reason.FULL, f"{full}; join with an invite of an admin's node")
+
+    def require_good(self, member: VerifiedMember) -> VerifiedMember:
+        """Return a verified member with the role that it has now, if it is in good standing.
+
+        Raises:
+            TrustError: if it is not, with what shows it why.
+        """
+        flaw = self.standing.flaw(member)
+        if flaw is not None:
+            raise TrustError(flaw.reason, flaw.sentence, evidence=self.evidence(member))
+        role = self.standing.role(member)
+        return member if role is member.role else replace(member, role=role)
+
+    def apply(self, standing: Standing) -> list[tuple[VerifiedMember, Flaw]]:
+        """Judge every member anew; drop those whom the standing excludes, and return them with why."""
+        self.standing = standing
+        dropped = []
+        for node_id, member in tuple(self._members.items()):
+            flaw = standing.flaw(member)
+            if flaw is not None:
+                del self._members[node_id]
+                dropped.append((member, flaw))
+                continue
+            role = standing.role(member)
+            if role is not member.role:
+                self._members[node_id] = replace(member, role=role)
+        if dropped:
+            self._shares.clear()
+            for member in self._members.values():
+                self._shares.count(rests_on(member))
+        return dropped
 
     def get(self, node_id: NodeId) -> VerifiedMember | None:
         """Return a member, or None if this node knows none of that id."""
@@ -104,28 +178,26 @@ class Roster:
         """Return the roster for the disk."""
         return _SNAPSHOTS.encode(_Snapshot(tuple(member.chain for member in self)))
 
-    @classmethod
-    def from_bytes(cls, data: bytes, mesh_id: MeshId) -> tuple[Roster, list[str]]:
-        """Read a roster from the disk, verifying every chain again.
+    def load(self, data: bytes) -> list[str]:
+        """Add the members of a roster from the disk, verifying every chain again.
 
         Returns:
-            The roster, and a sentence for each thing that was dropped because it does not hold.
-            Members that are missing come back from any other member.
+            A sentence for each thing that was dropped because it does not hold, or does not count
+            any more. Members that are missing come back from any other member.
         """
-        roster = cls(mesh_id)
         try:
             snapshot: _Snapshot | None = _SNAPSHOTS.decode(data)
         except ProtocolError as error:
-            return roster, [f"the saved roster is damaged and was dropped: {error}"]
+            return [f"the saved roster is damaged and was dropped: {error}"]
         if snapshot is None:
-            return roster, ["the saved roster is another kind of message and was dropped"]
+            return ["the saved roster is another kind of message and was dropped"]
         dropped = []
         for index, chain in enumerate(snapshot.chains):
             try:
-                roster.add(chain)
+                self.add(chain)
             except TrustError as error:
                 dropped.append(f"entry {index} of the saved roster was dropped: {error}")
-        return roster, dropped
+        return dropped
 
 
 _RANKS = {Role.ADMIN: 0, Role.OPERATOR: 1, Role.MEMBER: 2}

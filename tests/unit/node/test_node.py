@@ -11,7 +11,7 @@ import pytest
 
 from meshnode import advertisement
 from meshnode.advertisement import LOAD_KEY, ModelLoad, NodeLoad, replica_key
-from meshnode.effects import Effect, Emit, LoadModel, Persist, StartTimer, UnloadModel
+from meshnode.effects import Effect, Emit, LoadModel, Persist, SendNote, StartTimer, UnloadModel
 from meshnode.errors import Forbidden, ModelNotFound, NoReplica, TooLarge, UsageError
 from meshnode.events import LinkUp, NoteReceived, Start, TimerFired
 from meshnode.limits import MAX_OWNER_KEYS
@@ -33,8 +33,8 @@ from meshnode.node import (
 from meshnode.reconcile import HANDOVER_S, RETRY_FIRST_S
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
-from meshnode.state.owner_messages import OWNER, OwnerDelta, OwnerDeltas, OwnerEntry
-from meshnode.trust.identity import verify
+from meshnode.state.owner_copy import OwnerCopy
+from meshnode.state.owner_messages import OWNER, Hint, Mark, OwnerDeltas, OwnerHints, OwnerWants
 from meshnode.types import Address, DataType, NodeId, NodeState, ReplicaState, Role
 from meshnode.wire.messages import LoadReport
 
@@ -71,24 +71,24 @@ class Stage:
         admissions = Admissions(1)
         founder = admissions.admit("founder", Role.ADMIN, WALL_S)
         papers = founder if role is Role.ADMIN else admissions.admit("me", role, WALL_S)
+        self.papers = papers
         self.peer = admissions.admit("peer", Role.OPERATOR, WALL_S)
         self.peer_id = self.peer.identity.node_id
-        papers.authority.learn(self.peer.member)
+        self.third = admissions.admit("third", Role.MEMBER, WALL_S)
+        for each in (self.peer, self.third):
+            papers.authority.learn(each.member)
         self.now = 0.0
         self.node = Node(
             record=record(papers, "me"),
-            trust=NodeTrust(
-                papers.identity.sign,
-                papers.authority.verify_record,
-                verify,
-                papers.authority.verify_entry,
-            ),
+            trust=NodeTrust(papers.identity, papers.authority),
             rng=random.Random(1),
             **options,
         )
         self.timers: list[tuple[float, ReconcileDue]] = []
         self.effects = self.tell(Start())
         self._version = 0
+        self.peer_epoch = 1
+        self._said: dict[NodeId, OwnerCopy] = {}
 
     def tell(self, event: Any) -> list[Effect]:
         return self.note(self.node.handle(event, self.now, WALL_S + self.now))
@@ -121,12 +121,13 @@ class Stage:
         durable = [] if draft.persist is None else [draft.persist]
         return self.note([*durable, *self.node.commit(draft, self.now)])
 
-    def peer_joins(self, **changes: Any) -> None:
+    def peer_joins(self, **changes: Any) -> list[Effect]:
         self.tell(LinkUp(self.peer_id, Address("10.0.0.2", 8471)))
-        self.tell_record(record(self.peer, "peer", **changes))
+        return self.tell_record(record(self.peer, "peer", **changes))
 
     def tell_record(self, *records: MemberRecord, rumours: Iterable[Rumour] = ()) -> list[Effect]:
-        return self.tell(NoteReceived(self.peer_id, CODEC.encode(Records(records, tuple(rumours)))))
+        raws = tuple(msgspec.Raw(CODEC.encode(each)) for each in records)
+        return self.tell(NoteReceived(self.peer_id, CODEC.encode(Records(raws, tuple(rumours)))))
 
     def rumour(self, state: NodeState) -> list[Effect]:
         held = self.node.membership.members[self.peer_id]
@@ -137,13 +138,24 @@ class Stage:
     def peer_says(
         self, *values: tuple[str, bytes | None], owner: NodeId | None = None
     ) -> list[Effect]:
-        after = self._version
-        entries = []
+        owner = owner or self.peer_id
+        said = self._said.setdefault(owner, OwnerCopy(owner, self.peer_epoch))
+        after = said.complete
         for key, value in values:
-            self._version += 1
-            entries.append(OwnerEntry(key, self._version, value))
-        delta = OwnerDelta(owner or self.peer_id, 1, after, self._version, 0, tuple(entries))
-        return self.tell(NoteReceived(self.peer_id, OWNER.encode(OwnerDeltas((delta,)))))
+            said.write(key, value, 1e9)
+        said.seal(self.peer.identity.sign)
+        return self.peer_repeats(after, said)
+
+    def peer_repeats(self, after: int = 0, said: OwnerCopy | None = None) -> list[Effect]:
+        """Let the peer say what it has said after a version."""
+        deltas = (said or self._said[self.peer_id]).deltas_since(self.peer_epoch, after)
+        return self.tell(NoteReceived(self.peer_id, OWNER.encode(OwnerDeltas(tuple(deltas)))))
+
+    def peer_hints(self, value: bytes | None) -> list[Effect]:
+        """Let the peer say how busy it is."""
+        self._version += 1
+        hint = Hint(self.peer_id, 1, self._version, LOAD_KEY, value)
+        return self.tell(NoteReceived(self.peer_id, OWNER.encode(OwnerHints((hint,)))))
 
     def peer_serves(self, what: Manifest, state: ReplicaState = READY, **options: Any) -> None:
         said = advertisement.advert(what, state, digest=what.digest, deployed=True, **options)
@@ -240,7 +252,7 @@ def test_a_restarted_node_knows_what_is_deployed_before_it_acts_on_it() -> None:
 
 def test_a_plain_member_may_not_change_what_is_served() -> None:
     stage = Stage(Role.MEMBER)
-    with pytest.raises(Forbidden, match="its author is a member and may not change the mesh"):
+    with pytest.raises(Forbidden, match="a plain member and may not change the mesh"):
         stage.deploy(DIGITS)
     assert stage.node.deployments() == []
 
@@ -376,7 +388,9 @@ def test_a_peers_replica_is_routed_to_once_the_peer_is_a_member() -> None:
     stage = Stage()
     stage.peer_serves(DIGITS)
     assert stage.ready_at() == []
-    stage.peer_joins()
+    asked = OwnerWants((Mark(stage.peer_id, 0, 0),))
+    assert SendNote(stage.peer_id, OWNER.encode(asked)) in stage.peer_joins()
+    stage.peer_repeats()
     assert stage.ready_at() == ["peer"]
     stage.peer_says((replica_key("digits", 1), None))
     assert stage.ready_at() == []
@@ -389,7 +403,7 @@ def test_replicas_of_nodes_that_nobody_admitted_are_none() -> None:
     said = advertisement.advert(DIGITS, READY, digest=DIGITS.digest)
     invented = NodeId("a" * 32)
     stage.peer_says((replica_key("digits", 1), advertisement.encode(said)), owner=invented)
-    assert stage.node.owners.get(invented, replica_key("digits", 1)) is not None
+    assert stage.node.owners.get(invented, replica_key("digits", 1)) is None
     assert stage.node.router.table.models() == {}
 
 
@@ -410,8 +424,35 @@ def test_a_peer_that_comes_back_is_asked_again_what_it_serves() -> None:
     stage.rumour(NodeState.DEAD)
     stage.tell_record(record(stage.peer, "peer", counter=1))
     assert stage.ready_at() == []
-    stage.peer_serves(DIGITS)
+    stage.peer_repeats()
     assert stage.ready_at() == ["peer"]
+
+
+def test_a_gateway_keeps_links_to_the_replicas_of_others_in_a_mesh_without_links_between_all() -> (
+    None
+):
+    for http in ("10.0.0.1:8080", ""):  # without a gateway its owner still asks it
+        large = dataclasses.replace(LAN, full_mesh_size=1, link_degree=3)
+        stage = Stage(config=NodeConfig(membership=large))
+        stage.node.membership.update_record(0.0, http=http)
+        stage.peer_joins()
+        stage.peer_serves(DIGITS)
+        asked_for = stage.node.membership._linking._asked_for
+        assert asked_for == frozenset({stage.peer_id})
+        stage.peer_says((replica_key("digits", 1), None))
+        assert stage.node.membership._linking._asked_for == frozenset()
+
+
+def test_a_node_keeps_links_to_those_that_have_the_files_it_fetches() -> None:
+    stage = Stage()
+    stage.peer_joins()
+    stage.peer_serves(DIGITS)
+    stage.deploy(DIGITS, replicas=2)
+    assert stage.node.own["digits", 1].state is ReplicaState.FETCHING
+    needs = stage.node._links._needed
+    assert ("files", "digits", 1) in needs
+    stage.tell(ReplicaChanged(DIGITS, READY))
+    assert ("files", "digits", 1) not in needs
 
 
 def test_a_peers_new_name_and_region_are_news_for_routing() -> None:
@@ -440,7 +481,8 @@ def test_a_peers_garbage_is_no_replica_and_takes_the_place_of_what_it_said(value
     stage = Stage()
     stage.peer_joins()
     stage.peer_serves(DIGITS)
-    stage.peer_says((replica_key("digits", 1), value), (LOAD_KEY, value), ("replica/x", value))
+    stage.peer_says((replica_key("digits", 1), value), ("replica/x", value))
+    stage.peer_hints(value)
     assert stage.node.router.table.models() == {}
     stage.peer_serves(DIGITS)
     assert stage.ready_at() == ["peer"]
@@ -476,20 +518,38 @@ def test_a_load_is_believed_when_it_is_said_and_not_again_when_the_peer_is_suspe
     stage.peer_joins()
     stage.peer_serves(DIGITS)
     said = NodeLoad(0.5, 1000, (ModelLoad("digits", 1, 5, 2, 3.0),))
-    stage.peer_says((LOAD_KEY, advertisement.encode(said)))
+    stage.peer_hints(advertisement.encode(said))
     assert in_system(stage) == 5
     stage.now = 10.0
     stage.node.router.load_reported(stage.peer_id, "digits", 1, LoadReport(1, 2, 3.0), 10.0)
     stage.rumour(NodeState.SUSPECT)
     stage.tell_record(record(stage.peer, "renamed", counter=1))
     assert in_system(stage) == 1
-    stage.peer_says((LOAD_KEY, None))
+    stage.peer_hints(None)
     assert in_system(stage) == 1
+
+
+def test_what_a_node_says_of_itself_follows_its_record_into_a_later_epoch() -> None:
+    """Its disk was restored: the mesh remembers a life of it that it does not, and it outbids that."""
+    stage = Stage()
+    stage.peer_joins()
+    stage.node.owners.set("replica/x/1", b"mine", 0.0)
+    stage.tell_record(record(stage.papers, "me", epoch=6, boot=9))
+    assert stage.node.membership.record.epoch == 6
+    asked = OwnerWants((Mark(stage.node.me, 0, 0),))
+    effects = stage.tell(NoteReceived(stage.peer_id, OWNER.encode(asked)))
+    [payload] = [each.payload for each in effects if isinstance(each, SendNote)]
+    said = OWNER.decode(payload)
+    assert isinstance(said, OwnerDeltas)
+    [delta] = said.deltas
+    assert delta.epoch == 6
+    assert [entry.value for entry in delta.entries] == [b"mine"]
 
 
 def test_a_member_that_membership_forgets_is_forgotten_by_routing() -> None:
     stage = Stage(config=NodeConfig(membership=dataclasses.replace(LAN, retention_s=100.0)))
     stage.peer_joins()
+    stage.tell_record(record(stage.third, "third"))  # a node that is alone forgets nobody
     stage.peer_serves(DIGITS)
     stage.node.router.rtt_measured(stage.peer_id, 0.1)
     stage.rumour(NodeState.DEAD)
@@ -505,6 +565,8 @@ def test_a_member_that_membership_forgets_is_forgotten_by_routing() -> None:
     assert stage.node.router.book.path(stage.peer_id).rtt_ms is None
     assert repr(stage.node._directory).endswith(": 0 versions are served>")
     stage.tell_record(record(stage.peer, "peer", epoch=2))
+    stage.peer_epoch = 2
+    stage._said.clear()
     stage.peer_serves(DIGITS)
     assert stage.ready_at() == ["peer"]
     assert repr(stage.node._directory).endswith(": 1 versions are served>")

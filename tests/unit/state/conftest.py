@@ -16,7 +16,7 @@ from meshnode.sim.network import NetworkConfig
 from meshnode.sim.world import Boot, World
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.desired import DesiredState
-from meshnode.state.owner import OwnerStates
+from meshnode.state.owner import OwnerStates, OwnerTrust
 
 if TYPE_CHECKING:
     from meshnode.state.desired_messages import Entry
@@ -30,6 +30,11 @@ def sign_as(author: str) -> Callable[[bytes], bytes]:
         return hashlib.sha256(author.encode() + data).digest()
 
     return sign
+
+
+def owner_trust(me: str, epoch_of: Callable[[NodeId], int | None] = lambda _: 0) -> OwnerTrust:
+    """Return the trust of a node to whom everybody is a live member, if not told otherwise."""
+    return OwnerTrust(sign_as(me), lambda owner, data, said: sign_as(owner)(data) == said, epoch_of)
 
 
 def verify(entry: Entry) -> str | None:
@@ -51,7 +56,14 @@ class StateNode:
     def __init__(self, boot: Boot, peers: Mapping[NodeId, Address], skew_s: float) -> None:
         self.peers = peers
         self.skew_s = skew_s
-        self.owner = OwnerStates(boot.node, boot.epoch, OwnerConfig(), boot.rng)
+        self.gone: set[NodeId] = set()  # whom membership would have given up
+        self.owner = OwnerStates(
+            boot.node,
+            boot.epoch,
+            OwnerConfig(),
+            boot.rng,
+            owner_trust(boot.node, lambda owner: None if owner in self.gone else 0),
+        )
         self.desired = DesiredState(
             boot.node, sign_as(boot.node), verify, DesiredConfig(), boot.rng,
             boot.disk.get("desired"),
@@ -119,6 +131,18 @@ class Mesh:
     def unsay(self, name: str, key: str) -> None:
         owner = self.node(name).owner
         self.world.act(name, lambda now, _: owner.delete(key, now))
+
+    def lose(self, name: str, owner: NodeId) -> None:
+        """Let a node's membership give an owner up."""
+        node = self.node(name)
+        node.gone.add(owner)
+        self.world.act(name, lambda _now, _wall_s: node.owner.forget(owner))
+
+    def find(self, name: str, owner: NodeId) -> None:
+        """Let a node's membership see an owner alive again."""
+        node = self.node(name)
+        node.gone.discard(owner)
+        self.world.act(name, lambda _now, _wall_s: node.owner.welcome(owner))
 
     def put(self, name: str, key: str, value: bytes) -> None:
         node = self.node(name)

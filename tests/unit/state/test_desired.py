@@ -435,6 +435,15 @@ def test_equal_roots_are_contact_and_made_durable_once_an_hour() -> None:
     assert kinds(give(core, root, wall_s=WALL_S + 3600)) == [Persist]
 
 
+def test_nodes_that_were_all_away_wait_for_one_that_was_not_before_they_trust_each_other() -> None:
+    core = state(A, B, stored=pack([], int((WALL_S - 8 * DAY_S) * 1000)))
+    root = DesiredRoot(bytes(8), current=False)
+    assert give(core, root) == []
+    assert give(core, root, wall_s=WALL_S + 59) == []
+    assert kinds(give(core, root, wall_s=WALL_S + 60)) == [Persist]
+    assert give(core, root, wall_s=WALL_S + 61) == []
+
+
 def test_a_node_without_contact_for_a_week_returns_its_root_and_takes_over() -> None:
     stored = pack([entry("gone", b"1"), entry("kept", b"1")], int(WALL_S * 1000))
     core = state(A, B, stored=stored)
@@ -465,7 +474,7 @@ def test_only_a_node_in_contact_drops_old_tombstones() -> None:
     put(core, "d", b"", WALL_S)
     later_s = WALL_S + 8 * DAY_S
     assert kinds(core.handle(TimerFired(DesiredSyncDue(1)), 0.0, later_s)) == [StartTimer]
-    give(core, DesiredDigests("", "", (), current=False), wall_s=later_s)
+    give(core, DesiredDigests("", "", (), current=True), wall_s=later_s)
     assert kinds(core.handle(TimerFired(DesiredSyncDue(1)), 0.0, later_s)) == [Persist, StartTimer]
     assert core.entry("d") is None
     assert core.get("kept") == b"1"

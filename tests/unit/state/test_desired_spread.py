@@ -89,7 +89,7 @@ def test_a_deleted_deployment_stays_deleted_when_a_node_returns(
         mesh.skew_s[name] = away_s
         if name in mesh.world.running():
             mesh.node(name).skew_s = away_s
-    mesh.world.run_for(60.0)
+    mesh.world.run_for(90.0)
     if away_s > 7 * DAY_S:
         assert mesh.node("n0").desired.entry("deployment/gone") is None  # dropped for good
     if how == "off":

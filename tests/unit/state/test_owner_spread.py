@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -100,16 +101,19 @@ def test_a_deleted_key_stays_deleted_when_a_node_returns(make_mesh: Any, away_s:
         assert mesh.view(name)[mesh.world.id_of("n0")] == {"other": b"y"}
 
 
-def test_a_forgotten_owner_comes_back_from_itself_at_once(make_mesh: Any) -> None:
+def test_a_forgotten_owner_comes_back_once_membership_sees_it_again(make_mesh: Any) -> None:
+    """Node n1 has yet to give it up, and so knows its state all the time."""
     mesh = make_mesh(3, seed=6)
     mesh.say("n2", "load", b"1")
     mesh.world.run_for(5.0)
     n2 = mesh.world.id_of("n2")
     mesh.world.crash("n2")
-    for name in ("n0", "n1"):
-        mesh.world.act(name, lambda now, _, name=name: mesh.node(name).owner.forget(n2, now))
+    mesh.lose("n0", n2)
     mesh.world.run_for(10.0)
     assert n2 not in mesh.view("n0")
+    assert n2 in mesh.view("n1")
+    mesh.find("n0", n2)
+    assert mesh.world.run_until(lambda: mesh.view("n0").get(n2) == {"load": b"1"}, 10.0) <= 1.0
     mesh.world.restart("n2")
     mesh.say("n2", "load", b"2")
     mesh.world.run_until(lambda: mesh.view("n0").get(n2) == {"load": b"2"}, 10.0)
@@ -125,3 +129,40 @@ def test_large_states_travel_in_notes_of_the_allowed_size(make_mesh: Any) -> Non
     )
     mesh.world.run_until(mesh.owners_agree, 20)
     assert 40_000 < max(sizes) <= 65_535
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happened_all_end_up_with_what_each_owner_says_and_nothing_comes_back(
+    make_mesh: Any, seed: int
+) -> None:
+    """Writes, deletions, partitions, losses, restarts, members given up and found, hours of collection."""
+    mesh = make_mesh(5, seed=seed, network=NetworkConfig(loss=0.1, note_loss=0.2))
+    chance = random.Random(seed)
+    for _ in range(60):
+        name, other = chance.sample(mesh.names, 2)
+        match chance.randrange(9):
+            case 0 | 1 | 2:
+                mesh.say(name, chance.choice("abc"), chance.randbytes(2))
+            case 3 | 4:
+                mesh.unsay(name, chance.choice("abc"))
+            case 5:
+                mesh.world.partition([name], [each for each in mesh.names if each != name])
+            case 6:
+                mesh.world.heal()
+            case 7:
+                mesh.world.crash(name)
+                mesh.world.restart(name)
+            case _:
+                mesh.lose(name, mesh.world.id_of(other))
+        mesh.world.run_for(4000.0 if chance.random() < 0.04 else chance.choice([0.01, 0.5, 3.0]))
+    mesh.world.heal()
+    for name in mesh.names:
+        for owner in [*mesh.node(name).gone]:
+            mesh.find(name, owner)
+    mesh.world.run_until(mesh.owners_agree, 60.0)
+    own = {
+        mesh.world.id_of(name): dict(mesh.node(name).owner.entries(mesh.world.id_of(name)))
+        for name in mesh.names
+    }
+    assert mesh.view("n0") == own
+    assert not [*mesh.world.trace.find("state.refused")]

@@ -229,6 +229,38 @@ def test_a_former_boot_does_not_come_back() -> None:
     assert dropped(b, datagram) is DropReason.STALE_BOOT
 
 
+def test_a_record_tells_the_boot_where_there_is_no_link() -> None:
+    a, b = DatagramSeal(A, BOOTS[A]), DatagramSeal(B, BOOTS[B])
+    assert a.follow_record(B.node_id, BOOTS[B])
+    assert b.follow_record(A.node_id, BOOTS[A])
+    assert b.open(send(a, B, b"no hello"), KEYS.get) == (A.node_id, b"no hello")
+
+
+def test_a_newest_record_may_bring_a_former_boot_back_and_with_it_the_window() -> None:
+    """Of two processes with one key the earlier outlives the later: nothing of it opens twice."""
+    a, b = meet(A, B), meet(B, A)
+    recorded = [send(a, B) for _ in range(3)]
+    b.open(recorded[1], KEYS.get)
+    assert b.follow_record(A.node_id, 12)
+    assert dropped(b, send(a, B)) is DropReason.STALE_BOOT
+    before = send(b, A)
+    assert b.follow_record(A.node_id, BOOTS[A])
+    assert dropped(b, recorded[1]) is DropReason.REPLAYED
+    b.open(recorded[2], KEYS.get)
+    after = send(b, A)
+    assert int.from_bytes(after[29:37], "big") > int.from_bytes(before[29:37], "big")
+    assert a.open(after, KEYS.get)[0] == B.node_id
+
+
+def test_the_claimed_sender_needs_a_member_s_present_boot() -> None:
+    a, b = meet(A, B), meet(B, A)
+    datagram = send(a, B)
+    assert b.claimed_sender(datagram) == A.node_id
+    assert b.claimed_sender(datagram[:21] + bytes(8) + datagram[29:]) is None
+    assert b.claimed_sender(datagram[:1] + bytes(20) + datagram[21:]) is None
+    assert b.claimed_sender(b"short") is None
+
+
 def test_no_key_meets_a_nonce_twice_even_when_a_boot_was_forgotten() -> None:
     a = meet(A, B)
     first = send(a, B)

@@ -346,6 +346,22 @@ def test_an_identity_that_runs_twice_is_told_apart_by_its_boot(first: Node) -> N
     assert "copied" in str(acceptor.failed)
 
 
+def test_a_welcome_that_was_not_sent_yet_can_be_taken_back(first: Node, second: Node) -> None:
+    dialler, acceptor = second.dial(), first.accept()
+    answer = dialler.receive(acceptor.receive(dialler.start()))
+    welcome = acceptor.receive(answer)
+    assert done(acceptor).peer.node_id == second.identity.node_id
+    instead = acceptor.take_back(TrustError(Reason.TWIN, "the former run answers"))
+    assert acceptor.result is None
+    assert failed(acceptor).reason is Reason.TWIN
+    assert instead != welcome
+    dialler.receive(instead)
+    refusal = failed(dialler)
+    assert refusal.reason is Reason.TWIN
+    assert refusal.by_peer
+    assert "the former run answers" in str(refusal)
+
+
 def test_only_the_holder_of_the_key_can_raise_the_twin_alarm(first: Node) -> None:
     acceptor = first.accept()
     hello = Hello(1, 3, b"n" * 32, first.identity.public_key, first.member.mesh_id, 1)
