@@ -6,10 +6,10 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check docs format install bench bench-idle clean coverage
+.PHONY: help demo test check docs format install bench bench-idle bench-membership soak clean coverage
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: $(STAMP) ## three nodes, a real model, a killed node: see the mesh work
 	$(BIN)/meshnode demo
@@ -39,6 +39,13 @@ bench: $(STAMP) ## speed, starts, memory, idle CPU, next to bare servers in the 
 
 bench-idle: $(STAMP) ## only starts, memory, and CPU of 30 idle members
 	$(BIN)/python -m bench.idle
+
+bench-membership: $(STAMP) ## membership of 10, 100 and 1,000 virtual nodes, next to published figures
+	$(BIN)/python -m bench.membership
+
+soak: $(STAMP) ## the cases of membership with as many seeds as SOAK_CPU_S (1800) seconds of CPU allow
+	$(BIN)/python -m bench.soak
+	$(BIN)/python -m pytest -m soak tests
 
 install: ## make or refresh .venv
 	@rm -f $(STAMP)

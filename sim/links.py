@@ -11,6 +11,7 @@ node's kernel keeps them open, so its peers notice only after `dead_after_s`.
 | dial succeeds | `LinkUp` after 1.5 RTT | `LinkUp` at the same time |
 | nobody at the address, path blocked, frozen | `DialFailed` after `dial_timeout_s` | nothing |
 | host up, daemon down | `DialFailed` after 1 RTT | nothing |
+| one refuses the other's hello | `DialFailed` after 1.5 RTT | nothing |
 | `CloseLink` | `LinkDown` at once | `LinkDown` one latency later |
 | crash, leave | nothing | `LinkDown` one latency later |
 | path blocked or end frozen | `LinkDown` after `dead_after_s` | the same |
@@ -84,10 +85,16 @@ class _Link:
 
 
 class Links:
-    """All links of a world, by the pair of their ends."""
+    """All links of a world, by the pair of their ends.
+
+    Attributes:
+        refusal: Says why a hello between two nodes (dialler, acceptor) fails, or None; by default all
+            nodes are members of each other's mesh.
+    """
 
     def __init__(self, scheduler: Scheduler, network: Network) -> None:
         """Begin without hosts."""
+        self.refusal: Callable[[NodeId, NodeId], str | None] = lambda _dialler, _acceptor: None
         self._scheduler = scheduler
         self._network = network
         self._hosts: dict[NodeId, LinkHost] = {}
@@ -143,6 +150,10 @@ class Links:
             return
         if target.boot != target_boot or not target.running or not self._flows(host, target):
             self._dial_next(host, boot, dial, index + 1, "broke during the handshake")
+            return
+        refusal = self.refusal(host.node, target.node)
+        if refusal is not None:
+            self._dial_next(host, boot, dial, index + 1, refusal)
             return
         if target.node not in self._of[host.node]:
             link = _Link(host, target)

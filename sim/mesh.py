@@ -26,8 +26,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meshnode.effects import Effect, LoadModel, StartTimer, UnloadModel
-from meshnode.events import Event, LinkDown, LinkUp, Start, TimerFired
+from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
+from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
 from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
 from meshnode.routing.load import LinkState
@@ -54,16 +54,17 @@ from meshnode.sim.serving import (
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.sim.world import Boot, World
 from meshnode.state.deployment import Deployment
-from meshnode.trust.identity import verify
 from meshnode.types import NodeId, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from meshnode.advertisement import NodeLoad
+    from meshnode.drafts import Drafts
     from meshnode.models.manifest import Manifest
     from meshnode.sim.network import NetworkConfig
     from meshnode.state.desired import Draft
+    from meshnode.trust.invite import Invite
     from meshnode.types import Address
 
 LOAD_INTERVAL_S: Final = 1.0
@@ -85,6 +86,7 @@ class _Device:
     folder: tuple[Manifest, ...]
     seeds: tuple[Address, ...]
     files: set[str] = field(default_factory=set)
+    obedient: bool = True
 
 
 class Daemon:
@@ -101,15 +103,11 @@ class Daemon:
         self._mesh = mesh
         self._device = device
         papers = device.papers
+        papers.boot(boot.disk.get("desired"))
         saved = boot.disk.get("members")
         self.node = Node(
             record=_record(device, boot),
-            trust=NodeTrust(
-                papers.identity.sign,
-                papers.authority.verify_record,
-                verify,
-                papers.authority.verify_entry,
-            ),
+            trust=NodeTrust(papers.identity, papers.authority),
             rng=random.Random(boot.rng.getrandbits(64)),
             config=config,
             seeds=device.seeds,
@@ -149,6 +147,9 @@ class Daemon:
                     queue += self.host.load(manifest, holders)
                 case UnloadModel(model, version):
                     queue += self.host.unload(model, version)
+                case Emit("trust.evicted") if self._device.obedient:
+                    rest.append(effect)
+                    self._mesh.world.scheduler.after(0, self._end)
                 case Told(event):
                     queue += self.node.handle(event, now, wall_s)
                 case Ask(asked):
@@ -203,6 +204,12 @@ class Daemon:
                 effects += self.host.load(manifest, deployed=False)
         return [*effects, *self.node.handle(event, now, wall_s)]
 
+    def _end(self) -> None:
+        """The mesh has excluded this node: its process ends."""
+        name = self._mesh.name_of(self.node.me)
+        if name in self._mesh.world.running() and self._mesh.daemon(name) is self:
+            self._mesh.crash(name)
+
     def _look_at_load(self, now: float, wall_s: float) -> list[Effect]:
         effects: list[Effect] = [StartTimer(_LoadTick(), LOAD_INTERVAL_S)]
         load = self.host.load_now()
@@ -250,6 +257,7 @@ class SimMesh:
             config: Settings of all nodes.
         """
         self.world = World(seed, network, {Stream: self._send})
+        self.world.links.refusal = self._refusal
         self.admissions = Admissions(seed)
         self.library = Library(self._linked)
         self.requests: list[Request] = []
@@ -272,6 +280,9 @@ class SimMesh:
         cpus: int = 4,
         speed: float = 1.0,
         folder: Sequence[Manifest] = (),
+        invite: Invite | None = None,
+        through: str | None = None,
+        obedient: bool = True,
     ) -> NodeId:
         """Add a device and boot it; the first founds the mesh, the others join through it.
 
@@ -282,11 +293,23 @@ class SimMesh:
             cpus: What it advertises.
             speed: Of its model server; 2 halves all run times.
             folder: Models in its own folder, which it serves without a deployment.
+            invite: With which it joins, instead of one of the founder's.
+            through: Who admits it then.
+            obedient: Whether it ends when the mesh excludes it; a hostile one goes on.
+
+        Raises:
+            TrustError: if it is refused.
         """
-        founder = next(iter(self._devices), None)
-        seeds = () if founder is None else (self.world.address_of(founder),)
-        papers = self.admissions.admit(name, role, self.world.wall_s())
-        device = self._devices[name] = _Device(papers, cpus, speed, tuple(folder), seeds)
+        known = dict.fromkeys((through, next(iter(self._devices), None)))
+        seeds = tuple(self.world.address_of(each) for each in known if each is not None)
+        wall_s = self.world.wall_s()
+        if invite is None or through is None:
+            papers = self.admissions.admit(name, role, wall_s)
+        else:
+            papers = self.admissions.join(name, invite, self._devices[through].papers, wall_s)
+        device = self._devices[name] = _Device(
+            papers, cpus, speed, tuple(folder), seeds, obedient=obedient
+        )
 
         def boot(boot: Boot) -> Daemon:
             self._end_open(name)
@@ -308,6 +331,39 @@ class SimMesh:
         """Return the name of a node."""
         names = (name for name, each in self._devices.items() if each.papers.member.node_id == node)
         return next(names)
+
+    # Who belongs to the mesh.
+
+    def papers(self, name: str) -> Papers:
+        """Return a node's identity, admission and what it knows of others'."""
+        return self._devices[name].papers
+
+    def invite(self, by: str, role: Role = Role.OPERATOR, uses: int = 0) -> Invite:
+        """Let a node make an invite."""
+        return self.admissions.invite(self.papers(by), role, self.world.wall_s(), uses)
+
+    def write(self, by: str, prepare: Callable[[Drafts, float], Draft]) -> None:
+        """Let a node change the desired state.
+
+        Args:
+            by: The node.
+            prepare: Gets its drafts and the wall time.
+        """
+        daemon = self.daemon(by)
+
+        def act(now: float, wall_s: float) -> list[Effect]:
+            return daemon.write(prepare(daemon.node.drafts, wall_s), now, wall_s)
+
+        self.world.act(by, act)
+
+    def evict(self, by: str, whom: str, *, keep_invited: bool = True) -> None:
+        """Let an admin take a node out of the mesh."""
+        node = self.papers(whom).identity.node_id
+        self.write(by, lambda drafts, wall_s: drafts.eviction(node, "a test", keep_invited, wall_s))
+
+    def members(self, name: str) -> list[str]:
+        """Return whom a node takes to be a member, sorted."""
+        return sorted(self.name_of(each.node_id) for each in self.papers(name).roster)
 
     # What happens to nodes, where requests are concerned; everything else is the world's.
 
@@ -359,23 +415,13 @@ class SimMesh:
         """Deploy versions of one model from a node, which then has their files."""
         pinned = tuple(self.world.id_of(name) for name in on)
         deployment = Deployment(manifests[0].model, tuple(manifests), replicas, pinned)
-        daemon = self.daemon(by)
-
-        def act(now: float, wall_s: float) -> list[Effect]:
-            return daemon.write(daemon.node.drafts.deployment(deployment, wall_s), now, wall_s)
-
-        daemon.host.files.update(manifest.digest for manifest in manifests)
-        self.world.act(by, act)
+        self.daemon(by).host.files.update(manifest.digest for manifest in manifests)
+        self.write(by, lambda drafts, wall_s: drafts.deployment(deployment, wall_s))
         return deployment
 
     def undeploy(self, by: str, model: str) -> None:
         """Take a deployment back."""
-        daemon = self.daemon(by)
-
-        def act(now: float, wall_s: float) -> list[Effect]:
-            return daemon.write(daemon.node.drafts.undeployment(model, wall_s), now, wall_s)
-
-        self.world.act(by, act)
+        self.write(by, lambda drafts, wall_s: drafts.undeployment(model, wall_s))
 
     def serving(self, model: str, version: int | None = None) -> list[str]:
         """Return the running nodes whose model server has a model ready, by their own truth."""
@@ -466,6 +512,16 @@ class SimMesh:
         if gone is not None:
             self.library.hosts.pop(gone.node.me)
             gone.gateway.close(self.world.now())
+
+    def _refusal(self, dialler: NodeId, acceptor: NodeId) -> str | None:
+        """Let two nodes say hello; one that is refused is shown why."""
+        refused = self.admissions.hello(dialler, acceptor)
+        if refused is None:
+            return None
+        node, error = refused
+        if error.evidence:
+            self.world.tell(self.name_of(node), NoteReceived(node, error.evidence))
+        return str(error)
 
     def _send(self, world: World, source: str, effect: Stream) -> None:
         world.links.send(world.id_of(source), effect.to, effect.event)

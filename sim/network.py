@@ -3,8 +3,9 @@
 `Network` is a pure model. It knows regions and cuts, and answers how long something takes from one
 node to another or that it does not arrive; `links` and `world` act on the answers.
 
-A *cut* loses what is sent in one direction; a *hold* keeps it until it is released. Both are lists
-of directed pairs, so a one-way partition is a cut of one direction.
+A *cut* loses what is sent in one direction; a *hold* keeps it until it is released; a *block* loses
+datagrams only, as a firewall does. All are lists of directed pairs, so a one-way partition is a cut of
+one direction.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Network:
         self._regions: dict[NodeId, str] = {}
         self._cut: set[tuple[NodeId, NodeId]] = set()
         self._held: set[tuple[NodeId, NodeId]] = set()
+        self._blocked: set[tuple[NodeId, NodeId]] = set()
         self._one_way_s: dict[tuple[str, str], float] = {}
 
     def __repr__(self) -> str:
@@ -110,9 +112,17 @@ class Network:
         """Keep everything from any of the sources to any of the targets back."""
         self._held |= _pairs(sources, targets)
 
+    def block(self, sources: Iterable[NodeId], targets: Iterable[NodeId]) -> None:
+        """Lose datagrams from any of the sources to any of the targets; links stay open."""
+        self._blocked |= _pairs(sources, targets)
+
     def mend(self) -> None:
         """Undo all cuts."""
         self._cut.clear()
+
+    def unblock(self) -> None:
+        """Undo all blocks."""
+        self._blocked.clear()
 
     def release(self) -> None:
         """Undo all holds."""
@@ -121,6 +131,10 @@ class Network:
     def is_cut(self, source: NodeId, target: NodeId) -> bool:
         """Whether what is sent this way is lost."""
         return (source, target) in self._cut
+
+    def loses_datagrams(self, source: NodeId, target: NodeId) -> bool:
+        """Whether no datagram that is sent this way arrives."""
+        return (source, target) in self._cut or (source, target) in self._blocked
 
     def is_held(self, source: NodeId, target: NodeId) -> bool:
         """Whether what is sent this way is kept back."""

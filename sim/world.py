@@ -17,6 +17,7 @@ What can happen to a node:
 | verb | its process | its disk | its links |
 |---|---|---|---|
 | `crash` | gone at once, timers too | stays | peers hear of it one latency later |
+| `power_off` | gone at once, timers too | stays | stall; peers give them up in time |
 | `restart` | a new boot, with a new core | is given to the core | none |
 | `freeze` | stands still; timers and notes queue up, datagrams beyond a socket's buffer are lost | stays | stall; peers give them up in time |
 | `thaw` | runs on, everything queued first | stays | those not given up flow again |
@@ -124,6 +125,7 @@ class World:
         seed: int,
         network: NetworkConfig | None = None,
         on_effect: Mapping[type[Effect], Driver] | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         """Make an empty world.
 
@@ -131,10 +133,11 @@ class World:
             seed: Decides every random draw.
             network: How the network behaves; the default has no loss.
             on_effect: Who carries out other effects, such as `LoadModel`.
+            scheduler: Time; virtual by default.
         """
         self.seed = seed
         self.trace = Trace()
-        self.scheduler = Scheduler()
+        self.scheduler = scheduler or Scheduler()
         self.network = Network(network or NetworkConfig(), random.Random(f"{seed}/network"))
         self.links = Links(self.scheduler, self.network)
         self._nodes: dict[str, _Node] = {}
@@ -175,9 +178,7 @@ class World:
             raise UsageError(f"there is a node {name!r} already")
         number = len(self._nodes)
         node_id = node_id or node_id_of(hashlib.sha256(name.encode()).digest())
-        address = Address(
-            f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", DEFAULT_MESH_PORT
-        )
+        address = self._place(number)
 
         def tell(boot: int, event: Event) -> None:
             self._tell(node, boot, event)
@@ -265,11 +266,25 @@ class World:
         self.thaw(name, run_on=False)
         self._stop(self._running(name), "connection reset")
 
+    def power_off(self, name: str) -> None:
+        """Cut a node's power: its machine says nothing more, not even that connections are closed."""
+        node = self._running(name)
+        node.host.running = False
+        node.host.frozen = True
+        node.core = None
+        node.inbox.clear()
+        self.links.recheck()
+
     def restart(self, name: str) -> None:
-        """Boot a node again after a crash or a leave."""
+        """Boot a node again after a crash, a power cut or a leave."""
         node = self._node(name)
         if node.host.running:
             raise UsageError(f"{name!r} runs already")
+        if node.host.frozen:  # the machine is back, and knows none of its former connections
+            node.host.frozen = False
+            node.frozen_datagrams = 0
+            self.links.recheck()
+            self.links.drop_all(node.host.node, "connection reset")
         self._boot(node)
 
     def freeze(self, name: str) -> None:
@@ -313,9 +328,14 @@ class World:
         self.network.cut(self._ids(sources), self._ids(targets))
         self.links.recheck()
 
+    def block_datagrams(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """Lose the datagrams that the sources send to the targets, as a firewall does."""
+        self.network.block(self._ids(sources), self._ids(targets))
+
     def heal(self) -> None:
-        """Undo all partitions."""
+        """Undo all partitions and blocks."""
         self.network.mend()
+        self.network.unblock()
         self.links.recheck()
 
     def hold(self, sources: Iterable[str], targets: Iterable[str]) -> None:
@@ -348,7 +368,9 @@ class World:
     def _send_datagram(self, node: _Node, effect: SendDatagram) -> None:
         source, network = node.host.node, self.network
         target = self._by_id.get(effect.to)
-        if target is None or network.is_cut(source, effect.to) or network.loses_datagram():
+        if target is None or network.loses_datagrams(source, effect.to):
+            return
+        if network.loses_datagram():
             return
         if network.is_held(source, effect.to):
             self._held.append((node, effect))
@@ -384,6 +406,10 @@ class World:
 
     def _emit(self, node: _Node, effect: Emit) -> None:
         self.trace.record(self.now(), node.name, effect.kind, effect.subject, effect.detail)
+
+    def _place(self, number: int) -> Address:
+        """Return where the node with this number listens."""
+        return Address(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", DEFAULT_MESH_PORT)
 
     # Telling cores.
 

@@ -524,3 +524,44 @@ def test_the_trace_does_not_depend_on_the_processs_hash_seed() -> None:
             cwd=Path(__file__).parent, env={**os.environ, "PYTHONHASHSEED": hash_seed},
         )  # fmt: skip
         assert run.stdout.strip() == digest_of_chatter(1)
+
+
+def test_a_node_without_power_says_nothing_and_its_peer_gives_the_link_up_in_time(
+    linked: Stage,
+) -> None:
+    linked.world.power_off("a")
+    linked.note("b", "a")
+    linked.world.run_for(STEADY.dead_after_s - 0.1)
+    assert linked.told("b", LinkDown) == []
+    linked.world.run_for(0.2)
+    ((_, down),) = linked.told("b", LinkDown)
+    assert down == LinkDown(linked.id("a"), "stalled")
+    assert "a" not in linked.world.running()
+
+
+def test_a_node_whose_power_is_back_boots_without_its_links_and_what_it_missed(
+    linked: Stage,
+) -> None:
+    linked.world.power_off("a")
+    linked.note("b", "a")
+    linked.datagram("b", "a")
+    linked.world.run_for(1.0)
+    linked.world.restart("a")
+    linked.world.run_for(1.0)
+    assert [type(event) for _, event in linked.told("a")] == [Start]
+    assert [type(event) for _, event in linked.told("b", LinkDown)] == [LinkDown]
+
+
+def test_a_firewall_against_datagrams_leaves_links_alone(linked: Stage) -> None:
+    linked.world.block_datagrams(["a"], ["b"])
+    linked.datagram("a", "b")
+    linked.note("a", "b")
+    linked.datagram("b", "a")
+    linked.world.run_for(1.0)
+    assert linked.told("b", DatagramReceived) == []
+    assert len(linked.told("b", NoteReceived)) == 1
+    assert len(linked.told("a", DatagramReceived)) == 1
+    linked.world.heal()
+    linked.datagram("a", "b")
+    linked.world.run_for(1.0)
+    assert len(linked.told("b", DatagramReceived)) == 1
