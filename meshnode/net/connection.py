@@ -23,10 +23,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from meshnode.errors import (
-    HandshakeError,
     InvalidRequest,
     LinkLost,
     MeshError,
@@ -35,7 +34,8 @@ from meshnode.errors import (
     error_of,
 )
 from meshnode.limits import HANDSHAKE_TIMEOUT_S, KIB, LINK_CLOSE_TIMEOUT_S, MAX_PEER_MESSAGE_LENGTH
-from meshnode.trust.hello import AcceptorHello, DiallerHello, HelloResult
+from meshnode.net.hello_phase import Hello, HelloPhase
+from meshnode.trust.reasons import Reason, TrustError
 from meshnode.types import Address, Buffer
 from meshnode.wire.link import (
     Dead,
@@ -54,6 +54,11 @@ from meshnode.wire.link import (
 
 if TYPE_CHECKING:
     from meshnode.clock import Clock
+    from meshnode.net.link_owner import LinkOwner, StreamHandler
+    from meshnode.trust.chain import VerifiedMember
+    from meshnode.trust.hello import HelloResult
+    from meshnode.trust.invite import Invite
+    from meshnode.trust.pairing import Pairing
 
 FLUSH_BYTES = 256 * KIB
 """Bytes taken from the link at a time, and queued in the transport before it says that it is full:
@@ -68,42 +73,6 @@ TIMER_SLACK_S = 0.002
 """Added to a timer's delay: loops count in whole milliseconds, from the last one that began, and a tick
 that comes too early finds nothing to do, again and again until it is time."""
 
-
-class StreamHandler(Protocol):
-    """Receives what the peer sends on one stream that we opened."""
-
-    def part(self, meta: bytes, data: memoryview, end: bool) -> None:
-        """Take one part; after `end` nothing more comes. Answer with `Connection.consumed`."""
-
-    def lost(self, error: MeshError) -> None:
-        """The stream was reset or its link broke; nothing more comes."""
-
-
-class LinkOwner(Protocol):
-    """What a connection tells the hub that owns it."""
-
-    def established(self, connection: Connection) -> None:
-        """The hello succeeded; `connection.hello` is set. A MeshError closes the connection."""
-
-    def closed(self, connection: Connection, error: MeshError | None) -> None:
-        """The connection is gone; with an error if it was not asked for."""
-
-    def stream_opened(
-        self, connection: Connection, stream: int, meta: bytes, data: memoryview
-    ) -> None:
-        """The peer asks something; answer with `reply`."""
-
-    def stream_cancelled(self, connection: Connection, stream: int) -> None:
-        """The peer does not want the answer any more."""
-
-    def note_received(self, connection: Connection, payload: bytes) -> None:
-        """A one-way message arrived."""
-
-    def health_changed(self, connection: Connection) -> None:
-        """The link stalled, recovered, is going away, or its RTT was measured."""
-
-
-Hello = DiallerHello | AcceptorHello
 
 HelloFactory = Callable[[asyncio.Transport], Hello]
 """Makes the hello once the TLS connection stands, since it is bound to its certificate."""
@@ -156,7 +125,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._hello_due = self._loop.time() + hello_timeout_s
         self._transport: asyncio.Transport | None = None
-        self._handshake: Hello | None = None
+        self._phase: HelloPhase | None = None
         self._link: Link | None = None
         self._handlers: dict[int, StreamHandler] = {}
         self._writable: dict[int, asyncio.Future[None]] = {}
@@ -188,9 +157,14 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=FLUSH_BYTES)
         peer: tuple[Any, ...] = transport.get_extra_info("peername") or ("", 0)
         self.remote = Address(plain_host(str(peer[0])), int(peer[1]))
-        self._timer = self._loop.call_at(self._hello_due, self._handshake_timed_out)
-        self._handshake = self._make_hello(self._transport)
-        self._transport.write(self._handshake.start())
+        self._phase = HelloPhase(
+            self,
+            self._owner,
+            self._make_hello(self._transport),
+            self._transport,
+            due=self._hello_due,
+            give_up=self.abort,
+        )
 
     def data_received(self, data: bytes) -> None:
         """Feed the hello, then the link."""
@@ -198,7 +172,9 @@ class Connection(asyncio.Protocol):
             return
         try:
             if self._link is None:
-                data = self._continue_handshake(data)
+                assert self._phase is not None
+                result = self._phase.receive(data)
+                data = b"" if result is None else self._begin_link(result)
             link = self._link
             if link is None or not data:
                 return
@@ -237,6 +213,22 @@ class Connection(asyncio.Protocol):
         return self._link is not None and not self._closed
 
     @property
+    def local_host(self) -> str:
+        """The address of this machine at which it ends; empty before it stands."""
+        own = self._transport.get_extra_info("sockname") if self._transport else None
+        return plain_host(str(own[0])) if own else ""
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """The code and whom it is with, while a device waits to be approved."""
+        return None if self._phase is None else self._phase.pairing
+
+    @property
+    def pairing_waits_s(self) -> int:
+        """At such a device: how long the member waits yet, in seconds, as it said last."""
+        return 0 if self._phase is None else self._phase.waits_s
+
+    @property
     def usable(self) -> bool:
         """Whether a new stream may be opened and can be expected to be answered."""
         link = self._link
@@ -272,6 +264,69 @@ class Connection(asyncio.Protocol):
     def rtt_s(self) -> float | None:
         """Smoothed round-trip time in seconds, or None before the first ping came back."""
         return self._link.rtt_s if self._link else None
+
+    def remind(self, expires_in_s: float) -> None:
+        """Tell a device that waits to be approved that it is waited for still."""
+        if self._phase is not None and not self._closed:
+            self._phase.remind(expires_in_s)
+
+    def approve(self, member: VerifiedMember, invite: Invite, now_wall_s: float) -> None:
+        """Admit the device that waits; this connection becomes its link.
+
+        Args:
+            member: This node, as a member.
+            invite: Made by it for this device.
+            now_wall_s: Wall time.
+
+        Raises:
+            LinkLost: if the device has gone.
+            MeshError: if it cannot be admitted, or its link not be taken.
+        """
+        if self._phase is None or self._closed:
+            raise LinkLost("the device has gone; let it ask again")
+        result = self._phase.approve(member, invite, now_wall_s)
+        try:
+            leftover = self._begin_link(result)
+        except MeshError as error:
+            self.close(error)
+            raise
+        if leftover:
+            self.data_received(leftover)
+
+    def welcome(self) -> None:
+        """Take the peer whose welcome was held back."""
+        assert self._phase is not None
+        try:
+            self._begin_link(self._phase.welcome())
+        except MeshError as error:
+            self.close(error)
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life now; `ping_is_out` until it has answered."""
+        if self._link is not None and not self._closed:
+            self._link.ping(self._clock.now())
+            self._schedule_flush()
+
+    @property
+    def ping_is_out(self) -> bool:
+        """Whether a ping waits for its answer."""
+        return self._link is not None and self._link.ping_is_out
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stream runs on it."""
+        return self._link is None or self._link.idle
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        return self._closed
+
+    def turn_away(self, error: TrustError) -> None:
+        """Tell the peer whose welcome was held back, or the device that waits, why; and close."""
+        if self._phase is not None and not self._closed:
+            self._phase.refuse(error)
+            self.close(error)
 
     def open(self, meta: bytes, data: Sequence[Buffer], handler: StreamHandler) -> int:
         """Open a stream with its only part of ours; the handler receives what comes back.
@@ -389,31 +444,21 @@ class Connection(asyncio.Protocol):
             self._link.reset(stream, code, message)
             self._schedule_flush()
 
-    def _continue_handshake(self, data: bytes) -> bytes:
-        handshake = self._handshake
-        assert handshake is not None
-        assert self._transport is not None
-        out = handshake.receive(data)
-        if out:
-            self._transport.write(out)
-        if handshake.failed is not None:
-            raise handshake.failed
-        if handshake.result is None:
-            return b""
-        self.hello = handshake.result
-        self._handshake = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _begin_link(self, hello: HelloResult) -> bytes:
+        """Let the link speak from here on; return what came of it already."""
+        assert self._phase is not None
+        self._phase.end()
+        self._phase = None
+        if hello.is_trial:
+            raise TrustError(
+                Reason.TRIAL, "it only asked whether its hello would succeed: it would"
+            )
+        self.hello = hello
         self._link = Link(dialler=self.dialler, config=self._config, now=self._clock.now())
         self._owner.established(self)
         if not self._closed:
             self._arm_timer(self._link)
-        return self.hello.leftover
-
-    def _handshake_timed_out(self) -> None:
-        self._timer = None
-        self.abort(HandshakeError(f"{self.remote} did not finish its hello in time"))
+        return hello.leftover
 
     def _dispatch_all(self, events: list[LinkEvent]) -> None:
         for event in events:
@@ -527,6 +572,8 @@ class Connection(asyncio.Protocol):
         if self._closed:
             return
         self._closed = True
+        if self._phase is not None:
+            self._phase.end()
         for timer in (self._timer, self._retire_timer):
             if timer is not None:
                 timer.cancel()

@@ -19,34 +19,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import ssl
 import weakref
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-from meshnode.errors import HandshakeError, LinkLost, MeshError, UsageError
+from meshnode.errors import LinkLost, MeshError
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
 from meshnode.limits import (
-    ADDRESS_TIMEOUT_S,
     DIAL_TIMEOUT_S,
-    HANDSHAKE_TIMEOUT_S,
     LINK_CLOSE_TIMEOUT_S,
-    MAX_LINKS_UNAUTHENTICATED,
     MAX_SPARE_LINKS,
     REPLACED_LINK_GRACE_S,
 )
-from meshnode.net import sockets
-from meshnode.net.connection import Connection, Hello, plain_host
+from meshnode.net.incoming import Incoming
 from meshnode.net.log_budget import LogBudget
-from meshnode.net.reachability import SILENT, dial_reason, said
-from meshnode.net.tls import ServerTls, client_tls, peer_certificate_hash
-from meshnode.types import Address, NodeId
+from meshnode.net.outgoing import Outgoing
+from meshnode.net.twins import Twins
+from meshnode.trust.reasons import Reason, TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from meshnode.clock import Clock
     from meshnode.membership.addresses import Kind
+    from meshnode.net.connection import Connection
+    from meshnode.net.hello_phase import Hello
+    from meshnode.net.tls import ServerTls
+    from meshnode.trust.hello import HelloResult
+    from meshnode.types import Address, NodeId
     from meshnode.wire.link import LinkConfig
 
 log = logging.getLogger(__name__)
@@ -56,8 +55,6 @@ RETIRE_AFTER_S = 0.5
 
 SIMULTANEOUS_S = 3.0
 """Two links that come up further apart than this were not dialled at the same time."""
-
-_ACCEPT_PAUSE_S = 0.5
 
 
 class LinkUser(Protocol):
@@ -90,12 +87,42 @@ class LinkUser(Protocol):
     def connection_closed(self, connection: Connection) -> None:
         """An established connection is gone, whether or not it was the peer's only one."""
 
+    def twin_met(self, peer: NodeId, boot: int, remote: Address) -> None:
+        """Another process with a linked peer's key, of this boot, was refused: the peer still answers."""
+
+    def hello_refused(self, error: TrustError) -> None:
+        """A peer refused this node's hello, or turned out to have this node's key."""
+
+
+class PairingUser(Protocol):
+    """What decides about devices that ask this node to be admitted."""
+
+    def pairing_asked(self, device: NodeId, remote: Address) -> bytes:
+        """A device asks; return 32 random bytes to go on with it.
+
+        Raises:
+            TrustError: to refuse it, with the reason that it is told.
+        """
+
+    def pairing_begun(self, connection: Connection) -> None:
+        """`connection.pairing` has the device's code; it waits for `connection.approve`.
+
+        Raises:
+            TrustError: to refuse it after all.
+        """
+
+    def pairing_ended(self, connection: Connection) -> None:
+        """The connection of a device that waited is gone, or has become a link."""
+
 
 class LinkHub:
     """Owns every connection of this node.
 
     Attributes:
         refused: Incoming connections that did not become links.
+        trials: Those that only asked whether they would, and would.
+        outgoing: Opens the connections of this node.
+        incoming: Takes connections of others.
     """
 
     def __init__(
@@ -108,31 +135,34 @@ class LinkHub:
         dial_hello: Callable[[bytes, NodeId | None], Hello],
         accept_hello: Callable[[], Hello],
         config: LinkConfig,
+        pairing: PairingUser | None = None,
     ) -> None:
-        """`dial_hello(certificate_hash, expected_id)` and `accept_hello()` begin a hello."""
+        """`dial_hello(certificate_hash, expected_id)` and `accept_hello()` begin a hello.
+
+        Devices that ask to be admitted without an invite are refused where nobody decides about them.
+        """
         self._me = me
         self._clock = clock
         self._user = user
-        self._tls = tls
-        self._client_context = client_tls()
-        self._dial_hello = dial_hello
-        self._accept_hello = accept_hello
         self._config = config
+        self._pairing = pairing
         self._log = LogBudget(log, clock)
-        self._bound: list[socket.socket] = []
-        self._listeners: dict[socket.socket, asyncio.Task[None]] = {}
         self._links: dict[NodeId, Connection] = {}
         self._spare: dict[NodeId, list[Connection]] = {}
         self._up_since: dict[Connection, float] = {}
-        self._accepted: dict[Connection, asyncio.Task[None]] = {}
+        self._waiting: set[Connection] = set()
         self._dials: dict[object, asyncio.Task[None]] = {}
-        self._outcomes: dict[Connection, asyncio.Future[Connection]] = {}
         self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self.incoming = Incoming(self, clock, tls, accept_hello, config, self._made.add)
+        self.outgoing = Outgoing(self, clock, dial_hello, config, self._made.add)
+        self._turned_away: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closing = False
+        self._twins = Twins(self._met_twin)
         self.refused = 0
+        self.trials = 0
 
     def __repr__(self) -> str:
-        return f"<LinkHub {len(self._links)} links, {len(self._accepted)} in hello>"
+        return f"<LinkHub {len(self._links)} links, {len(self.incoming.connections)} in hello>"
 
     # Listening
 
@@ -144,31 +174,26 @@ class LinkHub:
         Raises:
             OSError: if it is in use or not ours.
         """
-        bound = await sockets.bind(address, socket.SOCK_STREAM)
-        self._bound.append(bound)
-        return Address(address.host, int(bound.getsockname()[1]))
+        return await self.incoming.listen(address)
 
     def unlisten(self) -> None:
         """Give up the address that was bound last and is not accepted at yet."""
-        self._bound.pop().close()
+        self.incoming.unlisten()
 
     def start_accepting(self) -> None:
         """Take links at the bound addresses: this node can say hello now."""
-        while self._bound:
-            listener = self._bound.pop()
-            self._listeners[listener] = asyncio.ensure_future(self._accept_all(listener))
+        self.incoming.start()
 
     def stop_listening(self) -> None:
         """Accept and dial no more links."""
         self._closing = True
-        while self._bound:
-            self.unlisten()
-        for listener, task in self._listeners.items():
-            task.cancel()
-            listener.close()
-        self._listeners.clear()
+        self.incoming.stop()
         for task in self._dials.values():
             task.cancel()
+        for connection in tuple(self._waiting):
+            connection.turn_away(
+                TrustError(Reason.UNAPPROVED, "the node is stopping; ask another one")
+            )
 
     # Links
 
@@ -219,11 +244,20 @@ class LinkHub:
         for peer in tuple(self._links):
             self._tell_health(peer)
 
-    def close_link(self, peer: NodeId, reason: str) -> None:
-        """Close every connection to a peer."""
-        for connection in [self._links.get(peer), *self._spare.get(peer, ())]:
-            if connection is not None:
-                connection.close(LinkLost(reason))
+    def close_link(self, peer: NodeId, reason: str, *, if_idle: bool = False) -> None:
+        """Close every connection to a peer, or with `if_idle` none while a stream runs on one."""
+        found = (self._links.get(peer), *self._spare.get(peer, ()))
+        connections = [connection for connection in found if connection is not None]
+        if if_idle and not all(connection.idle for connection in connections):
+            return
+        for connection in connections:
+            connection.close(LinkLost(reason))
+
+    def leave_addresses(self, hosts: Collection[str]) -> None:
+        """Part with links that end at addresses which this machine has no more."""
+        for connection in self._all():
+            if connection.local_host in hosts:
+                connection.abort(LinkLost("this device has another address now"))
 
     def go_away(self) -> None:
         """Take no new links, and tell every peer to open no new streams; running ones finish.
@@ -237,12 +271,10 @@ class LinkHub:
     async def close(self) -> None:
         """Close everything; returns when every socket is closed."""
         self.stop_listening()
-        tasks = [*self._dials.values(), *self._accepted.values()]
+        tasks = list(self._dials.values())
         for connection in self._all():
             connection.close()
-        for connection, task in tuple(self._accepted.items()):
-            task.cancel()
-            connection.abort(LinkLost("this node is stopping"))
+        tasks += self.incoming.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         closing = [asyncio.ensure_future(connection.lost.wait()) for connection in self._made]
         if closing:
@@ -282,30 +314,18 @@ class LinkHub:
         expect: NodeId | None,
         kinds: Collection[Kind] | None = None,
     ) -> Connection:
-        """Open a link to the first address that answers.
+        """Open a link to the first address that answers; see `Outgoing.connect`."""
+        return await self.outgoing.connect(addresses, expect, kinds)
 
-        Raises:
-            HandshakeError: if a peer answered and the hello failed: its reason.
-            LinkLost: if nothing answered at any address.
-            UsageError: if the link was made and this node cannot take it.
-        """
-        refusal: HandshakeError | None = None
-        reasons: list[str] = []
-        for address in addresses:
-            try:
-                async with asyncio.timeout(ADDRESS_TIMEOUT_S):
-                    return await self._connect(address, expect, kinds)
-            except UsageError:
-                raise
-            except HandshakeError as error:
-                refusal = refusal or error
-            except TimeoutError:
-                reasons.append(f"{address}: {SILENT}")
-            except (MeshError, OSError) as error:
-                reasons.append(f"{address}: {dial_reason(error)}")
-        if refusal is not None:
-            raise refusal
-        raise LinkLost("; ".join(reasons) or "no address is known")
+    async def ask(
+        self,
+        address: Address,
+        expect: NodeId | None,
+        on_waiting: Callable[[Connection], None],
+        kinds: Collection[Kind] | None = None,
+    ) -> Connection:
+        """Ask the member at this address to be admitted; see `Outgoing.ask`."""
+        return await self.outgoing.ask(address, expect, on_waiting, kinds)
 
     async def _dial(
         self,
@@ -327,89 +347,12 @@ class LinkHub:
             # A peer that leaves has closed it by then; after that nobody would.
             former.retire(REPLACED_LINK_GRACE_S, REPLACED_LINK_GRACE_S)
 
-    async def _connect(
-        self, address: Address, expect: NodeId | None, kinds: Collection[Kind] | None
-    ) -> Connection:
-        loop = asyncio.get_running_loop()
-
-        def make_hello(transport: asyncio.Transport) -> Hello:
-            tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
-            return self._dial_hello(peer_certificate_hash(tls), expect)
-
-        try:
-            connected = await sockets.connect(address, kinds)
-        except TimeoutError as error:
-            raise LinkLost(dial_reason(error)) from error
-        connection = Connection(self, make_hello, self._clock, config=self._config, dialled=address)
-        self._made.add(connection)
-        outcome: asyncio.Future[Connection] = loop.create_future()
-        self._outcomes[connection] = outcome
-        try:
-            await loop.create_connection(
-                lambda: connection,
-                sock=connected,
-                ssl=self._client_context,
-                server_hostname="",
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            )
-            return await outcome
-        except ssl.SSLError as error:
-            raise LinkLost(f"it does not speak meshnode's protocol ({error.reason})") from error
-        finally:
-            self._outcomes.pop(connection, None)
-            if not connection.established:
-                connection.abort()
-
-    # Accepting
-
-    async def _accept_all(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, where = await loop.sock_accept(listener)
-            except ConnectionError:
-                continue  # it was gone before it was taken
-            except OSError as error:
-                self._log.write(logging.ERROR, "accept", f"a connection was not taken: {error}")
-                await asyncio.sleep(_ACCEPT_PAUSE_S)  # out of file descriptors, most likely
-                continue
-            self._accept(accepted, Address(plain_host(str(where[0])), int(where[1])))
-
-    def _accept(self, accepted: socket.socket, remote: Address) -> None:
-        """Take a TCP connection; it has `HANDSHAKE_TIMEOUT_S` to become a link.
-
-        When too many are in that state the oldest makes room: silent strangers are older than a
-        peer that talks, so they cannot keep it out.
-        """
-        if len(self._accepted) >= MAX_LINKS_UNAUTHENTICATED:
-            oldest, task = next(iter(self._accepted.items()))
-            task.cancel()
-            oldest.abort(LinkLost("too many connections are waiting for their hello"))
-        accepted.setblocking(False)
-        connection = Connection(
-            self, lambda _: self._accept_hello(), self._clock, config=self._config, remote=remote
-        )
-        self._made.add(connection)
-        task = asyncio.ensure_future(self._secure(connection, accepted))
-        task.add_done_callback(lambda task: accepted.close() if task.cancelled() else None)
-        self._accepted[connection] = task
-
-    async def _secure(self, connection: Connection, accepted: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            )
-        except OSError as error:  # ssl.SSLError and time-outs among them: not TLS, or not in time
-            connection.abort(LinkLost(f"no TLS: {said(error)}"))
-
     # LinkOwner
 
     def established(self, connection: Connection) -> None:
         """Take a connection whose hello succeeded into the table."""
-        self._accepted.pop(connection, None)
+        self.incoming.ended(connection)
+        self._end_waiting(connection)
         self._user.link_established(connection)
         peer = _peer(connection)
         former = self._links.get(peer)
@@ -423,21 +366,37 @@ class LinkHub:
         else:
             self._keep_spare(connection)
             connection.retire(RETIRE_AFTER_S, REPLACED_LINK_GRACE_S)
-        outcome = self._outcomes.pop(connection, None)
-        if outcome is not None and not outcome.done():
-            outcome.set_result(connection)
+        self.outgoing.established(connection)
         self._tell_health(peer)
+
+    def must_wait(self, connection: Connection, result: HelloResult) -> bool:
+        """Hold a peer back whose former run has a link that may still answer."""
+        former = self._links.get(result.peer.node_id)
+        if former is None or connection.dialler:
+            return False
+        return self._twins.must_wait(connection, result, former)
+
+    def _is_about_me(self, connection: Connection, error: TrustError) -> bool:
+        """Whether a failed hello tells this node something of itself: it was refused, or has a twin."""
+        is_twin = error.reason is Reason.TWIN and connection not in self._turned_away
+        return error.by_peer or is_twin
+
+    def _met_twin(self, former: Connection, newcomer: Connection, boot: int) -> None:
+        self._turned_away.add(newcomer)
+        self._user.twin_met(_peer(former), boot, newcomer.remote)
 
     def closed(self, connection: Connection, error: MeshError | None) -> None:
         """Forget a connection; the peer is down when no usable one is left."""
-        self._accepted.pop(connection, None)
+        self.incoming.ended(connection)
+        has_waited = self._end_waiting(connection)
         self._up_since.pop(connection, None)
-        outcome = self._outcomes.pop(connection, None)
-        if outcome is not None and not outcome.done():
-            outcome.set_exception(error or LinkLost("the connection was closed during the hello"))
-            outcome.exception()  # whoever dialled may have given up: that is no mistake
+        self.outgoing.closed(connection, error)
         if connection.hello is None:
-            if not connection.dialler:
+            if isinstance(error, TrustError) and self._is_about_me(connection, error):
+                self._user.hello_refused(error)
+            if isinstance(error, TrustError) and error.reason is Reason.TRIAL:
+                self.trials += 1
+            elif not connection.dialler and not has_waited:
                 self.refused += 1
                 text = f"a connection from {connection.remote.host} was refused: {error}"
                 self._log.write(logging.INFO, "links refused", text)
@@ -455,6 +414,24 @@ class LinkHub:
                 reason = str(error) if error else "closed by the peer"
                 self._user.link_event(LinkDown(peer, reason))
         self._tell_health(peer)
+        if not self._closing:
+            self._twins.gone(connection)
+
+    def pairing_asked(self, connection: Connection, device: NodeId) -> bytes:
+        """Let a device that asks to be admitted go on, or refuse it."""
+        if self._pairing is None or self._closing:
+            raise TrustError(Reason.UNAPPROVED, "this node takes no requests to join")
+        return self._pairing.pairing_asked(device, connection.remote)
+
+    def pairing_waits(self, connection: Connection) -> None:
+        """Pass on that a device waits, here or as this one; strangers no longer push it out here."""
+        if connection.dialler:
+            self.outgoing.waits(connection)
+            return
+        assert self._pairing is not None
+        self._pairing.pairing_begun(connection)
+        self.incoming.ended(connection)
+        self._waiting.add(connection)
 
     def stream_opened(
         self, connection: Connection, stream: int, meta: bytes, data: memoryview
@@ -472,6 +449,7 @@ class LinkHub:
 
     def health_changed(self, connection: Connection) -> None:
         """Pass a link's health on; replace one on which nothing can be opened any more."""
+        self._twins.heard(connection)
         peer = _peer(connection)
         if connection.spent and self._links.get(peer) is connection:
             self._replace(peer, connection)
@@ -480,6 +458,15 @@ class LinkHub:
         self._tell_health(peer)
 
     # Inside
+
+    def _end_waiting(self, connection: Connection) -> bool:
+        """Whether it was that of a device that waited to be admitted; it no longer is."""
+        if connection not in self._waiting:
+            return False
+        self._waiting.discard(connection)
+        assert self._pairing is not None
+        self._pairing.pairing_ended(connection)
+        return True
 
     def _all(self) -> list[Connection]:
         spare = [connection for group in self._spare.values() for connection in group]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import itertools
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meshnode.errors import LinkLost
-from meshnode.limits import CONNECT_TIMEOUT_S, LISTEN_BACKLOG, MAX_RESOLVED_ADDRESSES
+from meshnode.limits import (
+    CONNECT_TIMEOUT_S,
+    DIAL_STAGGER_S,
+    LISTEN_BACKLOG,
+    MAX_RESOLVED_ADDRESSES,
+)
 from meshnode.membership.addresses import Kind, kind_of
+from meshnode.net.racing import staggered
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from meshnode.types import Address
 
@@ -69,17 +78,47 @@ async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.so
         LinkLost: if it leads elsewhere.
         OSError: if nothing answers there.
     """
-    failure: OSError | None = None
-    for family, where in (await _resolve(address, socket.SOCK_STREAM))[:MAX_RESOLVED_ADDRESSES]:
-        if kinds is not None and kind_of(where[0].partition("%")[0]) not in kinds:
-            continue
-        try:
-            return await _connect_to(family, where)
-        except OSError as error:
-            failure = failure or error
+    found = [
+        place
+        for place in _in_turn(await _resolve(address, socket.SOCK_STREAM))
+        if kinds is None or kind_of(place[1][0].partition("%")[0]) in kinds
+    ]
+    attempts = [partial(_connect_to, *place) for place in found[:MAX_RESOLVED_ADDRESSES]]
+    failure: Exception | None = None
+    race = staggered(attempts, DIAL_STAGGER_S, (OSError,), socket.socket.close)
+    async with contextlib.aclosing(race) as outcomes:
+        async for _, outcome in outcomes:
+            if isinstance(outcome, socket.socket):
+                return outcome
+            failure = failure or outcome
     if failure is None:
         raise LinkLost(f"{address} leads to where another node's addresses may not lead")
     raise failure
+
+
+async def connect_any(
+    addresses: Sequence[Address], kinds: Collection[Kind] | None
+) -> AsyncGenerator[tuple[Address, socket.socket | Exception]]:
+    """Connect to a node's addresses, the next begun when the one before is slow.
+
+    Close the generator when one of them has proved right; the others are closed then.
+
+    Yields:
+        An address, and its connected socket or why there is none.
+    """
+    attempts = [partial(connect, address, kinds) for address in addresses]
+    race = staggered(attempts, DIAL_STAGGER_S, (OSError, LinkLost), socket.socket.close)
+    async with contextlib.aclosing(race) as outcomes:
+        async for number, outcome in outcomes:
+            yield addresses[number], outcome
+
+
+def _in_turn(places: list[_Where]) -> list[_Where]:
+    """Mix the IP versions, beginning with that of the first: one of them may lead nowhere."""
+    first = [place for place in places if place[0] == places[0][0]]
+    other = [place for place in places if place[0] != places[0][0]]
+    pairs = itertools.zip_longest(first, other)
+    return [place for pair in pairs for place in pair if place is not None]
 
 
 async def _connect_to(family: int, where: tuple[Any, ...]) -> socket.socket:

@@ -6,13 +6,12 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, cast
 
-from meshnode.limits import MAX_DATAGRAM_BYTES
 from meshnode.net import sockets
+from meshnode.net.connection import plain_host
+from meshnode.types import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from meshnode.types import Address
 
 
 class DatagramSocket(asyncio.DatagramProtocol):
@@ -22,8 +21,8 @@ class DatagramSocket(asyncio.DatagramProtocol):
         send_errors: Datagrams that could not be sent, and ICMP errors that came back.
     """
 
-    def __init__(self, receive: Callable[[bytes], None], *, maps_ipv4: bool) -> None:
-        """Hand each datagram to `receive`; `open` makes one."""
+    def __init__(self, receive: Callable[[bytes, Address], None], *, maps_ipv4: bool) -> None:
+        """Hand each datagram and where it came from to `receive`; `open` makes one."""
         self._receive = receive
         self._maps_ipv4 = maps_ipv4
         self._transport: asyncio.DatagramTransport | None = None
@@ -31,7 +30,9 @@ class DatagramSocket(asyncio.DatagramProtocol):
         self.send_errors = 0
 
     @classmethod
-    async def open(cls, address: Address, receive: Callable[[bytes], None]) -> DatagramSocket:
+    async def open(
+        cls, address: Address, receive: Callable[[bytes, Address], None]
+    ) -> DatagramSocket:
         """Bind the socket.
 
         Raises:
@@ -54,11 +55,9 @@ class DatagramSocket(asyncio.DatagramProtocol):
         del exc
         self._lost.set()
 
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        """Pass on what is not oversized; the sender's address means nothing until it is opened."""
-        del addr
-        if len(data) <= MAX_DATAGRAM_BYTES:
-            self._receive(data)
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Pass it on; where it came from may be forged, and means nothing until it is opened."""
+        self._receive(data, Address(plain_host(addr[0]), addr[1]))
 
     def error_received(self, exc: Exception) -> None:
         """Count an ICMP error: a port is closed or a host unreachable; probes will notice."""

@@ -295,6 +295,10 @@ class Link:
             self._outbox.put(GOAWAY_FRAME)
         self.said_goaway = True
 
+    def ping(self, now: float) -> None:
+        """Ask the peer for a sign of life now; `ping_is_out` until it has answered."""
+        self._outbox.put(token_frame(PING, self._liveness.ask(now)))
+
     def _checked_size(self, meta: bytes, data: Sequence[Buffer]) -> int:
         if len(meta) > MAX_META_BYTES:
             raise TooLarge(f"a message of {len(meta)} bytes; the limit is {MAX_META_BYTES}")

@@ -122,6 +122,11 @@ class Liveness:
             self.rtt_s += RTT_SMOOTHING * (sample_s - self.rtt_s)
         return sample_s
 
+    def ask(self, now: float) -> int:
+        """Note that a ping goes out now, whatever is due; return its token. Only its answer counts."""
+        self._ping(now)
+        return self.token
+
     def tick(self, now: float, *, owed: bool) -> Verdict:
         """Say what is due now; `owed` is whether the peer owes an answer.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from meshnode.hardware import addresses
 from meshnode.limits import MAX_MEMBER_ADDRESSES
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -65,3 +68,63 @@ def test_no_more_addresses_are_told_than_a_record_holds(interfaces: dict[str, li
     hosts = addresses.reachable_hosts("::")
     assert len(hosts) == MAX_MEMBER_ADDRESSES
     assert hosts[0] == "192.0.2.7"
+
+
+def test_bridges_of_containers_are_not_told_and_a_router_s_own_is(
+    interfaces: dict[str, list[str]],
+) -> None:
+    bridges = (
+        *(
+            "docker0",
+            "br-0a1b2c3d4e5f",
+            "veth12",
+            "virbr0",
+            "cni0",
+            "flannel.1",
+            "lxcbr0",
+            "lxdbr0",
+        ),
+        *("podman1", "cali12", "vmnet8", "bridge100", "vEthernet (WSL)", "VirtualBox Host-Only"),
+    )
+    for index, name in enumerate(bridges):
+        interfaces[name] = [f"172.{16 + index}.0.1"]
+    interfaces["br-lan"] = ["192.168.1.1"]
+    assert addresses.reachable_hosts("::") == ("192.168.1.1",)
+
+
+def test_a_vpn_s_address_is_told_after_the_others(interfaces: dict[str, list[str]]) -> None:
+    interfaces["a-tailscale"] = ["100.101.102.103", "fd7a:115c:a1e0::1"]
+    interfaces["tun0"] = ["10.8.0.2"]
+    interfaces["wg0"] = ["10.9.0.2"]
+    interfaces["wlan0"] = ["192.168.1.7", "fd00:1::7", "2001:db8::7"]
+    assert addresses.reachable_hosts("::") == (
+        *("192.168.1.7", "2001:db8::7", "fd00:1::7"),
+        *("100.101.102.103", "10.8.0.2", "10.9.0.2", "fd7a:115c:a1e0::1"),
+    )
+
+
+def test_link_local_is_told_only_where_there_is_nothing_else(
+    interfaces: dict[str, list[str]],
+) -> None:
+    interfaces["lo"] = ["127.0.0.1", "::1"]
+    interfaces["eth0"] = ["169.254.7.7", "fe80::7%eth0"]
+    assert addresses.reachable_hosts("::") == ("169.254.7.7",)
+    interfaces["wlan0"] = ["192.168.1.7"]
+    assert addresses.reachable_hosts("::") == ("192.168.1.7",)
+
+
+def test_addresses_that_the_system_soon_exchanges_come_last(
+    interfaces: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "20010db8000000000000000000000001 02 40 00 01 eth0\n"
+        "20010db8000000000000000000000002 02 40 00 00 eth0\n"
+        "20010db8000000000000000000000003 02 40 00 20 eth0\n"
+        "a line that is none\n"
+    )
+    monkeypatch.setattr(addresses, "_IPV6_ADDRESSES", table)
+    interfaces["eth0"] = ["2001:db8::1", "2001:db8::3", "2001:db8::2"]
+    assert addresses.reachable_hosts("::") == ("2001:db8::2", "2001:db8::1", "2001:db8::3")
+    monkeypatch.setattr(addresses, "_IPV6_ADDRESSES", tmp_path / "none")
+    assert addresses.reachable_hosts("::") == ("2001:db8::1", "2001:db8::3", "2001:db8::2")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from meshnode.errors import MeshError
     from meshnode.net.connection import Connection
+    from meshnode.trust.reasons import TrustError
 
 LIMIT_S = 10.0
 WALL_S = 1_800_000_000.0
@@ -117,6 +118,8 @@ class User:
     notes: list[tuple[NodeId, bytes]] = field(default_factory=list)
     health: dict[NodeId, tuple[float | None, bool]] = field(default_factory=dict)
     established: list[Connection] = field(default_factory=list)
+    twins: list[tuple[NodeId, int]] = field(default_factory=list)
+    refusals: list[TrustError] = field(default_factory=list)
 
     def link_event(self, event: Event) -> None:
         self.events.append(event)
@@ -142,6 +145,13 @@ class User:
 
     def connection_closed(self, connection: Connection) -> None:
         self.serve.closed(connection)
+
+    def twin_met(self, peer: NodeId, boot: int, remote: Address) -> None:
+        assert remote.host == LOOPBACK.host
+        self.twins.append((peer, boot))
+
+    def hello_refused(self, error: TrustError) -> None:
+        self.refusals.append(error)
 
     def ups(self) -> list[NodeId]:
         return [event.peer for event in self.events if isinstance(event, LinkUp)]

@@ -15,7 +15,7 @@ from meshnode.events import LinkUp
 from meshnode.limits import MAX_SPARE_LINKS
 from meshnode.membership.addresses import Kind
 from meshnode.net import connection as connection_module
-from meshnode.net import links
+from meshnode.net import incoming, links, outgoing
 from meshnode.trust.chain import found_mesh
 from meshnode.trust.identity import Identity
 from meshnode.types import Address, NodeId
@@ -162,10 +162,10 @@ async def test_a_dial_that_never_ends_is_given_up(
     silent = socket.create_server(("127.0.0.1", 0))
     address = Address("127.0.0.1", silent.getsockname()[1])
     one = mesh.build("one")
-    monkeypatch.setattr(links, "ADDRESS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(outgoing, "HANDSHAKE_TIMEOUT_S", 0.05)
     with pytest.raises(LinkLost, match="no answer in time"):
         await one.hub.connect((address,), None)
-    monkeypatch.setattr(links, "ADDRESS_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(outgoing, "HANDSHAKE_TIMEOUT_S", 5.0)
     monkeypatch.setattr(links, "DIAL_TIMEOUT_S", 0.05)
     one.hub.dial((address,), None)
     assert (await eventually(one.user.failures))[0].reason == "no answer in time"
@@ -177,7 +177,7 @@ async def test_a_node_is_dialled_once_at_a_time_and_not_when_it_is_linked(mesh: 
     one.hub.dial((two.address,), two.id)
     one.hub.dial((two.address,), two.id)
     assert len(one.hub._dials) == 1
-    await eventually(one.user.ups)
+    await eventually(lambda: one.user.ups() and not one.hub._dials)
     one.hub.dial((two.address,), two.id)
     assert not one.hub._dials
     assert one.user.ups() == [two.id]
@@ -277,26 +277,6 @@ async def test_a_peer_that_opens_link_upon_link_keeps_few(mesh: MeshMaker) -> No
         connection.abort()
 
 
-async def test_a_peer_that_restarted_replaces_its_former_link_at_once(mesh: MeshMaker) -> None:
-    one, two = await mesh.start("one"), mesh.build("two", boot=1)
-    mute = Mute()
-    two.user.serve = mute
-    await two.hub.connect((one.address,), one.id)
-    former = await eventually(lambda: one.hub.connection(two.id))
-    waiting = Answer()
-    former.open(b"x", [], waiting)
-    again = mesh.build("two", boot=2)
-    await again.hub.connect((one.address,), one.id)
-    with pytest.raises(LinkLost, match="restarted"):
-        await asyncio.wait_for(waiting.done, 5)
-    assert one.user.ups() == [two.id, two.id]
-    assert one.user.downs() == []
-    current = one.hub.connection(two.id)
-    assert current is not None
-    assert current.hello is not None
-    assert current.hello.peer_boot == 2
-
-
 # Going down
 
 
@@ -325,6 +305,21 @@ async def test_closing_a_link_tells_both_sides_why_it_is_down(mesh: MeshMaker) -
     one.hub.close_link(NodeId("nobody"), "no link")
     assert one.user.downs()[0].reason == "evicted"
     await eventually(two.user.downs)
+
+
+async def test_a_link_that_is_to_close_only_if_idle_stays_while_a_request_runs(
+    mesh: MeshMaker,
+) -> None:
+    one, two, link = await mesh.pair()
+    two.user.serve = Mute()
+    waiting = Answer()
+    stream = link.open(b"x", [], waiting)
+    one.hub.close_link(two.id, "not needed", if_idle=True)
+    assert one.user.downs() == []
+    link.cancel(stream)
+    await eventually(lambda: link.idle)
+    one.hub.close_link(two.id, "not needed", if_idle=True)
+    assert one.user.downs()[0].reason == "not needed"
 
 
 async def test_a_usable_duplicate_takes_over_when_the_link_breaks(mesh: MeshMaker) -> None:
@@ -424,12 +419,12 @@ async def test_a_retired_link_is_closed_at_the_end_of_its_grace_whatever_runs(
 async def test_closing_a_hub_leaves_no_socket_and_no_task(mesh: MeshMaker) -> None:
     one, two, connection = await mesh.pair()
     half_open = socket.create_connection((one.address.host, one.address.port))
-    await eventually(lambda: one.hub._accepted)
+    await eventually(lambda: one.hub.incoming.connections)
     one.hub.dial((Address("127.0.0.1", 9),), NodeId("x" * 32))
     await one.hub.close()
     await two.hub.close()
     assert connection.lost.is_set()
-    assert not one.hub._accepted
+    assert not one.hub.incoming.connections
     assert not one.hub._dials
     half_open.close()
     current = asyncio.current_task()
@@ -456,21 +451,21 @@ async def test_a_peer_that_does_not_close_its_side_does_not_hold_the_hub_up(
 async def test_silent_connections_make_room_for_a_peer_that_talks(
     mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "MAX_LINKS_UNAUTHENTICATED", 4)
+    monkeypatch.setattr(incoming, "MAX_LINKS_UNAUTHENTICATED", 4)
     one, two = await mesh.start("one"), mesh.build("two")
     silent = [socket.create_connection((one.address.host, one.address.port)) for _ in range(10)]
     await eventually(lambda: one.hub.refused == 6)
-    assert len(one.hub._accepted) == 4
+    assert len(one.hub.incoming.connections) == 4
     await two.join(one)
     for each in silent:
         each.close()
-    await eventually(lambda: not one.hub._accepted)
+    await eventually(lambda: not one.hub.incoming.connections)
 
 
 async def test_a_stranger_that_says_nothing_is_dropped_in_time(
     mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "HANDSHAKE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(incoming, "HANDSHAKE_TIMEOUT_S", 0.1)
     one = await mesh.start("one")
     reader, writer = await asyncio.open_connection(*one.address)
     writer.write(b"\x16\x03\x01")  # the beginning of a TLS record that never goes on
@@ -487,7 +482,7 @@ async def test_a_stranger_that_speaks_tls_and_then_slowly_is_dropped_in_time(
         "dialled": None, "remote": None, "hello_timeout_s": 0.15,
     })  # fmt: skip
     reader, writer = await asyncio.open_connection(
-        *one.address, ssl=one.hub._client_context, server_hostname=""
+        *one.address, ssl=one.hub.outgoing.tls, server_hostname=""
     )
     writer.write(b"\x00")
     assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -511,7 +506,7 @@ async def test_garbage_instead_of_tls_is_counted_and_the_node_goes_on(
 async def test_garbage_instead_of_a_hello_is_refused(mesh: MeshMaker) -> None:
     one = await mesh.start("one")
     reader, writer = await asyncio.open_connection(
-        *one.address, ssl=one.hub._client_context, server_hostname=""
+        *one.address, ssl=one.hub.outgoing.tls, server_hostname=""
     )
     writer.write(b"\x00\x00\x00\x02\x91\x05")
     assert b"do not follow the handshake" in await asyncio.wait_for(reader.read(), 5)
@@ -531,7 +526,7 @@ async def test_bytes_that_break_the_protocol_close_the_link(mesh: MeshMaker) -> 
 async def test_an_accept_that_fails_is_tried_again(
     mesh: MeshMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "_ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr(incoming, "_ACCEPT_PAUSE_S", 0.0)
     loop = asyncio.get_running_loop()
     failures: list[OSError] = [ConnectionAbortedError(), OSError(24, "Too many open files")]
 

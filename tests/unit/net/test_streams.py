@@ -331,7 +331,7 @@ async def test_a_connection_that_was_given_up_during_tls_is_dropped_when_it_stan
     await loop.create_connection(
         lambda: connection,
         *two.address,
-        ssl=one.hub._client_context,
+        ssl=one.hub.outgoing.tls,
         server_hostname="",
     )
     await eventually(lambda: two.hub.refused == 1)

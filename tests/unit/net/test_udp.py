@@ -6,11 +6,14 @@ import socket
 
 import pytest
 
-from meshnode.limits import MAX_DATAGRAM_BYTES
 from meshnode.net import sockets
 from meshnode.net.udp import DatagramSocket
 from meshnode.types import Address
 from tests.unit.net.conftest import LOOPBACK, eventually
+
+
+def ignore(data: bytes, source: Address) -> None:
+    """Hear nothing."""
 
 
 def port_of(protocol: DatagramSocket) -> int:
@@ -18,33 +21,38 @@ def port_of(protocol: DatagramSocket) -> int:
     return int(protocol._transport.get_extra_info("sockname")[1])
 
 
-async def test_datagrams_arrive_and_oversized_ones_do_not() -> None:
-    heard: list[bytes] = []
-    one = await DatagramSocket.open(LOOPBACK, heard.append)
-    two = await DatagramSocket.open(LOOPBACK, heard.append)
+async def test_datagrams_arrive_with_the_address_that_they_came_from() -> None:
+    heard: list[tuple[bytes, Address]] = []
+    one = await DatagramSocket.open(LOOPBACK, ignore)
+    two = await DatagramSocket.open(LOOPBACK, lambda *datagram: heard.append(datagram))
     to = Address("127.0.0.1", port_of(two))
-    one.send(bytes(MAX_DATAGRAM_BYTES + 1), to)
     one.send(b"small", to)
-    await eventually(lambda: heard == [b"small"])
+    await eventually(lambda: heard == [(b"small", Address("127.0.0.1", port_of(one)))])
     await one.close()
     await two.close()
     one.send(b"closed", to)
 
 
 async def test_a_socket_for_both_ip_versions_reaches_and_hears_ipv4() -> None:
-    heard: list[bytes] = []
-    both = await DatagramSocket.open(Address("::", 0), heard.append)
-    four = await DatagramSocket.open(LOOPBACK, heard.append)
+    heard: list[tuple[bytes, str]] = []
+
+    def hear(data: bytes, source: Address) -> None:
+        heard.append((data, source.host))
+
+    both = await DatagramSocket.open(Address("::", 0), hear)
+    four = await DatagramSocket.open(LOOPBACK, hear)
     four.send(b"to six", Address("127.0.0.1", port_of(both)))
     both.send(b"to four", Address("127.0.0.1", port_of(four)))
     both.send(b"to itself", Address("::1", port_of(both)))
-    await eventually(lambda: sorted(heard) == [b"to four", b"to itself", b"to six"])
+    four_at, six_at = "127.0.0.1", "::1"  # IPv4 is shown as such, not as mapped into IPv6
+    expected = [(b"to four", four_at), (b"to itself", six_at), (b"to six", four_at)]
+    await eventually(lambda: sorted(heard) == expected)
     await both.close()
     await four.close()
 
 
 async def test_what_cannot_be_sent_is_counted() -> None:
-    protocol = await DatagramSocket.open(LOOPBACK, lambda _: None)
+    protocol = await DatagramSocket.open(LOOPBACK, ignore)
     protocol.send(b"x", Address("::1", 9))
     protocol.error_received(ConnectionRefusedError())
     await eventually(lambda: protocol.send_errors >= 2)
@@ -52,14 +60,14 @@ async def test_what_cannot_be_sent_is_counted() -> None:
 
 
 async def test_a_port_in_use_is_an_error() -> None:
-    protocol = await DatagramSocket.open(LOOPBACK, lambda _: None)
+    protocol = await DatagramSocket.open(LOOPBACK, ignore)
     with pytest.raises(OSError, match="in use"):
-        await DatagramSocket.open(Address("127.0.0.1", port_of(protocol)), lambda _: None)
+        await DatagramSocket.open(Address("127.0.0.1", port_of(protocol)), ignore)
     await protocol.close()
 
 
 async def test_a_socket_that_was_never_bound_is_closed_without_waiting() -> None:
-    protocol = DatagramSocket(lambda _: None, maps_ipv4=False)
+    protocol = DatagramSocket(ignore, maps_ipv4=False)
     protocol.send(b"x", LOOPBACK)
     await protocol.close()
 

@@ -30,6 +30,18 @@ def test_a_new_link_pings_at_once_and_then_every_two_seconds() -> None:
     assert liveness.token == 2
 
 
+def test_a_ping_that_is_asked_for_goes_out_at_once_and_only_its_own_answer_counts() -> None:
+    """What a peer said before it was asked is no sign of life."""
+    liveness = Liveness(CONFIG, 0.0)
+    assert liveness.tick(0.0, owed=False) is Verdict.PING
+    early = liveness.token
+    assert liveness.ask(0.05) == early + 1
+    assert liveness.answered(early, 0.06) is None
+    assert liveness.ping_is_out
+    assert liveness.answered(early + 1, 0.07) == pytest.approx(0.02)
+    assert not liveness.ping_is_out
+
+
 def idle(*, dialler: bool = True) -> tuple[Liveness, float]:
     """A watch of a link that has just become idle, and when its last ping was answered."""
     liveness = Liveness(CONFIG, 0.0, dialler=dialler)
