@@ -36,9 +36,7 @@ when it is full again; where no row is free, sources share one.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import math
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 from meshnode.errors import Forbidden, Throttled, Unauthenticated
@@ -52,11 +50,12 @@ from meshnode.limits import (
     MAX_THROTTLED_SOURCES,
 )
 from meshnode.state.api_keys import hash_of, id_in
+from meshnode.throttle import Throttle, source_of
 from meshnode.trust.records import rfc3339
 from meshnode.types import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from meshnode.gateway.protocols.origin import OriginPolicy
     from meshnode.state.api_keys import ApiKey
@@ -141,7 +140,11 @@ class GatewayAccess:
         self._find = find
         self._require_key = require_key
         self._on_refusal = on_refusal
-        self._failures = _Failures()
+        self._failures = Throttle(
+            burst=MAX_KEY_FAILURES,
+            refill_s=KEY_FAILURE_REFILL_S,
+            max_sources=MAX_THROTTLED_SOURCES,
+        )
         self._callers: dict[str, tuple[ApiKey, Caller]] = {}
         self._peers: dict[str, bool] = {}
         self._direct: dict[bytes, bool] = {}
@@ -217,7 +220,7 @@ class GatewayAccess:
         raise Unauthenticated(_NO_KEY_HERE if self._require_key else _NO_KEY)
 
     def _refuse(self, peer: str, flaw: str, now: float) -> NoReturn:
-        wait_s = self._failures.count(_source(peer), now)
+        wait_s = math.ceil(self._failures.take(source_of(peer), now))
         if wait_s > 0:
             raise Throttled(
                 "too many wrong API keys came from this address; "
@@ -286,6 +289,22 @@ def require(caller: Caller, needed: Scope) -> None:
     )
 
 
+def key_shown(headers: Mapping[str, str]) -> str | None:
+    """Return the API key's text that a request shows, valid or not; None if what it shows is no key.
+
+    The control channel's token, which comes in the same header, is none.
+
+    Args:
+        headers: Of the request; lookups ignore case, or all keys are lower case.
+    """
+    authorization = headers.get("authorization")
+    shown = _bearer(authorization) if authorization is not None else None
+    for text in (shown, headers.get("x-api-key")):
+        if text is not None and len(text) <= MAX_KEY_LENGTH and id_in(text) is not None:
+            return text
+    return None
+
+
 def is_forwarded(header_names: bytes) -> bool:
     """Whether a request has headers by which a proxy says that it sends for somebody else.
 
@@ -316,43 +335,3 @@ def _flaw(key: ApiKey, wall_s: float) -> str:
                 f"(this gateway's clock says {rfc3339(int(wall_s))})"
             )
     return ""
-
-
-def _source(peer: str) -> str:
-    """Return what a peer is counted as: an IPv4 address, or the /64 that one IPv6 host has."""
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
-        return peer
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    mapped = address.ipv4_mapped
-    return str(mapped) if mapped else address.packed[:8].hex()
-
-
-class _Failures:
-    """How many wrong keys each source may still show: token buckets in a bounded table.
-
-    A bucket is the time at which it will be full again; the oldest row is the first to be so, or
-    nearly, since a row moves to the end whenever it is used.
-    """
-
-    def __init__(self) -> None:
-        self._full_at: OrderedDict[str, float] = OrderedDict()
-
-    def __repr__(self) -> str:
-        return f"<{len(self._full_at)} sources of wrong keys>"
-
-    def count(self, source: str, now: float) -> int:
-        """Count a wrong key; return 0, or after how many seconds the next one is looked at."""
-        while self._full_at and next(iter(self._full_at.values())) <= now:
-            self._full_at.popitem(last=False)
-        if source not in self._full_at and len(self._full_at) >= MAX_THROTTLED_SOURCES:
-            source = _SHARED
-        full_at = max(self._full_at.get(source, now), now)
-        latest = now + (MAX_KEY_FAILURES - 1) * KEY_FAILURE_REFILL_S
-        if full_at > latest:
-            return math.ceil(full_at - latest)
-        self._full_at[source] = full_at + KEY_FAILURE_REFILL_S
-        self._full_at.move_to_end(source)
-        return 0

@@ -25,14 +25,14 @@ from urllib.parse import unquote
 
 from meshnode import __version__
 from meshnode.errors import InvalidRequest, MeshError
-from meshnode.gateway import mesh_api
+from meshnode.gateway import mesh_api, pairing_api, trust_api
 from meshnode.gateway.metrics import OTHER, GatewayMetrics, exposition
 from meshnode.gateway.pipeline import Answered
 from meshnode.gateway.protocols import oip, oip_metadata
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.gateway.protocols.status import HttpRefusal
 from meshnode.limits import MAX_REMEMBERED_PATHS
-from meshnode.types import Scope
+from meshnode.types import Role, Scope
 
 if TYPE_CHECKING:
     from meshnode.gateway.mesh_api import MeshControl
@@ -45,6 +45,7 @@ _MODELS = "/v2/models/"
 _MESH_MODELS = "/mesh/v1/models/"
 _DEPLOYMENTS = "/mesh/v1/deployments/"
 _KEYS = "/mesh/v1/keys/"
+_ROLES = "/mesh/v1/roles/"
 _UPLOADS = "/mesh/v1/uploads/"
 _TRACEPARENT = "traceparent"
 
@@ -52,12 +53,14 @@ _TRACEPARENT = "traceparent"
 class Match(NamedTuple):
     """What answers a request: `answer(http, request_id)`, for callers with this scope.
 
-    `takes_body` is false where a body, if there is one, is not worth reading.
+    `takes_body` is false where a body, if there is one, is not worth reading. `forwarded` is whether
+    the request may come from another node's gateway, whose own role does not allow it.
     """
 
     answer: Handler
     scope: Scope
     takes_body: bool = False
+    forwarded: bool = False
 
 
 class Dispatcher:
@@ -74,6 +77,7 @@ class Dispatcher:
             _MESH_MODELS: self._mesh_model_routes,
             _DEPLOYMENTS: self._deployment_routes,
             _KEYS: self._key_routes,
+            _ROLES: self._role_routes,
             _UPLOADS: self._upload_routes,
         }
         self._remembered: dict[tuple[str, str], Match] = {}
@@ -123,20 +127,48 @@ class Dispatcher:
                 )
             },
             "/mesh/v1/nodes": _get(lambda: json_response(control.nodes())),
+            "/mesh/v1/rtt": {
+                "GET": Match(lambda http, _: mesh_api.rtt(control, http), Scope.INFER)
+            },
             "/mesh/v1/models": _get(lambda: json_response(control.models())),
             "/mesh/v1/deployments": {
-                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.deploy(control, http))
+                "POST": _elsewhere_too(Scope.DEPLOY, partial(mesh_api.deploy, control))
             },
             "/mesh/v1/uploads": {
                 "GET": _change(Scope.ADMIN, lambda _: json_response(control.uploads())),
-                "POST": _change(Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http)),
-            },
-            "/mesh/v1/invites": {
-                "POST": _change(Scope.ADMIN, lambda http: mesh_api.create_invite(control, http))
+                "POST": self._shared(
+                    Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http)
+                ),
             },
             "/mesh/v1/keys": {
                 "GET": _change(Scope.ADMIN, lambda _: json_response(control.keys())),
-                "POST": _change(Scope.ADMIN, lambda http: mesh_api.create_key(control, http)),
+                "POST": self._shared(Scope.ADMIN, lambda http: mesh_api.create_key(control, http)),
+            },
+            "/mesh/v1/invites": {
+                "POST": _elsewhere_too(Scope.ADMIN, partial(trust_api.create_invite, control))
+            },
+            "/mesh/v1/join-requests": {
+                "GET": _change(Scope.ADMIN, lambda _: json_response(control.join_desk.view()))
+            },
+            "/mesh/v1/join-requests/approve": {
+                "POST": _change(Scope.ADMIN, lambda http: pairing_api.approve(control, http))
+            },
+            "/mesh/v1/evictions": {
+                "POST": self._shared(
+                    Scope.ADMIN, lambda http: trust_api.evict(control, http), Role.ADMIN
+                )
+            },
+            "/mesh/v1/trust": {
+                "GET": _change(Scope.ADMIN, lambda _: json_response(control.trust.view()))
+            },
+            "/mesh/v1/trust/rotate": {
+                "POST": _change(Scope.OWNER, lambda _: json_response(control.trust.rotate(), 202))
+            },
+            "/mesh/v1/trust/seal": {
+                "POST": _change(Scope.OWNER, lambda _: json_response(control.trust.seal()))
+            },
+            "/mesh/v1/doctor": {
+                "POST": _change(Scope.ADMIN, lambda http: mesh_api.examine(control, http))
             },
             "/mesh/v1/shutdown": {
                 "POST": _change(Scope.OWNER, lambda http: mesh_api.shutdown(control, http))
@@ -151,7 +183,7 @@ class Dispatcher:
     def _deployment_routes(self, path: str) -> Mapping[str, Match]:
         name = _segment(path.removeprefix(_DEPLOYMENTS), path)
         return {
-            "DELETE": _change(
+            "DELETE": self._shared(
                 Scope.DEPLOY, lambda http: mesh_api.undeploy(self._control, http, name)
             )
         }
@@ -159,8 +191,16 @@ class Dispatcher:
     def _key_routes(self, path: str) -> Mapping[str, Match]:
         key = _segment(path.removeprefix(_KEYS), path)
         return {
-            "DELETE": _change(
+            "DELETE": self._shared(
                 Scope.ADMIN, lambda http: json_response(self._control.revoke_key(key, http.caller))
+            )
+        }
+
+    def _role_routes(self, path: str) -> Mapping[str, Match]:
+        node = _segment(path.removeprefix(_ROLES), path)
+        return {
+            "PUT": self._shared(
+                Scope.ADMIN, lambda http: trust_api.set_role(self._control, http, node), Role.ADMIN
             )
         }
 
@@ -171,16 +211,22 @@ class Dispatcher:
         if slash:
             number = _file_number(index, path)
             return {
-                "PUT": _change(
-                    Scope.DEPLOY, lambda http: mesh_api.take_piece(control, http, upload, number)
+                "PUT": self._shared(
+                    Scope.DEPLOY,
+                    lambda http: mesh_api.take_piece(control, http, upload, number),
+                    upload=upload,
                 )
             }
         return {
-            "GET": _change(
-                Scope.DEPLOY, lambda http: json_response(control.upload(upload, http.caller))
+            "GET": self._shared(
+                Scope.DEPLOY,
+                lambda http: json_response(control.upload(upload, http.caller)),
+                upload=upload,
             ),
-            "DELETE": _change(
-                Scope.DEPLOY, lambda http: mesh_api.drop_upload(control, http, upload)
+            "DELETE": self._shared(
+                Scope.DEPLOY,
+                lambda http: mesh_api.drop_upload(control, http, upload),
+                upload=upload,
             ),
         }
 
@@ -206,6 +252,28 @@ class Dispatcher:
                 control = self._control
                 return _get(lambda: oip_metadata.model_config(control.manifest(name, version)))
         raise _unknown(path)
+
+    def _shared(
+        self,
+        scope: Scope,
+        handler: Callable[[HttpRequest], Reply],
+        needed: Role = Role.OPERATOR,
+        upload: str | None = None,
+    ) -> Match:
+        """Return what changes the mesh: here if this node's role allows it, else at another node.
+
+        Args:
+            scope: What the caller needs.
+            handler: Makes the change here.
+            needed: The role that the node needs.
+            upload: The upload that it is about.
+        """
+
+        def answer(http: HttpRequest, request_id: str) -> Reply:
+            elsewhere = self._control.forward(needed, http, request_id, upload)
+            return handler(http) if elsewhere is None else elsewhere
+
+        return Match(answer, scope, takes_body=True, forwarded=True)
 
     # Handlers.
 
@@ -258,6 +326,11 @@ def _get(handler: Callable[[], Reply]) -> Mapping[str, Match]:
 
 def _change(scope: Scope, handler: Callable[[HttpRequest], Reply]) -> Match:
     return Match(lambda http, _request_id: handler(http), scope, takes_body=True)
+
+
+def _elsewhere_too(scope: Scope, answer: Handler) -> Match:
+    """Return a change whose handler finds out by itself whether another node has to make it."""
+    return Match(answer, scope, takes_body=True, forwarded=True)
 
 
 def _by_method(routes: Mapping[str, Match], method: str) -> Match:

@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `/mesh/v1/status` | GET | infer | this node; its process and paths for admins only |
 | `/mesh/v1/nodes` | GET | infer | all members |
+| `/mesh/v1/rtt?from=A&to=B` | GET | infer | `{"from", "to", "rtt_ms", "rtt_estimated"}`; nodes by name or id |
 | `/mesh/v1/models`, `/mesh/v1/models/NAME` | GET | infer | models and their replicas |
 | `/mesh/v1/deployments` | POST `{"upload", "name"?, "replicas"?, "on"?}` | deploy | 202 and the model's entry |
 | `/mesh/v1/deployments` | POST `{"path", "name"?, "replicas"?, "on"?}` | owner | 202 and the model's entry |
@@ -13,11 +14,16 @@
 | `/mesh/v1/uploads/ID` | GET | deploy | `{"id", "piece_bytes", "expires_at", "files": [{"path", "size_bytes", "received_bytes"}]}` |
 | `/mesh/v1/uploads/ID` | DELETE | deploy | `{"id"}`; an admin may drop anyone's |
 | `/mesh/v1/uploads/ID/INDEX?offset=N` | PUT, raw bytes | deploy | `{"received_bytes"}` of that file |
-| `/mesh/v1/invites` | POST `{"ttl_s"?}` | admin | `{"invite", "expires_at"}` |
 | `/mesh/v1/keys` | GET | admin | a list of keys, without their secrets |
 | `/mesh/v1/keys` | POST `{"name", "scopes"?, "ttl_s"?}` | admin | 201 `{"id", "name", "scopes", "created_at", "expires_at", "key"}` |
 | `/mesh/v1/keys/ID_OR_NAME` | DELETE | admin | the key as in the list; `"changed"` is false if it was revoked before |
+| `/mesh/v1/doctor` | POST `{"peer"?}` | admin | `{"subject", "id", "checks"}`: what was tried between this node and a peer (name, id or address), or on this node alone |
 | `/mesh/v1/shutdown` | POST `{"leave"?}` | owner | 202 `{"pid", "leave"}`; the daemon ends, and forgets its mesh if told to leave |
+
+Who is a member, and with which role, is `trust_api`'s; devices that ask to be one are `pairing_api`'s.
+
+A change is made by this node only where its role in the mesh allows that; else it has another node
+make it, which is asked with the caller's key (`MeshControl.forward`).
 
 *Scopes*: each includes those above it; `owner` is the control channel, whose file permissions are
 its owner's. `meshnode.gateway.access` says who has which. A path of this machine can be deployed by
@@ -42,14 +48,16 @@ Errors are `{"error": sentence, "code": word}`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from meshnode.errors import Forbidden, InvalidRequest, TooLarge
+from meshnode.gateway.protocols.body import decode_body
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.limits import (
-    MAX_INVITE_TTL_S,
+    MAX_HOST_LENGTH,
     MAX_MEMBERS,
     MAX_MODEL_FILE_BYTES,
     MAX_MODEL_FILES,
@@ -58,18 +66,16 @@ from meshnode.limits import (
     UPLOAD_PIECE_BYTES,
 )
 from meshnode.models.manifest import Manifest, check_model_name
-from meshnode.types import Scope
+from meshnode.types import Role, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
 
+    from meshnode.gateway.pairing_api import JoinDeskControl
     from meshnode.gateway.protocols.caller import Caller
+    from meshnode.gateway.trust_api import TrustControl
     from meshnode.metrics import Metric
     from meshnode.types import Buffer
-
-_DAY_S = 24 * 3600
-DEFAULT_INVITE_TTL_S = _DAY_S
-"""Long enough to walk to the next device, short enough to forget."""
 
 _OFFSET_DIGITS = len(str(MAX_MODEL_FILE_BYTES))
 
@@ -92,6 +98,10 @@ class MeshControl(Protocol):
         """Describe all members, this node included."""
         ...
 
+    def rtt(self, one: str, other: str) -> dict[str, Any]:
+        """Describe the round trip between two nodes, each by its name or id."""
+        ...
+
     def models(self) -> list[dict[str, Any]]:
         """Describe all models of the mesh."""
         ...
@@ -108,8 +118,20 @@ class MeshControl(Protocol):
         """Say whether any replica is ready; ModelNotFound if there is no such model."""
         ...
 
-    def create_invite(self, ttl_s: int) -> dict[str, Any]:
-        """Make an invite that is valid for so many seconds."""
+    @property
+    def trust(self) -> TrustControl:
+        """Who belongs to the mesh."""
+        ...
+
+    @property
+    def join_desk(self) -> JoinDeskControl:
+        """The devices that ask this node to be admitted."""
+        ...
+
+    def forward(
+        self, needed: Role, http: HttpRequest, request_id: str, upload: str | None = None
+    ) -> Awaitable[HttpResponse] | None:
+        """Have another node answer that has the needed role; None if this node has it."""
         ...
 
     def keys(self) -> list[dict[str, Any]]:
@@ -164,6 +186,10 @@ class MeshControl(Protocol):
         """Withdraw a deployment; ModelNotFound if there is none."""
         ...
 
+    async def examine(self, peer: str) -> dict[str, Any]:
+        """Try what lies between this node and another; empty: this node alone."""
+        ...
+
     def shutdown(self, leave: bool) -> dict[str, Any]:
         """End the daemon once this is answered; with `leave` it forgets its mesh."""
         ...
@@ -176,10 +202,6 @@ class MeshControl(Protocol):
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_MODEL_NAME_LENGTH)]
 
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REPOSITORY_PATH_LENGTH)]
-
-
-class _Invite(msgspec.Struct):
-    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_INVITE_TTL_S)] = DEFAULT_INVITE_TTL_S
 
 
 class _Key(msgspec.Struct, forbid_unknown_fields=True):
@@ -207,22 +229,15 @@ class _Deployment(msgspec.Struct):
     on: Annotated[list[_Name], msgspec.Meta(max_length=MAX_MEMBERS)] = []
 
 
+class _Examination(msgspec.Struct):
+    peer: Annotated[str, msgspec.Meta(max_length=MAX_HOST_LENGTH + 8)] = ""
+
+
 class _Shutdown(msgspec.Struct):
     leave: bool = False
 
 
-_T = TypeVar("_T")
-
-
 _FOR_ADMINS = frozenset({"pid", "data_dir", "log_file", "config_files"})
-
-
-def _decode(http: HttpRequest, kind: type[_T]) -> _T:
-    """Read a JSON body, which may be empty where every field has a default."""
-    try:
-        return msgspec.json.decode(http.body or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not what {http.path} takes: {error}") from error
 
 
 def status(control: MeshControl, caller: Caller) -> dict[str, Any]:
@@ -233,20 +248,27 @@ def status(control: MeshControl, caller: Caller) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in _FOR_ADMINS}
 
 
-def create_invite(control: MeshControl, http: HttpRequest) -> HttpResponse:
-    """Answer `POST /mesh/v1/invites`."""
-    return json_response(control.create_invite(_decode(http, _Invite).ttl_s))
+def rtt(control: MeshControl, http: HttpRequest) -> HttpResponse:
+    """Answer `GET /mesh/v1/rtt?from=A&to=B`."""
+    fields = parse_qsl(http.query, keep_blank_values=True)
+    asked = dict(fields)
+    if len(fields) != 2 or asked.keys() != {"from", "to"}:
+        raise InvalidRequest("two nodes are named by ?from=NODE&to=NODE, by their names or ids")
+    return json_response(control.rtt(asked["from"], asked["to"]))
 
 
-async def deploy(control: MeshControl, http: HttpRequest) -> HttpResponse:
+async def deploy(control: MeshControl, http: HttpRequest, request_id: str) -> HttpResponse:
     """Answer `POST /mesh/v1/deployments`: accepted, not yet ready."""
-    wish = _decode(http, _Deployment)
+    wish = decode_body(http, _Deployment)
     if wish.name is not None:
         check_model_name(wish.name)
     if (wish.path is None) == (wish.upload is None):
         raise InvalidRequest("a deployment names either an upload, or a path of this machine")
     if wish.path is None:
         assert wish.upload is not None
+        elsewhere = control.forward(Role.OPERATOR, http, request_id, wish.upload)
+        if elsewhere is not None:
+            return await elsewhere
         entry = await control.deploy_upload(
             wish.upload, wish.name, wish.replicas, wish.on, http.caller
         )
@@ -267,20 +289,25 @@ async def undeploy(control: MeshControl, http: HttpRequest, name: str) -> HttpRe
     return json_response({"name": name})
 
 
+async def examine(control: MeshControl, http: HttpRequest) -> HttpResponse:
+    """Answer `POST /mesh/v1/doctor`; that takes seconds where something does not answer."""
+    return json_response(await control.examine(decode_body(http, _Examination).peer))
+
+
 def shutdown(control: MeshControl, http: HttpRequest) -> HttpResponse:
     """Answer `POST /mesh/v1/shutdown`: accepted; the process ends when what runs is finished."""
-    return json_response(control.shutdown(_decode(http, _Shutdown).leave), 202)
+    return json_response(control.shutdown(decode_body(http, _Shutdown).leave), 202)
 
 
 def create_key(control: MeshControl, http: HttpRequest) -> HttpResponse:
     """Answer `POST /mesh/v1/keys`."""
-    wish = _decode(http, _Key)
+    wish = decode_body(http, _Key)
     return json_response(control.create_key(wish.name, wish.scopes, wish.ttl_s, http.caller), 201)
 
 
 async def begin_upload(control: MeshControl, http: HttpRequest) -> HttpResponse:
     """Answer `POST /mesh/v1/uploads`."""
-    files = [(file.path, file.size_bytes) for file in _decode(http, _Upload).files]
+    files = [(file.path, file.size_bytes) for file in decode_body(http, _Upload).files]
     return json_response(await control.begin_upload(files, http.caller), 201)
 
 

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
         TensorInfo,
     )
     from meshnode.client.tensors import InputTensor
+    from meshnode.client.trust_results import (
+        Eviction,
+        NodeRole,
+        RevokedNode,
+        TrustedNode,
+        TrustInfo,
+    )
     from meshnode.errors import MeshError, PeerError, UsageError
 
 __version__ = "0.1.0"
@@ -41,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncMeshClient",
     "DeployProgress",
+    "Eviction",
     "Ineligible",
     "InferResult",
     "InputTensor",
@@ -52,17 +60,22 @@ __all__ = [
     "ModelMetadata",
     "NewKey",
     "NodeInfo",
+    "NodeRole",
     "NodeStatus",
     "PeerError",
     "ReplicaInfo",
+    "RevokedNode",
     "Route",
     "TensorInfo",
+    "TrustInfo",
+    "TrustedNode",
     "UsageError",
     "__version__",
 ]
 
 if not TYPE_CHECKING:  # for a type checker every name is here already, and no other exists
     _RESULTS = "meshnode.client.results"
+    _TRUST = "meshnode.client.trust_results"
     _HOMES = {
         "AsyncMeshClient": "meshnode.client.async_mesh",
         "InferResult": "meshnode.client.infer",
@@ -72,6 +85,9 @@ if not TYPE_CHECKING:  # for a type checker every name is here already, and no o
         "PeerError": "meshnode.errors",
         "Route": "meshnode.client.infer",
         "UsageError": "meshnode.errors",
+        **dict.fromkeys(
+            ("Eviction", "NodeRole", "RevokedNode", "TrustInfo", "TrustedNode"), _TRUST
+        ),
     }
 
     def __getattr__(name: str) -> object:

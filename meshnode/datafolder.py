@@ -5,6 +5,10 @@ Layout of a data folder (mode 0700)::
     identity.key    32-byte Ed25519 seed, mode 0600
     mesh            which mesh this is, our admission chain, the root seed on the founder, mode 0600
     mesh.forgotten  the same of a mesh that is being forgotten; see `DataFolder.forget`
+    successor       the key and the mesh file that are to replace the present ones; see `succeed`
+    successor.due   the same, from when they are the present ones until they are in their places
+    evicted         why this device is no member any more, as JSON; see `DataFolder.evict`
+    mesh.evicted    what `mesh` was until then
     options         what its owner chose for this node, as JSON
     epoch           the last boot epoch that was used, as decimal text
     hardware.json   what was measured of this machine
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
 
 _EPOCH = re.compile(rb"[0-9]{1,18}")
 _FORGOTTEN: Final = "mesh.forgotten"
+_SUCCESSOR: Final = "successor"
+_SUCCESSOR_DUE: Final = "successor.due"
+_EVICTED: Final = "evicted"
+_MESH_EVICTED: Final = "mesh.evicted"
 _OF_THE_MESH: Final = ("state", "blobs", "models", "uploads")
 """Folders that belong to a membership; all else belongs to the device and outlives it."""
 
@@ -62,6 +70,40 @@ class MeshFile(msgspec.Struct, array_like=True, frozen=True):
     chain: bytes
     root_seed: bytes = b""
     seeds: tuple[tuple[str, int], ...] = ()
+
+
+class Successor(msgspec.Struct, array_like=True, frozen=True):
+    """What a device is after it has changed its key.
+
+    Attributes:
+        seed: Seed of the new identity.
+        mesh: The mesh file with its admission.
+    """
+
+    seed: bytes
+    mesh: MeshFile
+
+
+class Evicted(msgspec.Struct, frozen=True):
+    """Why a device belongs to no mesh any more.
+
+    Attributes:
+        mesh_id: The mesh that it was evicted from.
+        why: Who decided it and why, as a sentence or clause; safe to print.
+        at: When it learnt that, in RFC 3339.
+    """
+
+    mesh_id: str
+    why: str
+    at: str
+
+    @property
+    def sentence(self) -> str:
+        """What its owner is told."""
+        return (
+            f"this device is no member of mesh {self.mesh_id} any more, as it learnt at {self.at}: "
+            f"{self.why.rstrip('.')}. With a new invite it joins as a new node: meshnode join INVITE"
+        )
 
 
 class DataFolder:
@@ -88,7 +130,9 @@ class DataFolder:
                 ) from None
             raise _config_error(f"cannot use the data folder {path}", path, error) from None
         try:
+            self._finish_succession()
             self._finish_forgetting()
+            self._finish_eviction()
         except ConfigError:
             self.close()
             raise
@@ -124,6 +168,39 @@ class DataFolder:
         """Remember the mesh, before anything else happens in it."""
         self._write(self.path / "mesh", msgspec.msgpack.encode(mesh))
 
+    def save_successor(self, successor: Successor) -> None:
+        """Write down what this device is to become, beside what it is."""
+        self._write(self.path / _SUCCESSOR, msgspec.msgpack.encode(successor))
+
+    def successor(self) -> Successor | None:
+        """Return what this device is to become, or None."""
+        return _read_successor(self.path / _SUCCESSOR)
+
+    def succeed(self) -> None:
+        """Become what `save_successor` wrote down.
+
+        One rename decides: before it this device is what it was, after it the other one. What is not in
+        its place then, because the process died, the next opening puts there.
+
+        Raises:
+            ConfigError: if it could not be written.
+        """
+        with _explained(f"cannot replace the identity of {self.path}", self.path):
+            (self.path / _SUCCESSOR).replace(self.path / _SUCCESSOR_DUE)
+            sync_folder(self.path)
+        self._finish_succession()
+
+    def _finish_succession(self) -> None:
+        due = self.path / _SUCCESSOR_DUE
+        successor = _read_successor(due)
+        if successor is None:
+            return
+        self._write(self.path / "identity.key", successor.seed)
+        self.save_mesh(successor.mesh)
+        with _explained(f"cannot replace the identity of {self.path}", self.path):
+            due.unlink()
+            sync_folder(self.path)
+
     def save_options(self, chosen: Chosen) -> None:
         """Remember what the owner chose, for the next start; see `kept_options`."""
         self._write(self.path / "options", chosen.to_json())
@@ -143,6 +220,43 @@ class DataFolder:
             sync_folder(self.path)
         self._finish_forgetting()
 
+    def evict(self, evicted: Evicted) -> None:
+        """Belong to no mesh any more, and remember why; all else stays until `start_anew`.
+
+        Raises:
+            ConfigError: if that cannot be written.
+        """
+        self._write(self.path / _EVICTED, msgspec.json.encode(evicted))
+        self._finish_eviction()
+
+    def _finish_eviction(self) -> None:
+        if not (self.path / _EVICTED).exists() or not (self.path / "mesh").exists():
+            return
+        with _explained(f"cannot set the mesh of {self.path} aside", self.path):
+            (self.path / "mesh").replace(self.path / _MESH_EVICTED)
+            sync_folder(self.path)
+
+    def evicted(self) -> Evicted | None:
+        """Return why this device is no member any more, or None; see `read_evicted`."""
+        return read_evicted(self.path)
+
+    def start_anew(self) -> None:
+        """Forget the mesh that evicted this device, and the identity that it had there.
+
+        What is not removed because the process died, the next call removes: why it was evicted goes last.
+
+        Raises:
+            ConfigError: if something could not be removed.
+        """
+        with _explained(f"cannot remove what is left of a mesh in {self.path}", self.path):
+            for name in _OF_THE_MESH:
+                if (self.path / name).exists():
+                    shutil.rmtree(self.path / name)
+            (self.path / "state").mkdir(exist_ok=True, mode=0o700)
+            for name in ("identity.key", _SUCCESSOR, _MESH_EVICTED, _EVICTED):
+                (self.path / name).unlink(missing_ok=True)
+            sync_folder(self.path)
+
     def _finish_forgetting(self) -> None:
         forgotten = self.path / _FORGOTTEN
         if not forgotten.exists():
@@ -155,6 +269,8 @@ class DataFolder:
                 if folder.exists():
                     shutil.rmtree(folder)
             (self.path / "state").mkdir(exist_ok=True, mode=0o700)
+            if (self.path / _SUCCESSOR).exists():
+                (self.path / _SUCCESSOR).unlink()
             forgotten.unlink()
             sync_folder(self.path)
 
@@ -228,6 +344,25 @@ def is_member(data_dir: Path) -> bool:
         return (data_dir / "mesh").exists()
 
 
+def read_evicted(data_dir: Path) -> Evicted | None:
+    """Return why a device is no member any more, or None; the folder need not be locked.
+
+    Raises:
+        ConfigError: if the file is damaged or not readable.
+    """
+    path = data_dir / _EVICTED
+    data = _read(path)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Evicted)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); this device was evicted from its mesh: remove the folder, and "
+            "join again with a new invite"
+        ) from error
+
+
 def read_mesh(data_dir: Path) -> MeshFile | None:
     """Return the mesh that a data folder belongs to, or None; the folder need not be locked.
 
@@ -243,6 +378,19 @@ def read_mesh(data_dir: Path) -> MeshFile | None:
     except msgspec.MsgspecError as error:
         raise ConfigError(
             f"{path} is damaged ({error}); remove it and join again with a new invite"
+        ) from error
+
+
+def _read_successor(path: Path) -> Successor | None:
+    data = _read(path)
+    if data is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(data, type=Successor)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); restore it from a backup, or remove the folder and join "
+            "again with a new invite"
         ) from error
 
 

@@ -79,10 +79,10 @@ class ModelNotFound(UsageError):
 
 
 class NotFound(UsageError):
-    """No API key or upload has this name or id; an upload may have expired.
+    """No API key or upload has this name or id, or no device that asks to join has this code.
 
-    Changed: nothing.
-    To do: list what there is (`meshnode keys list`), or begin the upload again.
+    Changed: nothing; an upload or a request to join may have expired.
+    To do: list what there is (`meshnode keys list`, `meshnode approve`), or begin the upload again.
     """
 
     code = "unknown"
@@ -110,9 +110,9 @@ class Unauthenticated(UsageError):
 
 
 class Throttled(UsageError):
-    """Too many calls with wrong API keys came from this address.
+    """Too many calls with wrong API keys came from this address, or too many wrong codes were typed.
 
-    Changed: nothing; the key was not valid.
+    Changed: nothing; the key was not valid, or the code was not looked at.
     To do: wait as long as `Retry-After` says, and use a valid key, which passes at once.
     """
 
@@ -199,10 +199,11 @@ class LinkLost(PeerError):
 
 
 class NotServing(PeerError):
-    """The node that was asked does not serve this version of the model, or no longer.
+    """The node that was asked does not serve the model, or may not make this change and reaches none that may.
 
     Changed: nothing ran.
-    To do: try again in a moment; `meshnode models` shows who serves it.
+    To do: try again in a moment; `meshnode models` shows who serves a model, and `meshnode trust show`
+        which nodes may change the mesh.
     """
 
     code = "not_serving"

@@ -149,6 +149,36 @@ revoked or not, so nothing is lost; the month is for clocks that are wrong."""
 MAX_KEY_TTL_S: Final = 10 * 365 * 86_400
 """Life of an API key that expires: ten years; for longer, let it not expire."""
 
+FORWARD_TIMEOUT_S: Final = 120.0
+"""Seconds for a call that another node answers for this gateway: as long as a client gives a gateway for
+the longest of them, a deployment (`CLIENT_PUBLISH_TIMEOUT_S`)."""
+
+MAX_FORWARD_DIALS: Final = 2
+"""Nodes without a link that a gateway dials in order to pass a call on: each may cost seconds of the
+caller's time, and a node that may change the mesh is mostly linked."""
+
+MAX_NODES_NAMED: Final = 8
+"""Nodes that a sentence names: enough to find one of them."""
+
+MAX_FORWARDED_CALLS: Final = 32
+"""Calls that a node answers for other gateways at once: changes are rare, and each may hold a piece of
+an upload (`UPLOAD_PIECE_BYTES`) in memory, 256 MiB in all."""
+
+MAX_FORWARDED_CALLS_PER_PEER: Final = MAX_FORWARDED_CALLS // 4
+"""The same for one asking node: however much it asks, three others find room."""
+
+MAX_FORWARDED_ANSWER_BYTES: Final = 4 * MIB
+"""An answer that another node gives for this gateway: the longest describes a mesh of `MAX_MEMBERS`
+nodes."""
+
+MAX_FORWARDED_HEADER_LENGTH: Final = 256
+"""Characters of a header of such an answer; ours have some dozen."""
+
+MAX_REMEMBERED_UPLOADS: Final = 256
+"""Uploads of which a gateway remembers at which node they are: far more than all nodes that may change
+a mesh of some dozen take at once (`MAX_UPLOADS`). The oldest is forgotten; it goes on at no node then,
+and begins again."""
+
 MAX_UPLOADS: Final = 8
 """Uploads at once to one node: some people's and a build server's."""
 
@@ -195,11 +225,29 @@ TLS_POLL_S: Final = 60.0
 MAX_LINKS_UNAUTHENTICATED: Final = 64
 """Connections that have not finished their hello; each may hold one handshake of memory."""
 
+TWIN_ANSWER_S: Final = 1.0
+"""How long a node that says hello with another boot waits while its former run is asked for a sign of
+life: most round trips several times over, and within the time of a hello."""
+
+MAX_HANDSHAKES_PER_SOURCE: Final = 256
+"""Connections that one source (IPv6: one /64) may open at once: all nodes behind one router that come
+back after a power cut, each a few times."""
+
+HANDSHAKE_REFILL_S: Final = 0.1
+"""Seconds until one more of its connections is taken: ten a second take a hundredth of a processor."""
+
+MAX_HANDSHAKE_SOURCES: Final = 4096
+"""Sources of connections that are counted each; all others share one count."""
+
 LISTEN_BACKLOG: Final = 128
 """Connections that the kernel completes before they are taken: above what a burst of joins brings."""
 
 CONNECT_TIMEOUT_S: Final = 3.0
 """Seconds for TCP to one address: a SYN and one retransmission; the next address is tried then."""
+
+DIAL_STAGGER_S: Final = 0.3
+"""How long one address may take to answer before the next is tried beside it: RFC 8305 has 0.25, and a
+round trip to another continent takes that long."""
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 """TLS and hello together: several round trips at 600 ms (a satellite), and no slow loris."""
@@ -210,8 +258,8 @@ ADDRESS_TIMEOUT_S: Final = CONNECT_TIMEOUT_S + HANDSHAKE_TIMEOUT_S
 DIAL_TIMEOUT_S: Final = 12.0
 """Seconds for all addresses of a dial; less than membership waits for its outcome."""
 
-MAX_RESOLVED_ADDRESSES: Final = 4
-"""Addresses of one name that are tried: two per IP version."""
+MAX_RESOLVED_ADDRESSES: Final = 8
+"""Addresses of one name that are tried, the IP versions in turn: four of each."""
 
 LINK_CLOSE_TIMEOUT_S: Final = 1.0
 """A peer that reads nothing would keep a closing connection open for ever."""
@@ -335,6 +383,47 @@ MAX_DATAGRAM_BYTES: Final = 1400
 MAX_FORMER_BOOTS: Final = 8
 """Former boots remembered per peer. An older one could only come from a process that still runs."""
 
+MAX_BAD_DATAGRAMS: Final = 200
+"""Datagrams that do not open which one source (IPv6: one /64) may send at once: a mesh behind one
+router that restarts sends as many before the records have gone round."""
+
+BAD_DATAGRAM_REFILL_S: Final = 0.02
+"""Seconds until one more is looked at: fifty a second cost a thousandth of a processor. Members at their
+known address are not kept out by them, whoever sends in their name."""
+
+MAX_DATAGRAM_SOURCES: Final = 4096
+"""Sources of such datagrams that are counted each; all others share one count."""
+
+MAX_NAMES: Final = 1024
+"""Host names of members whose addresses are remembered for datagrams: a mesh of a thousand, all by name."""
+
+MAX_NAME_LOOKUPS: Final = 8
+"""Names that are looked up at a time: each takes a thread while a name server is silent."""
+
+NAME_LIFETIME_S: Final = 300.0
+"""How long a looked-up name is good: dynamic DNS of homes changes within minutes."""
+
+PATH_TOKEN_BYTES: Final = 8
+"""What proves that a path was answered: beside the seal, enough that nobody guesses it."""
+
+PATH_ANSWER_S: Final = 2.0
+"""Seconds for the answer to a path's challenge: a round trip by satellite, with room. The next challenge
+to the same place waits twice as long, and so on."""
+
+MAX_PATH_ANSWER_S: Final = 64.0
+"""Longest wait between challenges to a place that never answers."""
+
+PATH_LIFETIME_S: Final = 120.0
+"""How long an answered path is used without hearing from there: routers keep a mapping that was answered
+for two minutes (RFC 4787, REQ-5), and after it the place may be somebody else's."""
+
+PATH_KEEPALIVE_S: Final = 20.0
+"""Behind a router, silence of this length to a linked peer sends it a datagram: the shortest-lived
+mappings in use last 30 s, and keepalives are looked for every `PATH_CHECK_S`."""
+
+PATH_CHECK_S: Final = 5.0
+"""How often that is looked for; with the one above below 30 s."""
+
 # Membership
 
 MAX_MEMBERS: Final = 8192
@@ -364,8 +453,13 @@ MAX_CAPABILITY_ITEMS: Final = 32
 MIN_CAPABILITIES_INTERVAL_S: Final = 30.0
 """Between changes of a record's capabilities, pausing apart: each is signed and told to every node."""
 
-MAX_PERSISTED_MEMBERS: Final = 1024
-"""Records kept on disk to rejoin by: any one that answers knows all the others."""
+MAX_PERSISTED_MEMBERS: Final = 256
+"""Records kept on disk to rejoin by: any one that answers knows all the others. In a larger mesh each node
+keeps other ones, so that some node knows whoever is still there."""
+
+MAX_COORDINATE_S: Final = 10.0
+"""Any number of a network coordinate, and any RTT that moves one: a geostationary satellite's RTT is
+0.6 s; beyond ten seconds a probe has long failed."""
 
 MAX_RELAYED_PROBES: Final = 256
 """Probes carried out for others at once; beyond that a helper stays silent and another one helps."""
@@ -373,14 +467,27 @@ MAX_RELAYED_PROBES: Final = 256
 MAX_RECORDS_AWAITED: Final = 4096
 """Records asked for and not yet received: half the largest table, a few dozen bytes each."""
 
+MAX_RECORD_TRIES: Final = 3
+"""Peers that are asked for one record: where all of them lack it, it is hardly anywhere yet."""
+
+MAX_LOCAL_HEALTH: Final = 8
+"""The worst that a node thinks of itself (Lifeguard's S): a probe then takes nine times as long, 9 s on a
+LAN."""
+
 MAX_RECORDS_REQUESTED: Final = 1024
 """NodeIds in one `RecordRequest`: 22 KiB, and at most as many records in answer."""
 
 MAX_ENTRIES_PER_DIGEST: Final = 1000
 """An entry has at most 53 bytes: 53,000 of a note's 65,535."""
 
+MAX_TWINS: Final = 256
+"""Nodes whose key was seen to run twice that are remembered: there should be none."""
+
 MAX_TWINS_OUTBID: Final = 4
 """Other processes with this node's key that it outbids, once each: two twins would do so for ever."""
+
+MAX_COORDINATE_LENGTH: Final = 16
+"""Numbers of a network coordinate on the wire: eight dimensions, height, adjustment and error, with room."""
 
 MAX_SEEDS: Final = 8
 """Addresses kept to look for the mesh at: those of two or three invites. All are dialled at once."""
@@ -396,6 +503,13 @@ MAX_OWNER_KEYS: Final = 4096
 MAX_OWNER_KEY_LENGTH: Final = 256
 """Characters of a published key: a prefix, a model's name (128) and a version."""
 
+MAX_OWNER_STATE_BYTES: Final = 8 * MIB
+"""All keys and values of one owner: 2 KiB for each of `MAX_OWNER_KEYS`. They count only together, so
+a receiver gathers all of them before it can check the owner's signature."""
+
+MAX_GATHERED_OWNER_BYTES: Final = 4 * MAX_OWNER_STATE_BYTES
+"""Pieces of large states that wait for their last one, from all peers together; the oldest give way."""
+
 MAX_OWNER_VERSION: Final = 2**53
 """Versions and epochs: what JSON and every language represent exactly; no node counts so far."""
 
@@ -407,6 +521,56 @@ MAX_DESIRED_VALUE_BYTES: Final = 48 * KIB
 
 MAX_DESIRED_KEY_LENGTH: Final = 256
 """Characters of a desired key: a prefix and a public model name (128)."""
+
+MAX_ADMISSION_KEYS: Final = 2 * MAX_MEMBERS
+"""Nodes whose admissions the desired state has: all members, and as many that are gone. They have room
+of their own, so that a mesh that is full of deployments still counts the uses of invites."""
+
+MAX_STATEMENT_KEYS: Final = 4 * MAX_MEMBERS
+"""Keys of evictions and roles: one of each for everybody whose admission finds room. They have room of
+their own, so that a mesh that is full of deployments and of made-up admissions can still evict."""
+
+MAX_ENTRIES_KEPT: Final = 1000
+"""Entries of an evicted author that stay, those that its keys have now first: with 18 bytes each they leave
+more than half of a value to the members that stay."""
+
+ENTRY_DIGEST_BYTES: Final = 16
+"""Of the hash by which an eviction names an entry. Its author may look for two entries with the same one,
+of which it shows the harmless one: of 8 bytes a laptop finds two within hours, of 16 nobody does."""
+
+MAX_STATEMENTS_PER_AUTHOR: Final = 16
+"""Statements of one author about one node that are kept, the first by their stamps: roles are changed a
+few times, evictions never."""
+
+MAX_ADMISSIONS_TOTAL_BYTES: Final = 8 * MIB
+"""All admissions that this node's own may reach: one takes about a kilobyte, and `MAX_MEMBERS` fit.
+Peers' are taken up to twice that."""
+
+MAX_STATEMENTS_TOTAL_BYTES: Final = 16 * MIB
+"""All evictions and roles that this node's own may reach: one takes a few hundred bytes, and those of a
+member that let many in some ten kilobytes. Peers' are taken up to twice that."""
+
+MAX_ADMISSIONS_BYTES_PER_OPERATOR: Final = 2 * MIB
+"""Admissions in the desired state that rest on one operator, or on those that it let in: some two
+thousand, so that none fills that room alone with nodes that it has made up."""
+
+MAX_ADMISSIONS_BYTES_OF_OPERATORS: Final = 6 * MIB
+"""The same of all operators together: the rest is kept for whom admins alone let in, so that an admin
+can always state its admission, without which its evictions could not be checked."""
+
+MAX_MEMBERS_PER_OPERATOR: Final = MAX_MEMBERS // 4
+"""Members that rest on one operator, and on those that it let in: they are made as easily as keys. An
+admin has no such bound: its invites admit a whole mesh, and it could evict everybody anyhow."""
+
+MAX_MEMBERS_OF_OPERATORS: Final = 3 * MAX_MEMBERS // 4
+"""The same of all operators together: the rest is kept for whom admins alone let in."""
+
+MAX_KEPT_PER_STATEMENT: Final = 512
+"""Those who stay, named by one eviction: with a chain and the entries that stay they fit a value. Further
+ones are named by further parts of it; `MAX_STATEMENTS_PER_AUTHOR` parts have room for `MAX_MEMBERS`."""
+
+MAX_EVIDENCE_BYTES: Final = 40 * KIB
+"""What shows a revoked node that it is one: fits a handshake beside a chain (`MAX_HELLO_BYTES`)."""
 
 MAX_DESIRED_DIGESTS_PER_NOTE: Final = 60
 """Keys in one note: 1,040 bytes each where every character is one of four bytes."""
@@ -436,6 +600,12 @@ MAX_DEPLOYMENT_VERSIONS: Final = 32
 MAX_INVITE_TTL_S: Final = 30 * 24 * 3600
 """An invite is a key to the mesh: long enough to post a device, too short to be forgotten for years."""
 
+MAX_INVITE_USES: Final = 4096
+"""Devices that one invite may be limited to; for more, do not limit it."""
+
+MAX_EVICTION_REASON_LENGTH: Final = 200
+"""Characters of why a node was evicted: a sentence for its owner's log."""
+
 MAX_INVITE_LENGTH: Final = 4096
 """Characters of a pasted invite: one with four host names of the greatest length has 1,600."""
 
@@ -459,6 +629,45 @@ MAX_CLOCK_SKEW_S: Final = 300
 
 MAX_RECORD_WALL_S: Final = 253_402_300_799
 """A time in a trust record: the end of the year 9999, the last that a date can print."""
+
+JOIN_REQUEST_TTL_S: Final = 300.0
+"""How long a device that asks to join waits for a person to type its code: a walk through a house. The
+longer, the more tries an attacker has at one code (`meshnode.trust.pairing`)."""
+
+MAX_JOIN_REQUESTS: Final = 16
+"""Devices that wait for an approval at once; each is a TLS connection of some 100 KiB."""
+
+MAX_JOIN_REQUESTS_PER_SOURCE: Final = 4
+"""Likewise from one address: several devices behind one router, but not all places."""
+
+JOIN_REQUEST_BURST: Final = 16
+"""Requests to join that are answered at once, from everywhere together, before they have to wait."""
+
+JOIN_REQUEST_REFILL_S: Final = 20.0
+"""Then one more each so many seconds: 31 in the five minutes of a code, and each is one try in a million
+at it. A group that sets up more devices at a time uses invites."""
+
+JOIN_REQUEST_SOURCE_BURST: Final = 8
+"""Likewise from one address, so that a single one cannot use up what there is for all."""
+
+JOIN_REQUEST_SOURCE_REFILL_S: Final = 60.0
+"""Then one more each so many seconds."""
+
+MAX_JOIN_SOURCES: Final = 256
+"""Addresses whose requests are counted apart; those beyond share one count."""
+
+MAX_WRONG_CODES: Final = 5
+"""Codes without a device that may be typed before one has to wait: typing errors, not guesses."""
+
+WRONG_CODE_REFILL_S: Final = 30.0
+"""After that one more each so many seconds."""
+
+JOIN_REMINDER_S: Final = 10.0
+"""How often a waiting device hears that it is waited for still: often enough for a router that forgets
+silent connections after half a minute."""
+
+JOIN_SILENCE_S: Final = 35.0
+"""A device that has heard no such thing for three times as long, and a little, takes the member for gone."""
 
 # Models
 
@@ -682,6 +891,10 @@ since announcements repeat."""
 MAX_MDNS_ADDRESSES: Final = 8
 """Addresses taken of one announcement: a machine has a few interfaces."""
 
+ADDRESS_POLL_S: Final = 5.0
+"""How often a node looks whether its machine's addresses have changed: a laptop that changed networks
+is found again before its peers give up its links, for a third of a millisecond each time."""
+
 MAX_MDNS_DIALS: Final = 8
 """Members without a link that are dialled at a time, in turn: anyone may announce any number of names."""
 
@@ -690,6 +903,44 @@ MDNS_RESOLVE_TIMEOUT_MS: Final = 1500
 
 MDNS_GOODBYE_TIMEOUT_S: Final = 1.0
 """Taking back our announcement: a goodbye is three packets in a quarter of a second."""
+
+# Doctor
+
+MAX_TRIALS_AT_ONCE: Final = 8
+"""Addresses that are tried at once: those of one node, so that a firewall's silence is waited for once."""
+
+CHECKUP_KNOCKS: Final = 6
+"""Datagrams each way of a checkup: at 30 % loss all of them are lost once in a thousand times."""
+
+CHECKUP_KNOCK_INTERVAL_S: Final = 0.15
+"""Between two of them: a burst of loss, such as Wi-Fi's, is over by the next or the one after."""
+
+CHECKUP_WAIT_S: Final = 1.5
+"""How long datagrams of a checkup are waited for: all of them, and a round trip by satellite."""
+
+CHECKUP_LAST_S: Final = 0.5
+"""How much later than an answer over the link a datagram may come that was sent before it."""
+
+CHECKUP_TIMEOUT_S: Final = 2 * CHECKUP_WAIT_S + ADDRESS_TIMEOUT_S
+"""How long the whole answer may take: the datagrams, and dialling back where nothing answers."""
+
+MAX_CHECKUPS: Final = 4
+"""Checkups of other nodes that are answered at once: each dials that node's addresses."""
+
+CHECKUP_PAUSE_S: Final = 1.0
+"""Between two checkups for one node: who asks faster wants dialling, not an answer."""
+
+DOCTOR_LISTEN_S: Final = 2.0
+"""How long mDNS is listened to: questions are repeated within a second."""
+
+DOCTOR_ANSWER_TIMEOUT_S: Final = 2 * CHECKUP_TIMEOUT_S + DOCTOR_LISTEN_S
+"""Seconds that the command waits for one node's examination: dialling, a checkup, and mDNS."""
+
+TWIN_REMEMBERED_S: Final = 600.0
+"""How long after the last sign of it the doctor says that a key runs twice: twins meet every few seconds."""
+
+MAX_DOCTOR_PEERS: Final = 32
+"""Nodes that `meshnode doctor` examines by itself, those that are missing first; others by their name."""
 
 # Starting and stopping
 

@@ -114,6 +114,26 @@ PEER_REQUESTS: Final = MetricSpec(
     "Inference requests of other nodes' gateways that this node worked on, by outcome.",
     {"outcome": _OUTCOME},
 )
+FORWARDED_CALLS: Final = MetricSpec(
+    "meshnode_forwarded_calls_total",
+    "counter",
+    "Changes that this gateway had another node make, whose role allows them, by outcome.",
+    {"outcome": f"`refused` where that node refused it, else {_OUTCOME}"},
+)
+CHECKUPS_ANSWERED: Final = MetricSpec(
+    "meshnode_checkups_answered_total",
+    "counter",
+    "Questions of other nodes what this one sees of them, for `meshnode doctor`, by outcome.",
+    {"outcome": _OUTCOME},
+    'rate(meshnode_checkups_answered_total{outcome="saturated"}[5m]) > 0',
+)
+FORWARDED_CALLS_ANSWERED: Final = MetricSpec(
+    "meshnode_forwarded_calls_answered_total",
+    "counter",
+    "Changes that this node was asked for by other nodes' gateways, by outcome.",
+    {"outcome": f"`http` for a path that is none, else {_OUTCOME}"},
+    'rate(meshnode_forwarded_calls_answered_total{outcome="unauthenticated"}[5m]) > 0',
+)
 
 # HTTP
 
@@ -198,6 +218,29 @@ MEMBERS: Final = MetricSpec(
     {"state": "`alive`, `suspect`, `dead`, `left`"},
     'meshnode_members{state="alive"} < 3',
 )
+MEMBERSHIP_HEALTH: Final = MetricSpec(
+    "meshnode_membership_health",
+    "gauge",
+    "How much this node doubts itself: 0 if it is well, up to 8 if its own probes, timers or helpers show "
+    "that it or its network is slow. It probes so much more patiently.",
+    example="avg_over_time(meshnode_membership_health[10m]) > 2",
+)
+PROBES: Final = MetricSpec(
+    "meshnode_probes_total",
+    "counter",
+    "Probes of other members by outcome: `answered` by the member, `helped` by another one that reached "
+    "it, `failed`, or `void` since this node slept meanwhile.",
+    {"outcome": "`answered`, `helped`, `failed`, `void`"},
+    'rate(meshnode_probes_total{outcome="failed"}[5m]) > 0.1',
+)
+SUSPICIONS: Final = MetricSpec(
+    "meshnode_suspicions_total",
+    "counter",
+    "Suspicions of members: `begun`, `confirmed` by one more accuser, `refuted` by the suspect, and those "
+    "against this node that it `answered`.",
+    {"step": "`begun`, `confirmed`, `refuted`, `answered`"},
+    'rate(meshnode_suspicions_total{step="answered"}[10m]) > 0.05',
+)
 EVENTS: Final = MetricSpec(
     "meshnode_events_total",
     "counter",
@@ -208,6 +251,41 @@ EVENTS: Final = MetricSpec(
 LINKS: Final = MetricSpec("meshnode_links", "gauge", "Peers that a link stands to.")
 LINKS_REFUSED: Final = MetricSpec(
     "meshnode_links_refused_total", "counter", "Incoming links that failed their hello."
+)
+LINKS_TRIED: Final = MetricSpec(
+    "meshnode_links_tried_total",
+    "counter",
+    "Incoming hellos that only asked whether they would succeed, for `meshnode doctor`, and would.",
+)
+LINKS_THROTTLED: Final = MetricSpec(
+    "meshnode_links_throttled_total",
+    "counter",
+    "Incoming connections that were closed unheard, because their source opens too many.",
+    example="rate(meshnode_links_throttled_total[5m]) > 0",
+)
+PATHS_MOVED: Final = MetricSpec(
+    "meshnode_paths_moved_total",
+    "counter",
+    "Members that were found to take datagrams elsewhere than their records say, each time that such a "
+    "place answered: behind a router, or on another network than before.",
+)
+JOIN_REQUESTS: Final = MetricSpec(
+    "meshnode_join_requests_total",
+    "counter",
+    "Devices that asked this node to admit them without an invite, and what became of them.",
+    {"event": "`asked`, and of those `refused`, `approved`, `expired`, `withdrawn`"},
+    'increase(meshnode_join_requests_total{event="refused"}[10m]) > 10',
+)
+JOIN_REQUESTS_WAITING: Final = MetricSpec(
+    "meshnode_join_requests_waiting",
+    "gauge",
+    "Devices that wait for `meshnode approve` on this node.",
+)
+JOIN_CODES_WRONG: Final = MetricSpec(
+    "meshnode_join_codes_wrong_total",
+    "counter",
+    "Codes that were typed on this node and fit no device that waits: mistyped, or somebody stands "
+    "between the device and this node.",
 )
 LINK_RTT: Final = MetricSpec(
     "meshnode_link_rtt_seconds",

@@ -158,6 +158,8 @@ class JoinOptions:
         models: Absolute path of a model repository whose every model this node serves, or None.
         new: Found a mesh without looking for others.
         rejoin: Be a member already, or do not start: never found a mesh.
+        ask: The mesh or node to ask for admission, as typed, or None.
+        on_terminal: Whether a person can be asked which mesh is meant, and sees what is printed.
         mdns: Announce this node and look for others on the local network.
         mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
             all that are suitable.
@@ -169,6 +171,7 @@ class JoinOptions:
         tls_key: Absolute path of its private key (PEM); given exactly where `tls_cert` is.
         profile: Which preset of `MembershipConfig` this node follows.
         membership: Fields of `MembershipConfig` that differ from the preset.
+        region_chosen: Whether its owner named that region; if not, the one of its invite counts.
         max_memory_bytes: What this node may take of the machine's memory, or None for no limit.
         max_cpus: How many processors it may use, or None for all.
         nice: Its scheduling priority, 0 to 19, or None to leave it as it was started.
@@ -192,6 +195,8 @@ class JoinOptions:
     new: bool
     mdns: bool
     rejoin: bool = False
+    ask: str | None = None
+    on_terminal: bool = False
     mdns_interfaces: tuple[str, ...] = ()
     advertise: tuple[Address, ...] = ()
     allow_hosts: tuple[str, ...] = ()
@@ -200,6 +205,7 @@ class JoinOptions:
     tls_key: str | None = None
     profile: Profile = "lan"
     membership: Mapping[str, float] = field(default_factory=dict)
+    region_chosen: bool = False
     max_memory_bytes: int | None = None
     max_cpus: int | None = None
     nice: int | None = None
@@ -228,6 +234,11 @@ def no_mesh_to_rejoin(data_dir: str) -> str:
     )
 
 
+def is_name(text: str) -> bool:
+    """Whether a text follows the rule for names of nodes, regions and zones."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(what: str, text: str) -> str:
     """Return a node's, region's or zone's name if it follows the rule.
 
@@ -238,7 +249,7 @@ def check_name(what: str, text: str) -> str:
     Raises:
         ConfigError: if it does not; the message says the rule.
     """
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise ConfigError(
             f"{what} {text!r} is not a name: use 1 to {MAX_NAME_LENGTH} letters, digits, "
             "'-', '_' or '.'"

@@ -14,15 +14,20 @@ class Caller(msgspec.Struct, frozen=True):
         scope: What they may do.
         key_id: The API key that they showed; empty where none was needed.
         name: Of that key.
+        via: The name of the node that passed the request on from its gateway; empty if none did.
+        via_id: That node's id.
     """
 
     scope: Scope
     key_id: str = ""
     name: str = ""
+    via: str = ""
+    via_id: str = ""
 
     def __str__(self) -> str:
         """Say it for a log."""
-        return f"key {self.name} ({self.key_id})" if self.key_id else str(self.scope)
+        who = f"key {self.name} ({self.key_id})" if self.key_id else str(self.scope)
+        return f"{who} through {self.via}" if self.via else who
 
 
 OWNER = Caller(Scope.OWNER)

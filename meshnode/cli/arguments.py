@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -26,7 +26,18 @@ DataDir = Annotated[
     ),
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JSON_ASKED: Final = "meshnode.json"
+"""Under this name the command line remembers that an error, too, is to be a JSON document."""
+
+
+def _remember(context: typer.Context, wanted: bool) -> bool:
+    context.meta[JSON_ASKED] = wanted
+    return wanted
+
+
+AsJson = Annotated[
+    bool, typer.Option("--json", callback=_remember, help="Print one JSON document.")
+]
 
 
 Gateway = Annotated[

@@ -7,6 +7,7 @@ import typer
 
 from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
 from meshnode.cli.output import print_json, print_table
+from meshnode.cli.rtt import rtt_text
 
 _WIDE = ("CPU", "MEMORY", "ACCELERATORS", "POWER", "SPEED", "LOAD", "PAUSED")
 
@@ -48,8 +49,7 @@ def _print_wide(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _node_row(node: Mapping[str, Any]) -> tuple[object, ...]:
-    rtt_ms = node.get("rtt_ms")
-    rtt = "here" if node.get("self") else None if rtt_ms is None else f"{rtt_ms:.1f} ms"
+    rtt = "here" if node.get("self") else rtt_text(node)
     places = (node.get("region"), node.get("zone"), rtt, node.get("http"), node.get("mesh"))
     return (node["name"], node["state"], *places, node["id"])
 
@@ -106,6 +106,7 @@ def status(
         "mesh": "mesh",
         "state": "state",
         "paused": "paused",
+        "twin": "runs twice",
         "members": "members",
         "serving": "models served",
         "http": "gateway",
@@ -128,7 +129,7 @@ def status(
     rows = [
         (label, shown.get(key))
         for key, label in names.items()
-        if shown.get(key) is not None or key != "paused"
+        if shown.get(key) is not None or key not in ("paused", "twin")
     ]
     print_table(("THIS NODE", ""), rows, empty="")
 

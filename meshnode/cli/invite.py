@@ -12,14 +12,40 @@ import typer
 from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
 from meshnode.cli.output import plain, print_json
 from meshnode.errors import ConfigError
-from meshnode.limits import MAX_INVITE_LENGTH, MAX_INVITE_TTL_S
+from meshnode.limits import MAX_INVITE_LENGTH, MAX_INVITE_TTL_S, MAX_INVITE_USES
 from meshnode.options import ONLY_HERE, check_invite_text, only_here, parse_duration
+from meshnode.types import Role
 
 
 def invite(
     ttl: Annotated[
         str, typer.Option(help="How long it may be used: 10m, 24h, 7d.", metavar="DURATION")
     ] = "24h",
+    uses: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_INVITE_USES,
+            help="How many devices may join with it.",
+            metavar="N",
+            show_default="any number",
+        ),
+    ] = None,
+    role: Annotated[
+        Role,
+        typer.Option(
+            help="What they may do: a member serves (a device you lend), an operator also deploys and "
+            "invites, an admin also evicts and gives roles."
+        ),
+    ] = Role.OPERATOR,
+    region: Annotated[
+        str,
+        typer.Option(
+            help="Where they are, unless they say otherwise when they join.",
+            metavar="REGION",
+            show_default="where they say",
+        ),
+    ] = "",
     output: Annotated[
         str | None,
         typer.Option(
@@ -43,7 +69,8 @@ def invite(
         days = MAX_INVITE_TTL_S // 86_400
         raise ConfigError(f"--ttl: {ttl!r} is longer than an invite may last, {days} days")
     with client_of(data_dir, gateway, key_file, ca_file) as client:
-        answer = client.post("/mesh/v1/invites", {"ttl_s": ttl_s})
+        wish = {"ttl_s": ttl_s, "uses": uses or 0, "role": str(role), "region": region}
+        answer = client.post("/mesh/v1/invites", wish)
     if output is not None:
         path = Path(output).expanduser().absolute()
         _write_private(path, f"{answer['invite']}\n")
@@ -51,26 +78,31 @@ def invite(
             del answer["invite"]
             print_json({"output": str(path), **answer})
         else:
-            _tell_written(path, plain(answer["expires_at"]))
+            _tell_written(path, answer)
             _tell_reach(answer)
         return
     if json:
         print_json(answer)
         return
-    # Not through rich: the line must stay one line, whatever the terminal's width.
-    typer.echo("On the other device, type:\n")
-    typer.echo(f"  meshnode join {plain(answer['invite'])}\n")
+    # Not through rich: the line must stay one line, whatever the terminal's width. A program, such as
+    # `meshnode join "$(meshnode invite)"`, gets the invite alone.
+    line = plain(answer["invite"])
+    for_program = not sys.stdout.isatty()
+    typer.echo("On the other device, type:\n", err=for_program)
+    if for_program:
+        typer.echo("  meshnode join INVITE\n", err=True)
+    typer.echo(line if for_program else f"  meshnode join {line}\n")
     typer.echo(
-        f"Valid until {plain(answer['expires_at'])}. Who has this line can join: keep it private."
+        f"{_validity(answer)}. Who has this line can join: keep it private.", err=for_program
     )
-    _tell_reach(answer)
+    _tell_reach(answer, err=for_program)
 
 
-def _tell_reach(answer: Mapping[str, Any]) -> None:
+def _tell_reach(answer: Mapping[str, Any], *, err: bool = False) -> None:
     """Say it where no other device can use the invite."""
     addresses = answer.get("addresses") or ()  # a node of an earlier version does not say
     if addresses and only_here(addresses):
-        typer.echo(ONLY_HERE)
+        typer.echo(ONLY_HERE, err=err)
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -91,10 +123,19 @@ def _write_private(path: Path, text: str) -> None:
         ) from None
 
 
-def _tell_written(path: Path, expires_at: str) -> None:
+def _validity(answer: Mapping[str, Any]) -> str:
+    """Say what the invite allows, as a clause without its full stop."""
+    uses = answer.get("uses") or 0  # a node of an earlier version does not limit them
+    times = f", for {uses} device{'s' if uses > 1 else ''}" if uses else ""
+    role = answer.get("role") or Role.OPERATOR
+    as_role = "" if role == Role.OPERATOR else f", as {plain(role)}"
+    return f"Valid until {plain(answer['expires_at'])}{times}{as_role}"
+
+
+def _tell_written(path: Path, answer: Mapping[str, Any]) -> None:
     typer.echo(f"The invite is in {path}. On the other device, with a copy of that file, type:\n")
     typer.echo(f"  meshnode join --invite-file {path.name}\n")
-    typer.echo(f"Valid until {expires_at}. Who has this file can join: keep it private.")
+    typer.echo(f"{_validity(answer)}. Who has this file can join: keep it private.")
 
 
 def read_invite(given: str | None, file: str | None) -> str | None:

@@ -1,13 +1,15 @@
 """`meshnode join`: check what was asked, then be the daemon."""
 
+import sys
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from meshnode.cli.invite import read_invite
+from meshnode.cli.output import print_error
 from meshnode.cli.settings import ConfigFile, EnvFile, load_settings, option
-from meshnode.datafolder import is_member
+from meshnode.datafolder import is_member, read_evicted
 from meshnode.errors import ConfigError
 from meshnode.options import no_mesh_to_rejoin
 from meshnode.settings.fields import HTTP, MESH, RUNNING
@@ -53,6 +55,15 @@ def join(
         typer.Option(
             help="One value of the profile, such as probe_interval_s=2; repeatable; '' for none.",
             metavar="NAME=VALUE",
+            rich_help_panel=MESH,
+        ),
+    ] = None,
+    ask: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask to be admitted without an invite: HOST:PORT of a node, or a node's name or a mesh's "
+            "id as heard by mDNS. Shows a code for `meshnode approve` there.",
+            metavar="WHERE",
             rich_help_panel=MESH,
         ),
     ] = None,
@@ -102,7 +113,8 @@ def join(
     With an invite it joins that mesh; later, a plain `meshnode join` rejoins it, with the same
     settings, which it keeps in its data folder. An option given anew replaces what is kept.
 
-    Without one it looks for a mesh on the local network, and founds one if there is none.
+    Without one it looks for meshes on the local network, and founds one if there is none. On a terminal
+    it asks which of them is meant, and shows a code to type on a member: `meshnode approve CODE`.
 
     Settings also come from MESHNODE_… variables, a .env file and config.toml in the data folder:
     `meshnode config show` tells each value and where it is from.
@@ -110,6 +122,10 @@ def join(
     invite = read_invite(invite, invite_file)
     if invite is not None and new:
         raise ConfigError("an invite joins an existing mesh and --new founds one; give one of them")
+    if ask is not None and (new or rejoin or invite is not None):
+        raise ConfigError(
+            "--ask asks a member to admit this device; leave out --new, --rejoin and the invite"
+        )
     if rejoin and (new or invite is not None):
         raise ConfigError(
             "--rejoin is for a device that is a member already; leave it out to join by an invite or to "
@@ -148,15 +164,22 @@ def join(
         env_file=env_file,
     )
     options = loaded.settings.options(data_dir=str(loaded.data_dir), invite=invite, new=new)
+    evicted = read_evicted(loaded.data_dir)
+    if evicted is not None and invite is None and ask is None and not new:
+        from meshnode.daemon.supervisor import final_exit_code
+
+        print_error(evicted.sentence)
+        raise typer.Exit(final_exit_code(ConfigError.exit_code))
     if rejoin and not is_member(loaded.data_dir):
         raise ConfigError(no_mesh_to_rejoin(str(loaded.data_dir)))
     # A member that is left while its daemon starts must not found a mesh of its own then.
     rejoin = rejoin or (invite is None and not new and is_member(loaded.data_dir))
-    options = replace(options, rejoin=rejoin, config_files=loaded.files)
+    options = replace(options, rejoin=rejoin, ask=ask, config_files=loaded.files)
     if detach:
         from meshnode.cli.detach import start_detached
 
         raise typer.Exit(start_detached(options))
     from meshnode.daemon import run
 
+    options = replace(options, on_terminal=sys.stdin.isatty() and sys.stdout.isatty())
     raise typer.Exit(run(options))

@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
 import meshnode
-from meshnode.cli.output import print_error
+from meshnode.cli.arguments import JSON_ASKED
+from meshnode.cli.output import print_error, print_json
 from meshnode.errors import MeshError
 
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -25,6 +26,9 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _COMMANDS: Final = {
     "join": "join:join",
     "invite": "invite:invite",
+    "approve": "approve:approve",
+    "evict": "evict:evict",
+    "trust": "trust:app",
     "keys": "keys:app",
     "stop": "running:stop",
     "leave": "running:leave",
@@ -32,6 +36,8 @@ _COMMANDS: Final = {
     "service": "service:app",
     "nodes": "inspect:nodes",
     "node": "node:app",
+    "rtt": "rtt:rtt",
+    "doctor": "doctor:doctor",
     "models": "inspect:models",
     "status": "inspect:status",
     "deploy": "deploy:deploy",
@@ -94,6 +100,8 @@ class MeshGroup(TyperGroup):
             return super().invoke(ctx)
         except MeshError as error:
             print_error(error)
+            if ctx.meta.get(JSON_ASKED):
+                print_json({"error": str(error), "code": error.code})
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(_EXIT_INTERRUPTED) from None

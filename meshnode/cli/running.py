@@ -70,6 +70,7 @@ def leave(
     limit_s = parse_duration("--timeout", timeout)
     if not keep and not (folder / "mesh").exists():
         _require_not_starting(folder)
+        _forget_eviction(folder)
         _tell_no_member(folder, json=json)
         return
     alone = _is_alone(folder)
@@ -175,6 +176,20 @@ def _forget(folder: Path) -> None:
         opened.forget()
     finally:
         opened.close()
+
+
+def _forget_eviction(folder: Path) -> None:
+    """Let a device that was evicted be as new; what is left of that mesh goes."""
+    from meshnode.datafolder import DataFolder, read_evicted
+
+    if read_evicted(folder) is None:
+        return
+    opened = DataFolder(folder)
+    try:
+        opened.start_anew()
+    finally:
+        opened.close()
+    typer.echo("What was left of the mesh that evicted this device is removed.", err=True)
 
 
 def _tell_no_member(folder: Path, *, json: bool) -> None:

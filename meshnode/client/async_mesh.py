@@ -19,6 +19,7 @@ from meshnode.client.calls import (
     get_document,
     names_of,
     post_document,
+    put_document,
 )
 from meshnode.client.driving import accepted, call_plan, call_timeout_s, checked_timeout_s, settle
 from meshnode.client.endpoints import control_target, gateway_target
@@ -51,6 +52,13 @@ if TYPE_CHECKING:
         NodeStatus,
     )
     from meshnode.client.tensors import InputTensor
+    from meshnode.client.trust_results import (
+        Approval,
+        Eviction,
+        JoinRequest,
+        NodeRole,
+        TrustInfo,
+    )
     from meshnode.types import Scalar
 
 T = TypeVar("T")
@@ -234,7 +242,7 @@ class AsyncMeshClient:
         """Stop serving a deployed model everywhere; raises as `MeshClient.undeploy` does."""
         await self._ask(flows.undeploy(name), timeout_s)
 
-    # Keys and invites: an API key needs the scope `admin`
+    # Keys, invites and members: an API key needs the scope `admin`
 
     async def create_key(
         self,
@@ -256,10 +264,56 @@ class AsyncMeshClient:
         return await self._ask(flows.revoke_key(name_or_id), timeout_s)
 
     async def invite(
-        self, *, ttl_s: int = DEFAULT_INVITE_TTL_S, timeout_s: float | None = None
+        self,
+        *,
+        ttl_s: int = DEFAULT_INVITE_TTL_S,
+        role: Literal["member", "operator", "admin"] = "operator",
+        uses: int = 0,
+        region: str = "",
+        timeout_s: float | None = None,
     ) -> InviteInfo:
-        """Make an invite, which lets another device join until it expires after `ttl_s` seconds."""
-        return await self._ask(flows.invite(ttl_s), timeout_s)
+        """Make an invite; arguments are those of `MeshClient.invite`."""
+        return await self._ask(flows.invite(ttl_s, role, uses, region), timeout_s)
+
+    async def join_requests(self, *, timeout_s: float | None = None) -> list[JoinRequest]:
+        """Return the devices that ask to be admitted, as `MeshClient.join_requests` does."""
+        return await self._ask(flows.join_requests(), timeout_s)
+
+    async def approve(
+        self,
+        code: str,
+        *,
+        role: Literal["member", "operator", "admin"] = "operator",
+        region: str = "",
+        timeout_s: float | None = None,
+    ) -> Approval:
+        """Admit the device that shows this code; arguments and errors are those of `MeshClient.approve`."""
+        return await self._ask(flows.approve(code, role, region), timeout_s)
+
+    async def trust(self, *, timeout_s: float | None = None) -> TrustInfo:
+        """Return who belongs to the mesh, by whose word, and who does not any more."""
+        return await self._ask(flows.trust(), timeout_s)
+
+    async def evict(
+        self,
+        node: str,
+        *,
+        reason: str = "",
+        with_invited: bool = False,
+        timeout_s: float | None = None,
+    ) -> Eviction:
+        """Take a node out of the mesh for ever; arguments and errors are those of `MeshClient.evict`."""
+        return await self._ask(flows.evict(node, reason, with_invited), timeout_s)
+
+    async def set_role(
+        self,
+        node: str,
+        role: Literal["member", "operator", "admin"],
+        *,
+        timeout_s: float | None = None,
+    ) -> NodeRole:
+        """Give a node another role; raises as `MeshClient.set_role` does."""
+        return await self._ask(flows.set_role(node, role), timeout_s)
 
     # What has no method of its own
 
@@ -270,6 +324,10 @@ class AsyncMeshClient:
     async def post(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
         """POST a JSON document and return the answer's; never carried out twice."""
         return await self._ask(post_document(path, document), timeout_s)
+
+    async def put(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
+        """PUT a JSON document and return the answer's; it may be carried out twice."""
+        return await self._ask(put_document(path, document), timeout_s)
 
     async def delete(self, path: str, *, timeout_s: float | None = None) -> Any:
         """DELETE a path and return the answer's document, if it has one; never carried out twice."""

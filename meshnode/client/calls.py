@@ -144,6 +144,12 @@ def post_document(path: str, document: object, **more: Any) -> Flow[Any]:
     return (yield from ask(call)).document()
 
 
+def put_document(path: str, document: object, **more: Any) -> Flow[Any]:
+    """PUT a JSON document and return the answer's; it may be carried out twice."""
+    call = Call("PUT", _checked_path(path), json_message(document), **more)
+    return (yield from ask(call)).document()
+
+
 def delete_document(path: str, **more: Any) -> Flow[Any]:
     """DELETE a path, once at most, and return the answer's document, if it has one."""
     call = Call("DELETE", _checked_path(path), **{"repeatable": False, **more})

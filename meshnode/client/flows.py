@@ -11,9 +11,11 @@ from meshnode.client.calls import (
     delete_document,
     deployment_path,
     get_document,
+    json_message,
     mesh_model_path,
     names_of,
     post_document,
+    put_document,
     quoted_name,
 )
 from meshnode.client.results import (
@@ -25,12 +27,14 @@ from meshnode.client.results import (
     NodeStatus,
     read_as,
 )
+from meshnode.client.trust_results import Approval, Eviction, JoinRequest, NodeRole, TrustInfo
 from meshnode.errors import NoReplica
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KEYS_PATH = "/mesh/v1/keys"
+JOIN_REQUESTS_PATH = "/mesh/v1/join-requests"
 
 
 def models() -> Flow[list[ModelInfo]]:
@@ -84,6 +88,36 @@ def revoke_key(name_or_id: str) -> Flow[KeyInfo]:
     return read_as(KeyInfo, (yield from ask(call)).document())
 
 
-def invite(ttl_s: int) -> Flow[InviteInfo]:
+def invite(ttl_s: int, role: str, uses: int, region: str) -> Flow[InviteInfo]:
     """Make an invite."""
-    return read_as(InviteInfo, (yield from post_document("/mesh/v1/invites", {"ttl_s": ttl_s})))
+    wish = {"ttl_s": ttl_s, "role": role, "uses": uses, "region": region}
+    return read_as(InviteInfo, (yield from post_document("/mesh/v1/invites", wish)))
+
+
+def trust() -> Flow[TrustInfo]:
+    """Tell who belongs to the mesh."""
+    return read_as(TrustInfo, (yield from get_document("/mesh/v1/trust")))
+
+
+def evict(node: str, reason: str, with_invited: bool) -> Flow[Eviction]:
+    """Evict a node; a second time changes nothing."""
+    wish = {"node": node, "reason": reason, "with_invited": with_invited}
+    call = Call("POST", "/mesh/v1/evictions", json_message(wish))
+    return read_as(Eviction, (yield from ask(call)).document())
+
+
+def set_role(node: str, role: str) -> Flow[NodeRole]:
+    """Give a node a role; a second time changes nothing."""
+    path = f"/mesh/v1/roles/{quoted_name(node)}"
+    return read_as(NodeRole, (yield from put_document(path, {"role": role})))
+
+
+def join_requests() -> Flow[list[JoinRequest]]:
+    """List the devices that wait."""
+    return read_as(list[JoinRequest], (yield from get_document(JOIN_REQUESTS_PATH)))
+
+
+def approve(code: str, role: str, region: str) -> Flow[Approval]:
+    """Admit the device that shows a code; never carried out twice."""
+    wish = {"code": code, "role": role, "region": region}
+    return read_as(Approval, (yield from post_document(f"{JOIN_REQUESTS_PATH}/approve", wish)))

@@ -19,6 +19,7 @@ from meshnode.client.calls import (
     get_document,
     names_of,
     post_document,
+    put_document,
 )
 from meshnode.client.driving import (
     accepted,
@@ -58,6 +59,13 @@ if TYPE_CHECKING:
         NodeStatus,
     )
     from meshnode.client.tensors import InputTensor
+    from meshnode.client.trust_results import (
+        Approval,
+        Eviction,
+        JoinRequest,
+        NodeRole,
+        TrustInfo,
+    )
     from meshnode.types import Scalar
 
 T = TypeVar("T")
@@ -364,7 +372,7 @@ class MeshClient:
         """
         self._ask(flows.undeploy(name), timeout_s)
 
-    # Keys and invites: an API key needs the scope `admin`
+    # Keys, invites and members: an API key needs the scope `admin`
 
     def create_key(
         self,
@@ -400,10 +408,95 @@ class MeshClient:
         return self._ask(flows.revoke_key(name_or_id), timeout_s)
 
     def invite(
-        self, *, ttl_s: int = DEFAULT_INVITE_TTL_S, timeout_s: float | None = None
+        self,
+        *,
+        ttl_s: int = DEFAULT_INVITE_TTL_S,
+        role: Literal["member", "operator", "admin"] = "operator",
+        uses: int = 0,
+        region: str = "",
+        timeout_s: float | None = None,
     ) -> InviteInfo:
-        """Make an invite, which lets another device join until it expires after `ttl_s` seconds."""
-        return self._ask(flows.invite(ttl_s), timeout_s)
+        """Make an invite: the line that lets another device join.
+
+        Args:
+            ttl_s: Seconds until it expires.
+            role: What whoever uses it will be: a `member` serves, an `operator` also deploys and
+                invites, an `admin` also evicts and gives roles.
+            uses: How many devices may join with it; 0 for any number.
+            region: Where they are unless they say otherwise.
+            timeout_s: Seconds for the call.
+        """
+        return self._ask(flows.invite(ttl_s, role, uses, region), timeout_s)
+
+    def join_requests(self, *, timeout_s: float | None = None) -> list[JoinRequest]:
+        """Return the devices that ask the node that answers to be admitted, the earliest first.
+
+        A device waits at the node that it asked, and no other node knows of it: use a client of that
+        node's gateway alone.
+        """
+        return self._ask(flows.join_requests(), timeout_s)
+
+    def approve(
+        self,
+        code: str,
+        *,
+        role: Literal["member", "operator", "admin"] = "operator",
+        region: str = "",
+        timeout_s: float | None = None,
+    ) -> Approval:
+        """Admit the device that shows this code, on the node that it asked.
+
+        Args:
+            code: Its six digits, as they are read on the device itself; spaces do not matter.
+            role: What it will be, as for `invite`.
+            region: Where it is unless it says otherwise.
+            timeout_s: Seconds for the call.
+
+        Raises:
+            InvalidRequest: if that is no code.
+            NotFound: if no device that asks this node shows it.
+            Throttled: after too many wrong ones.
+        """
+        return self._ask(flows.approve(code, role, region), timeout_s)
+
+    def trust(self, *, timeout_s: float | None = None) -> TrustInfo:
+        """Return who belongs to the mesh, by whose word, and who does not any more."""
+        return self._ask(flows.trust(), timeout_s)
+
+    def evict(
+        self,
+        node: str,
+        *,
+        reason: str = "",
+        with_invited: bool = False,
+        timeout_s: float | None = None,
+    ) -> Eviction:
+        """Take a node out of the mesh for ever. An API key for it must be made on an admin's node.
+
+        Args:
+            node: Its name or id.
+            reason: Why, for people.
+            with_invited: Evict those that it invited as well, and those that these invited.
+            timeout_s: Seconds for the call.
+
+        Raises:
+            InvalidRequest: if there is no such node, or it is the one that answers.
+        """
+        return self._ask(flows.evict(node, reason, with_invited), timeout_s)
+
+    def set_role(
+        self,
+        node: str,
+        role: Literal["member", "operator", "admin"],
+        *,
+        timeout_s: float | None = None,
+    ) -> NodeRole:
+        """Give a node another role. An API key for it must be made on an admin's node.
+
+        Raises:
+            InvalidRequest: if there is no such node, or it is the last admin.
+        """
+        return self._ask(flows.set_role(node, role), timeout_s)
 
     # What has no method of its own
 
@@ -414,6 +507,10 @@ class MeshClient:
     def post(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
         """POST a JSON document and return the answer's; never carried out twice."""
         return self._ask(post_document(path, document), timeout_s)
+
+    def put(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
+        """PUT a JSON document and return the answer's; it may be carried out twice."""
+        return self._ask(put_document(path, document), timeout_s)
 
     def delete(self, path: str, *, timeout_s: float | None = None) -> Any:
         """DELETE a path and return the answer's document, if it has one; never carried out twice."""

@@ -125,7 +125,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "se
         mesh: Where other nodes reach it, or None.
         is_self: Whether it is the node that answered.
         linked: Whether the node that answered has a link to it.
-        rtt_ms: Measured round trip from the node that answered, in milliseconds, or None.
+        rtt_ms: Round trip from the node that answered, in milliseconds, or None.
+        rtt_estimated: Whether that is not measured, but the distance of network coordinates.
         labels: Its owner's labels.
         capabilities: What changes slowly, as JSON; `machine` is the same, typed.
         load: What changes fast, as JSON; empty until the node has reported.
@@ -141,6 +142,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "se
     is_self: bool = False
     linked: bool = False
     rtt_ms: float | None = None
+    rtt_estimated: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     capabilities: dict[str, Any] = msgspec.field(default_factory=dict)
     load: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -228,11 +230,19 @@ class InviteInfo(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: Until when it may be used, in RFC 3339.
         addresses: Where it says that the mesh is, each `HOST:PORT`; a device that reaches none of
             them cannot use it.
+        invite_id: Names it in `meshnode trust show`; no secret.
+        role: What whoever uses it will be.
+        uses: How many devices may join with it; 0 for any number.
+        region: Where they are unless they say otherwise; empty for where they say.
     """
 
     invite: str
     expires_at: str
     addresses: tuple[str, ...] = ()
+    invite_id: str = ""
+    role: str = ""
+    uses: int = 0
+    region: str = ""
 
     def __repr__(self) -> str:
         return f"<InviteInfo until {self.expires_at}>"

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from meshnode.advertisement import ModelLoad, NodeLoad
 from meshnode.daemon.about import about
 from meshnode.daemon.artifacts import Artifacts
+from meshnode.daemon.checkup import Checkups
 from meshnode.daemon.control import Control
+from meshnode.daemon.doctor import Doctor
 from meshnode.daemon.driver import Driver, ModelEffect, seeded_random
 from meshnode.daemon.enforcement import GuardedRuntime, rss_bytes
 from meshnode.daemon.entrances import Entrances, reached_at
+from meshnode.daemon.forwarding import Forwarder, ForwardServer
 from meshnode.daemon.metrics import DaemonMetrics
 from meshnode.daemon.serving import PeerServer
 from meshnode.daemon.uploads import Uploads
@@ -35,7 +38,6 @@ from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
 from meshnode.settings.tuning import membership_config
 from meshnode.state.api_keys import Keyring
 from meshnode.tracing import TraceIds
-from meshnode.trust.identity import verify
 from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from meshnode.client.control import ControlAddress
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
+    from meshnode.daemon.pairing import JoinDesk
     from meshnode.datafolder import DataFolder
     from meshnode.gateway.tls import GatewayTls
     from meshnode.models.manifest import Manifest
@@ -110,9 +113,12 @@ class Assembly:
         self._watch = watch
         self._clock = clock
         self._entrances = Entrances(pipeline, control, gateway_metrics, clock, bodies)
+        forwards = ForwardServer(self._entrances.dispatcher, control.api_key, clock)
+        peer_server.forwards = forwards
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: NodeLoad | None = None
         self._told_at = float("-inf")
+        self._gateway: tuple[str, Address] | None = None  # scheme, and where it listens
 
     def __repr__(self) -> str:
         return f"<Assembly of {self.node!r}>"
@@ -157,9 +163,8 @@ class Assembly:
         bound = await self._entrances.open_gateway(
             address, allow_hosts, tls, require_key=require_key
         )
-        told = tuple(Address(*each) for each in self.record.addresses)
-        scheme = "http" if tls is None else "https"
-        self.control.http = f"{scheme}://{reached_at(bound, told)}"
+        self._gateway = ("http" if tls is None else "https", bound)
+        self._tell_gateway(tuple(Address(*each) for each in self.record.addresses))
         if tls is not None:
             self._spawn(tls.follow())
 
@@ -174,14 +179,32 @@ class Assembly:
     def start(self) -> None:
         """Begin to be a member."""
         self.driver.handle(Start())
-        if self.control.http is not None:
-            http = self.control.http.removeprefix("http://")  # as all nodes but HTTPS ones say it
+        if self._gateway is not None:
             now = self._clock.now()
-            self.driver.carry_out(self.node.membership.update_record(now, http=http))
+            self.driver.carry_out(self.node.membership.update_record(now, http=self._http()))
         self._spawn(self._report_load())
         self._spawn(self._watch.run(self.driver.handle, self._models))
         self._spawn(self._watch.measure_speed(lambda: self.busy))
         self._spawn(self._uploads.expire_regularly())
+
+    def moved(self, addresses: tuple[Address, ...]) -> None:
+        """Tell the mesh where this node is reached from now on; equal addresses change nothing."""
+        changes: dict[str, Any] = {"addresses": addresses}
+        if self._gateway is not None:
+            self._tell_gateway(addresses)
+            changes["http"] = self._http()
+        now = self._clock.now()
+        self.driver.carry_out(self.node.membership.update_record(now, **changes))
+
+    def _tell_gateway(self, told: tuple[Address, ...]) -> None:
+        assert self._gateway is not None
+        scheme, bound = self._gateway
+        self.control.http = f"{scheme}://{reached_at(bound, told)}"
+
+    def _http(self) -> str:
+        """Return the gateway's address as records have it: without a scheme, unless it is HTTPS."""
+        assert self.control.http is not None
+        return self.control.http.removeprefix("http://")
 
     def load_folder(self, path: Path) -> None:
         """Load and serve every model of this node's own folder, in the background."""
@@ -262,6 +285,7 @@ def assemble(
     hub: LinkHub,
     udp: DatagramSocket,
     mesh_address: Address,
+    desk: JoinDesk,
 ) -> Assembly:
     """Put a member together; nothing happens until its `start`.
 
@@ -292,16 +316,29 @@ def assemble(
     )
     driver.on_api_key = uploads.keys_changed
     uploads.sweep()
+    forwarder = Forwarder(node, driver, credentials.roster.role)
     daemon_metrics = DaemonMetrics(
         node=node,
         driver=driver,
         hub=hub,
         pipeline=pipeline,
         peer_server=peer_server,
+        forwarder=forwarder,
         models=models,
         uploads=uploads,
         watch=watch,
+        join_requests=desk.requests,
         is_ready=lambda: control.ready()[0],
+    )
+    checkups = Checkups(driver, credentials, clock)
+    peer_server.checkups = checkups
+    doctor = Doctor(
+        node=node,
+        driver=driver,
+        credentials=credentials,
+        checkups=checkups,
+        options=options,
+        clock=clock,
     )
     control = Control(
         node=node,
@@ -312,8 +349,14 @@ def assemble(
         mesh_address=mesh_address,
         about=about(options, clock),
         uploads=uploads,
+        join_desk=desk,
+        forwarder=forwarder,
+        doctor=doctor,
         metrics=daemon_metrics.collect,
     )
+    desk.open(node, control.trust)
+    driver.on_revocation = control.trust.forget_root
+    control.trust.forget_root()  # if it was sealed while this node was away, and then stopped
     driver.begin(node, udp, peer_server, _model_effects(node, artifacts))
     return Assembly(
         node=node,
@@ -347,16 +390,11 @@ def _own_node(
 ) -> Node:
     return Node(
         record=record,
-        trust=NodeTrust(
-            credentials.identity.sign,
-            credentials.authority.verify_record,
-            verify,
-            credentials.authority.verify_entry,
-        ),
+        trust=NodeTrust(credentials.identity, credentials.authority),
         rng=seeded_random(),
         config=NodeConfig(membership=membership_config(options)),
         seeds=credentials.seeds,
-        known=_known_members(folder, credentials),
+        known=known_members(folder, credentials),
         stored_desired=folder.state("desired"),
     )
 
@@ -395,7 +433,7 @@ def _own_record(
     record = MemberRecord(
         public_key=credentials.identity.public_key,
         name=options.name,
-        region=options.region,
+        region=options.region if options.region_chosen else credentials.region or options.region,
         zone=options.zone,
         labels=dict(options.labels),
         addresses=addresses,
@@ -409,7 +447,8 @@ def _own_record(
     return sign_record(record, credentials.identity.sign)
 
 
-def _known_members(folder: DataFolder, credentials: Credentials) -> tuple[MemberRecord, ...]:
+def known_members(folder: DataFolder, credentials: Credentials) -> tuple[MemberRecord, ...]:
+    """Return the records of members that the data folder has, as far as they hold."""
     saved = folder.state("members")
     if saved is None:
         return ()

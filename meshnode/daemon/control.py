@@ -14,8 +14,10 @@ import msgspec
 from meshnode import __version__, capabilities
 from meshnode.advertisement import LOAD_KEY, decode_load, decode_replica, replica_key
 from meshnode.daemon.api_keys import ApiKeys
+from meshnode.daemon.named import name_of, node_named
+from meshnode.daemon.round_trips import RoundTrips
+from meshnode.daemon.trust import Trust
 from meshnode.errors import (
-    Forbidden,
     InvalidRequest,
     MeshError,
     ModelError,
@@ -23,23 +25,25 @@ from meshnode.errors import (
     NoReplica,
 )
 from meshnode.gateway.protocols.caller import OWNER
-from meshnode.limits import MAX_INVITE_SEEDS
-from meshnode.membership.addresses import seeds_of_invite
 from meshnode.models.manifest import Manifest, check_model_name
 from meshnode.models.repository import FoundModel, scan
 from meshnode.state.deployment import Deployment
 from meshnode.types import Address, NodeId, ReplicaState, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from meshnode.clock import Clock
     from meshnode.daemon.about import About
     from meshnode.daemon.artifacts import Artifacts
     from meshnode.daemon.credentials import Credentials
+    from meshnode.daemon.doctor import Doctor
     from meshnode.daemon.driver import Driver
+    from meshnode.daemon.forwarding import Forwarder
+    from meshnode.daemon.pairing import JoinDesk
     from meshnode.daemon.uploads import Uploads
     from meshnode.gateway.protocols.caller import Caller
+    from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
     from meshnode.membership.member import Member
     from meshnode.metrics import Metric
     from meshnode.node import Node
@@ -55,6 +59,8 @@ class Control:
     """One daemon, as its owner and its gateway see it.
 
     Attributes:
+        trust: Who belongs to the mesh.
+        join_desk: The devices that ask this node to be admitted.
         http: URL of the HTTP gateway as others reach it, or None without one.
         mesh_address: Where the mesh listens here, with the port that was bound.
         leaving: Whether the node is on its way out.
@@ -72,16 +78,24 @@ class Control:
         mesh_address: Address,
         about: About,
         uploads: Uploads,
+        forwarder: Forwarder,
+        doctor: Doctor,
+        join_desk: JoinDesk,
         metrics: Callable[[], Iterable[Metric]],
     ) -> None:
         """See through these."""
+        self.trust = Trust(node, driver, credentials, clock)
+        self.join_desk = join_desk
         self._node = node
+        self._round_trips = RoundTrips(node)
         self._driver = driver
         self._credentials = credentials
         self._artifacts = artifacts
         self._clock = clock
         self._about = about
         self._uploads = uploads
+        self._forwarder = forwarder
+        self._doctor = doctor
         self._api_keys = ApiKeys(node, driver, clock, self._require_operator)
         self._metrics = metrics
         self.mesh_address = mesh_address
@@ -104,6 +118,7 @@ class Control:
             "mesh_address": str(self.mesh_address),
             "state": self._state(),
             "paused": self.paused or None,
+            "twin": self._driver.twin_of_mine or None,
             "version": __version__,
             "members": sum(member.live for member in self._node.membership.members.values()),
             "serving": sum(each.state is ReplicaState.READY for each in self._node.own.values()),
@@ -128,6 +143,10 @@ class Control:
         )
         return [self._node_view(member) for member in members]
 
+    def rtt(self, one: str, other: str) -> dict[str, Any]:
+        """Describe the round trip between two nodes, each by its name or id."""
+        return self._round_trips.view(one, other)
+
     def models(self) -> list[dict[str, Any]]:
         """Describe every model that is served or deployed, by name."""
         names = set(self._node.router.table.models())
@@ -150,6 +169,10 @@ class Control:
         if self.leaving:
             return False, "this node is leaving the mesh"
         return True, ""
+
+    async def examine(self, peer: str) -> dict[str, Any]:
+        """Try what lies between this node and another, or this node alone; see `Doctor.examine`."""
+        return await self._doctor.examine(peer)
 
     def manifest(self, model: str, version: int | None) -> Manifest:
         """Return what a model version is, ready or not; the newest if None.
@@ -185,24 +208,16 @@ class Control:
 
     # Changes
 
-    def create_invite(self, ttl_s: float) -> dict[str, Any]:
-        """Make an invite.
+    def forward(
+        self, needed: Role, http: HttpRequest, request_id: str, upload: str | None = None
+    ) -> Awaitable[HttpResponse] | None:
+        """Have another node answer that has the needed role; None if this node has it.
 
-        Raises:
-            Forbidden: if this node may not invite.
-            InvalidRequest: if the time is out of range.
+        See `Forwarder.forward` for what the answer may raise.
         """
-        members = self._node.membership.members
-        own = members[self._node.me].record.addresses
-        live = [member for member in members.values() if member.live]
-        others = [member.record.addresses for member in live if member.node_id != self._node.me]
-        seeds = seeds_of_invite(own, others, MAX_INVITE_SEEDS)
-        invite = self._credentials.create_invite(ttl_s, seeds)
-        return {
-            "invite": invite.to_text(),
-            "expires_at": invite.expires_at,
-            "addresses": [str(seed) for seed in seeds],
-        }
+        if not self._forwarder.must_forward(needed):
+            return None
+        return self._forwarder.forward(needed, http, request_id, upload)
 
     async def deploy(
         self, path: str, name: str | None, replicas: int | None, on: Sequence[str]
@@ -307,7 +322,9 @@ class Control:
     # Inside
 
     def _pinned(self, replicas: int | None, on: Sequence[str]) -> tuple[NodeId, ...]:
-        pinned = tuple(dict.fromkeys(self._node_named(each) for each in on))
+        pinned = tuple(
+            dict.fromkeys(node_named(self._node.membership.members, each) for each in on)
+        )
         if pinned and replicas is not None and replicas > len(pinned):
             raise InvalidRequest(
                 f"{replicas} replicas do not fit on {len(pinned)} node(s); name more with --on"
@@ -351,28 +368,13 @@ class Control:
         return (msgspec.structs.replace(manifest, version=number),)
 
     def _require_operator(self) -> None:
-        role = self._credentials.member.role
-        if not role.allows(Role.OPERATOR):
-            raise Forbidden(f"this node is a {role} of the mesh; changes need an operator's node")
-
-    def _node_named(self, text: str) -> NodeId:
-        members = self._node.membership.members
-        if text in members:
-            return NodeId(text)
-        named = [each for each in members.values() if each.record.name == text]
-        live = [each for each in named if each.live] or named
-        if len(live) == 1:
-            return live[0].node_id
-        if live:
-            ids = ", ".join(each.node_id for each in live)
-            raise InvalidRequest(f"several nodes are called {text!r}; name one by its id: {ids}")
-        known = ", ".join(sorted(each.record.name for each in members.values() if each.live))
-        raise InvalidRequest(f"no node is called {text!r}; there are {known}")
+        if self._forwarder.must_forward(Role.OPERATOR):
+            raise self._forwarder.refusal(Role.OPERATOR)
 
     def _node_view(self, member: Member) -> dict[str, Any]:
         record = member.record
         me = member.node_id == self._node.me
-        path = self._node.router.book.path(member.node_id)
+        rtt_ms, is_estimated = self._round_trips.to(member.node_id)
         return {
             "id": member.node_id,
             "name": record.name,
@@ -386,7 +388,8 @@ class Control:
             "capabilities": capabilities.shown(record.capabilities),
             "load": self._load_view(member.node_id),
             "linked": me or member.linked,
-            "rtt_ms": 0.0 if me else path.rtt_ms,
+            "rtt_ms": rtt_ms,
+            "rtt_estimated": is_estimated,
         }
 
     def _load_view(self, node: NodeId) -> dict[str, Any]:
@@ -460,8 +463,7 @@ class Control:
             return ""
 
     def _name_of(self, node: NodeId) -> str:
-        member = self._node.membership.members.get(node)
-        return member.record.name if member else node
+        return name_of(self._node.membership.members, node)
 
 
 def _url(http: str) -> str | None:

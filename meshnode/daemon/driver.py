@@ -15,13 +15,15 @@ What cannot be written to disk:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshnode.daemon.datagrams import Datagrams
+from meshnode.daemon.twin_reports import TWIN_MET, TwinReports
 from meshnode.effects import (
     CloseLink,
     Dial,
@@ -35,20 +37,23 @@ from meshnode.effects import (
     UnloadModel,
 )
 from meshnode.errors import ConfigError, LinkLost, MeshError, NotServing, ProtocolError
-from meshnode.events import DatagramReceived, Event, LinkDown, NoteReceived, TimerFired
-from meshnode.limits import MAX_EARLY_NOTES, MAX_META_BYTES
-from meshnode.membership.addresses import Kind, datagram_address, kind_of
+from meshnode.events import DatagramReceived, Event, LinkDown, LinkUp, NoteReceived, TimerFired
+from meshnode.limits import MAX_EARLY_NOTES, MAX_META_BYTES, PATH_CHECK_S
+from meshnode.membership.addresses import Kind, kind_of
 from meshnode.net.log_budget import LogBudget
 from meshnode.routing.load import LinkState
 from meshnode.state.api_keys import is_api_key
 from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
 from meshnode.state.desired_messages import DESIRED, DesiredEntries
-from meshnode.trust.datagrams import DatagramError, DatagramSeal
+from meshnode.state.statements import REVOCATION
+from meshnode.trust.reasons import Reason, TrustError
+from meshnode.trust.twins import TWINS, TwinMet
 from meshnode.types import Address, NodeId
 from meshnode.wire.codec import message_type
+from meshnode.wire.messages import KNOCKS, TOKEN_BYTES, Knock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
@@ -72,20 +77,14 @@ _STATE_NAMES = {
 """Words for what cores persist. Other nodes have all of it, and tell it at the next start."""
 
 _ENTRIES = message_type(DESIRED.encode(DesiredEntries(())))
+_KNOCK = message_type(KNOCKS.encode(Knock(bytes(TOKEN_BYTES))))
 
 _NODE_ID = re.compile(r"\b[a-z2-7]{32}\b")
 
+_NEW_RECORD = frozenset({"member.alive", "member.updated", "member.refuted", "member.conflict"})
+"""Events after which a member's record is another one than before."""
+
 ModelEffect = LoadModel | UnloadModel
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Datagrams, and their bytes without UDP's headers."""
-
-    sent: int = 0
-    sent_bytes: int = 0
-    received: int = 0
-    received_bytes: int = 0
 
 
 class Driver:
@@ -95,9 +94,12 @@ class Driver:
         node: The cores; None until the node is a member of a mesh.
         peer_server: What answers peers; None as long.
         on_api_key: Called after an API key was made, revoked or dropped, here or elsewhere.
+        on_evicted: Called with why when this node is no member any more.
+        on_revocation: Called after it was stated that a key is out, here or elsewhere.
+        on_knock: Called with the sender and the payload of a checkup's datagram.
         dropped: Datagrams and notes that were not accepted or could not be sent, by reason.
         events: What the cores reported, by kind.
-        datagrams: Those of members that were accepted, and those that were sent.
+        datagrams: Seals, opens and addresses them, and counts those of members.
         notes_sent: Notes by the number of their message's type.
         notes_received: Likewise.
     """
@@ -107,10 +109,8 @@ class Driver:
         self._folder = folder
         self._credentials = credentials
         self._clock = clock
-        self._seal = DatagramSeal(credentials.identity, credentials.boot)
         self._loop = asyncio.get_running_loop()
         self._log = LogBudget(log, clock)
-        self._udp: DatagramSocket | None = None
         self._hub: LinkHub | None = None
         self._early: list[Event] = []
         self._stopped = False
@@ -119,11 +119,15 @@ class Driver:
         self._on_model: Callable[[ModelEffect], None] | None = None
         self._kinds = frozenset({Kind.ROUTED})
         self.on_api_key: Callable[[], None] = lambda: None
+        self.on_evicted: Callable[[str], None] = lambda _why: None
+        self.on_revocation: Callable[[], None] = lambda: None
+        self.on_knock: Callable[[NodeId, bytes], None] = lambda _sender, _payload: None
         self.peer_server: PeerServer | None = None
         self.node: Node | None = None
         self.dropped: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.datagrams = Traffic()
+        self._twins = TwinReports(credentials, clock, self.events, self._named)
+        self.datagrams = Datagrams(credentials, clock, self.dropped)
         self.notes_sent: Counter[int] = Counter()
         self.notes_received: Counter[int] = Counter()
 
@@ -136,6 +140,16 @@ class Driver:
         assert self._hub is not None
         return self._hub
 
+    @property
+    def twins(self) -> Mapping[NodeId, float]:
+        """Nodes whose key was seen to run twice, with the time (monotonic seconds) of the last sign."""
+        return self._twins.seen
+
+    @property
+    def twin_of_mine(self) -> str:
+        """A sentence if this node's own key was seen to run elsewhere lately, or an empty text."""
+        return self._twins.about_me
+
     def attach(self, hub: LinkHub, hosts: Iterable[str]) -> None:
         """Take the hub, before it accepts or dials.
 
@@ -146,7 +160,13 @@ class Driver:
                 its own machine or to a cloud's metadata service.
         """
         self._hub = hub
+        self.reached_at(hosts)
+
+    def reached_at(self, hosts: Iterable[str]) -> None:
+        """Take note of where peers reach this node, at first and whenever that has changed."""
+        hosts = tuple(hosts)
         self._kinds = frozenset({Kind.ROUTED, *map(kind_of, hosts)} - {Kind.NOWHERE})
+        self.datagrams.attach(self.hub, self._kinds, hosts)
 
     def begin(
         self,
@@ -157,23 +177,52 @@ class Driver:
     ) -> None:
         """Take the node, and hand it what happened on links before it was there."""
         self.node = node
-        self._udp = udp
         self.peer_server = peer_server
         self._on_model = on_model
         early, self._early = self._early, []
         for event in early:
             self.handle(event)
         self.hub.tell_health()
+        self.datagrams.begin(udp, node.membership.members)
+        self._loop.call_later(PATH_CHECK_S, self._keep_paths)
 
     @property
     def mesh_id(self) -> str | None:
         """The mesh that this node is a member of."""
         return self._credentials.mesh_id
 
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """Where addresses may lead that other nodes claim."""
+        return self._kinds
+
+    def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
+        """Return the addresses of a member's signed record; none if it is not known."""
+        member = None if self.node is None else self.node.membership.members.get(node)
+        return () if member is None else tuple(Address(*each) for each in member.record.addresses)
+
     def dial_heard(self, addresses: tuple[Address, ...], node: NodeId) -> None:
         """Dial a node of the mesh that announced itself on the local network."""
         if not self._stopped and node not in self.hub.peers():
             self.hub.dial(addresses, node, self._kinds)
+
+    def linked(self, node: NodeId) -> Connection | None:
+        """Return the link to a node if something can be asked on it."""
+        return self.hub.connection(node)
+
+    async def link(self, node: NodeId) -> Connection | None:
+        """Make a link to a member at the addresses of its record; None if that fails."""
+        member = None if self.node is None else self.node.membership.members.get(node)
+        if self._stopped or member is None:
+            return None
+        addresses = tuple(Address(*each) for each in member.record.addresses)
+        with contextlib.suppress(MeshError):
+            return await self.hub.connect(addresses, node, self._kinds)
+        return None
+
+    def rtt_s(self, node: NodeId) -> float | None:
+        """Return the round trip of the link to a node, if there is one that was measured."""
+        return self.hub.rtt_s(node)
 
     def stop(self) -> None:
         """Carry out nothing more and ignore timers; write what could not be written, if it can be."""
@@ -222,7 +271,7 @@ class Driver:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case SendDatagram(to, payload):
-                self._send_datagram(to, payload)
+                self.datagrams.send(to, payload)
             case SendNote(to, payload):
                 self._send_note(to, payload)
             case StartTimer(timer, delay_s):
@@ -230,8 +279,8 @@ class Driver:
             case Dial(addresses, expect):
                 # A seed is what this node's owner named; all else is a claim of other nodes.
                 self.hub.dial(addresses, expect, None if expect is None else self._kinds)
-            case CloseLink(to, reason):
-                self.hub.close_link(to, reason)
+            case CloseLink(to, reason, only_if_idle):
+                self.hub.close_link(to, reason, if_idle=only_if_idle)
             case Persist(key, value):
                 self._persist(key, value)
             case LoadModel() | UnloadModel():
@@ -240,18 +289,18 @@ class Driver:
             case Emit():
                 self._emitted(effect)
 
-    def datagram_received(self, data: bytes) -> None:
+    def datagram_received(self, data: bytes, source: Address) -> None:
         """Open a datagram; one that is not a member's is dropped without an answer."""
-        if self.node is None:
+        if self.node is None or self._stopped:
             return
-        try:
-            sender, payload = self._seal.open(data, self._credentials.roster.public_key)
-        except DatagramError as error:
-            self.dropped[str(error.reason)] += 1
+        opened = self.datagrams.receive(data, source)
+        if opened is None:
             return
-        self.datagrams.received += 1
-        self.datagrams.received_bytes += len(data)
-        self.handle(DatagramReceived(sender, payload))
+        sender, payload = opened
+        if _note_type(payload) == _KNOCK:
+            self.on_knock(sender, payload)
+        else:
+            self.handle(DatagramReceived(sender, payload))
 
     # LinkUser
 
@@ -259,7 +308,10 @@ class Driver:
         """A link came up or went down, or a dial failed."""
         if isinstance(event, LinkDown) and self.node is not None:
             self.node.router.link_changed(event.peer, LinkState.DOWN)
+            self.datagrams.link_down(event.peer)
         self.handle(event)
+        if isinstance(event, LinkUp):
+            self.datagrams.link_up(event.peer)
 
     def link_established(self, connection: Connection) -> None:
         """A hello succeeded: the peer is a member, and its datagrams can be opened."""
@@ -269,16 +321,30 @@ class Driver:
             self._credentials.admitted(hello.admitted)
         self._credentials.authority.learn(hello.peer)
         peer = hello.peer.node_id
-        if self._seal.set_peer_boot(peer, hello.peer_boot):
+        if self.datagrams.seal.set_peer_boot(peer, hello.peer_boot):
             return
-        self._log.write(
-            logging.WARNING,
-            "nodes that run twice",
-            f"node {self._named(peer)} seems to run twice: an earlier start of it is back",
-        )
+        self._twins.report(peer, "an earlier start of it is back")
         if self.hub.boot(peer) not in (None, hello.peer_boot):
             # Both would take each other's place for ever; the earlier may come when the later is gone.
             raise LinkLost("a later start of the same node is linked; does it run twice?")
+
+    def twin_met(self, peer: NodeId, boot: int, remote: Address) -> None:
+        """Report a copy of a member that was refused, and tell the member itself."""
+        self._twins.report(peer, f"a second one, at {remote.host}, was refused")
+        self.hub.note(peer, TWINS.encode(TwinMet(boot)))
+
+    def hello_refused(self, error: TrustError) -> None:
+        """Heed what concerns this node itself: its key runs elsewhere too, or it was evicted.
+
+        The latter not on anybody's word: what was shown for it are statements of the mesh's admins, which
+        are checked like all others.
+        """
+        if error.reason is Reason.TWIN:
+            self._twins.refused(str(error))
+        elif (
+            _note_type(error.evidence) == _ENTRIES
+        ):  # anybody may have sent it: nothing else is heard
+            self.handle(NoteReceived(self._credentials.node_id, error.evidence))
 
     def link_health(self, peer: NodeId, rtt_s: float | None, usable: bool) -> None:
         """Tell routing about a link's state and round trip."""
@@ -295,8 +361,12 @@ class Driver:
 
     def note_received(self, peer: NodeId, payload: bytes) -> None:
         """A one-way message for the cores."""
-        self.notes_received[_note_type(payload)] += 1
-        self.handle(NoteReceived(peer, payload))
+        number = _note_type(payload)
+        self.notes_received[number] += 1
+        if number == TWIN_MET:
+            self._twins.told(peer, payload)
+        else:
+            self.handle(NoteReceived(peer, payload))
 
     def stream_opened(
         self, connection: Connection, stream: int, meta: bytes, data: memoryview
@@ -319,6 +389,11 @@ class Driver:
 
     # Inside
 
+    def _keep_paths(self) -> None:
+        if not self._stopped:
+            self.datagrams.keep_paths()
+            self._loop.call_later(PATH_CHECK_S, self._keep_paths)
+
     def _timer_due(self, timer: Hashable) -> None:
         self.handle(TimerFired(timer))
 
@@ -331,37 +406,6 @@ class Driver:
         else:
             self.hub.note(to, payload)
             self.notes_sent[number] += 1
-
-    def _send_datagram(self, to: NodeId, payload: bytes) -> None:
-        public_key = self._credentials.roster.public_key(to)
-        address = self._udp_address(to)
-        if public_key is None or address is None or self._udp is None:
-            self.dropped["no_address"] += 1
-            return
-        try:
-            sealed = self._seal.seal(to, public_key, payload)
-            self._udp.send(sealed, address)
-        except MeshError as error:
-            self.dropped[error.code] += 1
-            return
-        self.datagrams.sent += 1
-        self.datagrams.sent_bytes += len(sealed)
-
-    def _udp_address(self, to: NodeId) -> Address | None:
-        """Return where a member takes datagrams.
-
-        Only ever an address of its signed record, or the one at which its authenticated link ends.
-        """
-        assert self.node is not None
-        member = self.node.membership.members.get(to)
-        if member is None or not member.record.addresses:
-            return None
-        return datagram_address(
-            [Address(*address) for address in member.record.addresses],
-            self.hub.remote_address(to),
-            has_dialled=self.hub.has_dialled(to),
-            kinds=self._kinds,
-        )
 
     def _persist(self, key: str, value: bytes) -> None:
         try:
@@ -402,10 +446,28 @@ class Driver:
             self._log.write(level, emit.kind, text)
         else:
             log.log(level, "%s", text)
+        self._follow_member(emit)
+        if emit.kind == "member.conflict":
+            self._twins.note(NodeId(emit.subject))
         if emit.kind == "member.conflict" and emit.subject == self.node.me:
             self._keep_epoch(self.node)
         if emit.kind == "desired.changed" and is_api_key(emit.subject):
             self.on_api_key()
+        if emit.kind == "desired.changed" and emit.subject.startswith(REVOCATION):
+            self.on_revocation()
+        if emit.kind == "trust.evicted":
+            self.on_evicted(self._named(emit.detail))
+
+    def _follow_member(self, emit: Emit) -> None:
+        """Let datagrams follow what membership and trust have learnt about a member."""
+        assert self.node is not None
+        subject = NodeId(emit.subject)
+        if emit.kind in _NEW_RECORD and subject != self.node.me:
+            member = self.node.membership.members.get(subject)
+            if member is not None:
+                self.datagrams.learn(member.record)
+        elif emit.kind in ("member.dead", "member.left", "member.evicted"):
+            self.datagrams.gone(subject)
 
     def _keep_epoch(self, node: Node) -> None:
         """Remember an epoch that outbids another process's: the next start must exceed it."""

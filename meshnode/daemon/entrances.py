@@ -45,7 +45,8 @@ class Entrances:
         self._control = control
         self._refusals = RefusalLog(clock)
         self._metrics = metrics
-        self._dispatcher = Dispatcher(pipeline, control, metrics)
+        self.dispatcher = Dispatcher(pipeline, control, metrics)
+        """The routes, the same at each."""
         self._gateways: list[HttpServer] = []
         self._servers: list[HttpServer] = []
 
@@ -113,7 +114,7 @@ class Entrances:
 
     def _server(self, access: Access | None) -> HttpServer:
         server = HttpServer(
-            self._dispatcher,
+            self.dispatcher,
             self._metrics,
             access,
             bodies=self._bodies,

@@ -17,6 +17,7 @@ from meshnode.membership import messages as membership
 from meshnode.metrics import Counter, Gauge, Metric, single
 from meshnode.routing.breaker import BreakerState
 from meshnode.state import desired_messages, owner_messages
+from meshnode.trust.join_requests import EVENTS as JOIN_EVENTS
 from meshnode.types import NodeState, ReplicaState
 from meshnode.wire.codec import Message
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from meshnode.daemon.driver import Driver
+    from meshnode.daemon.forwarding import Forwarder
     from meshnode.daemon.serving import PeerServer
     from meshnode.daemon.uploads import Uploads
     from meshnode.daemon.watch import Watch
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from meshnode.models.server import ModelServer
     from meshnode.net.links import LinkHub
     from meshnode.node import Node
+    from meshnode.trust.join_requests import JoinRequests
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _CAPITAL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -65,9 +68,11 @@ class DaemonMetrics:
         hub: LinkHub,
         pipeline: Pipeline,
         peer_server: PeerServer,
+        forwarder: Forwarder,
         models: ModelServer,
         uploads: Uploads,
         watch: Watch,
+        join_requests: JoinRequests,
         is_ready: Callable[[], bool],
     ) -> None:
         """Read off these."""
@@ -76,9 +81,11 @@ class DaemonMetrics:
         self._hub = hub
         self._pipeline = pipeline
         self._peer_server = peer_server
+        self._forwarder = forwarder
         self._models = models
         self._uploads = uploads
         self._watch = watch
+        self._join_requests = join_requests
         self._is_ready = is_ready
         self._process = psutil.Process()
 
@@ -103,6 +110,13 @@ class DaemonMetrics:
         states = router.breakers.states()
         yield _gauge(catalogue.BREAKERS, {str(state): states[state] for state in BreakerState})
         yield _counter(catalogue.PEER_REQUESTS, self._peer_server.log.outcomes)
+        yield _counter(catalogue.FORWARDED_CALLS, self._forwarder.outcomes)
+        forwards = self._peer_server.forwards
+        answered = {} if forwards is None else forwards.outcomes
+        yield _counter(catalogue.FORWARDED_CALLS_ANSWERED, answered)
+        checkups = self._peer_server.checkups
+        checked = {} if checkups is None else checkups.outcomes
+        yield _counter(catalogue.CHECKUPS_ANSWERED, checked)
 
     def _served_models(self) -> Iterator[Metric]:
         states = dict.fromkeys(map(str, ReplicaState), 0)
@@ -131,10 +145,18 @@ class DaemonMetrics:
         for member in members.values():
             states[str(member.state)] += 1
         yield _gauge(catalogue.MEMBERS, states)
+        yield from self._membership()
         yield _counter(catalogue.EVENTS, self._driver.events)
         peers = tuple(self._hub.peers())
         yield single(catalogue.LINKS, len(peers))
         yield single(catalogue.LINKS_REFUSED, self._hub.refused)
+        yield single(catalogue.LINKS_TRIED, self._hub.trials)
+        yield single(catalogue.LINKS_THROTTLED, self._hub.incoming.throttled)
+        yield single(catalogue.PATHS_MOVED, self._driver.datagrams.paths.moved)
+        asked = self._join_requests
+        yield _counter(catalogue.JOIN_REQUESTS, {each: asked.events[each] for each in JOIN_EVENTS})
+        yield single(catalogue.JOIN_REQUESTS_WAITING, len(asked.waiting))
+        yield single(catalogue.JOIN_CODES_WRONG, asked.wrong_codes)
         rtts = Gauge.of(catalogue.LINK_RTT)
         for peer in sorted(peers)[:MAX_METRIC_PEERS]:
             rtt_s = self._hub.rtt_s(peer)
@@ -142,6 +164,25 @@ class DaemonMetrics:
                 name = members[peer].record.name if peer in members else ""
                 rtts.set((name, peer), rtt_s)
         yield rtts
+
+    def _membership(self) -> Iterator[Metric]:
+        membership = self._node.membership
+        probes, beliefs = membership.counts.probes, membership.counts.beliefs
+        yield single(catalogue.MEMBERSHIP_HEALTH, membership.health)
+        outcomes = {
+            "answered": probes.answered,
+            "helped": probes.helped,
+            "failed": probes.failed,
+            "void": probes.void,
+        }
+        yield _counter(catalogue.PROBES, outcomes)
+        steps = {
+            "begun": beliefs.suspicions,
+            "confirmed": beliefs.confirmations,
+            "refuted": beliefs.refuted,
+            "answered": beliefs.refutations,
+        }
+        yield _counter(catalogue.SUSPICIONS, steps)
 
     def _traffic(self) -> Iterator[Metric]:
         driver = self._driver

@@ -26,7 +26,7 @@ _PORT_TRIES = 20  # free TCP ports whose UDP twin is taken are rare; this many i
 
 
 async def open_mesh(
-    hub: LinkHub, listen: Address, receive: Callable[[bytes], None]
+    hub: LinkHub, listen: Address, receive: Callable[[bytes, Address], None]
 ) -> tuple[DatagramSocket, Address]:
     """Bind the mesh's TCP and UDP socket to one port.
 

@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from meshnode import __version__
 from meshnode.client.control import plan_control, remove_control, write_control
-from meshnode.daemon import logs, ports
+from meshnode.daemon import eviction, logs, ports
 from meshnode.daemon.assembly import Assembly, assemble
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.driver import Driver
 from meshnode.daemon.enforcement import apply_to_process
+from meshnode.daemon.joining import be_admitted, check_mesh, come_in
 from meshnode.daemon.local_network import LocalNetwork
 from meshnode.daemon.logs import LOG_FILE, set_up_logging
+from meshnode.daemon.pairing import JoinDesk
 from meshnode.daemon.supervisor import notify
 from meshnode.daemon.terminal import flush, say
+from meshnode.daemon.whereabouts import Whereabouts
 from meshnode.datafolder import DataFolder
-from meshnode.errors import ConfigError, InviteError, LinkLost
+from meshnode.errors import ConfigError
 from meshnode.events import Leave
 from meshnode.gateway.bodies import bodies_limit_bytes
 from meshnode.hardware.addresses import reachable_hosts
@@ -48,10 +51,9 @@ from meshnode.options import (
     DEFAULT_LISTEN,
     ONLY_HERE,
     is_loopback,
-    no_mesh_to_rejoin,
     only_here,
 )
-from meshnode.trust.invite import Invite
+from meshnode.trust.reasons import TrustError
 from meshnode.types import Address
 from meshnode.wire.link import LinkConfig
 
@@ -123,20 +125,49 @@ async def _run(options: JoinOptions, log_setup: LogSetup, on_ready: Callable[[],
     folder = DataFolder(Path(options.data_dir))
     log_setup.write_to(folder.path.joinpath(*LOG_FILE))
     logs.identify(node=options.name)
-    return await Daemon(options, folder, on_ready).run()
+    daemon = Daemon(options, folder, on_ready)
+    code = await daemon.run()
+    while daemon.goes_on_as is not None:  # with another key, so with new cores
+        daemon = Daemon(
+            daemon.goes_on_as,
+            folder,
+            _nothing if daemon.was_ready else on_ready,
+            may_begin_anew=daemon.was_ready,
+        )
+        code = await daemon.run()
+    return code
+
+
+def _nothing() -> None:
+    """Do nothing: whoever waited until the node was a member knows."""
 
 
 class Daemon:
-    """One daemon. `run` does everything."""
+    """One daemon. `run` does everything.
+
+    Attributes:
+        goes_on_as: Set when it ended only to begin anew in this process: what it shall be then.
+        was_ready: Whether it has been a member that answers.
+    """
 
     def __init__(
         self,
         options: JoinOptions,
         folder: DataFolder,
-        on_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = _nothing,
+        *,
+        may_begin_anew: bool = True,
     ) -> None:
-        """Prepare; nothing is opened yet. `on_ready` is called once, when the node is a member."""
+        """Prepare; nothing is opened yet.
+
+        Args:
+            options: What it shall be.
+            folder: Its data folder.
+            on_ready: Called once, when the node is a member.
+            may_begin_anew: Whether it may take another key if the mesh has revoked the one that it has.
+        """
         self._on_ready = on_ready
+        self._may_begin_anew = may_begin_anew
         self._options = options
         self._folder = folder
         self._clock = RealClock()
@@ -144,8 +175,12 @@ class Daemon:
         self._driver: Driver | None = None
         self._network: LocalNetwork | None = None
         self._tls: GatewayTls | None = None
+        self._mesh: Assembly | None = None
         self._forgets = False
+        self._evicted: str | None = None  # why
         self._signals: list[int] = []
+        self.goes_on_as: JoinOptions | None = None
+        self.was_ready = False
 
     def __repr__(self) -> str:
         return f"<Daemon {self._options.name} in {self._options.data_dir}>"
@@ -164,32 +199,40 @@ class Daemon:
             self._release_signals()
 
     async def _run(self, stack: contextlib.AsyncExitStack) -> int:
+        eviction.begin_anew(self._folder, self._options, self._clock.wall_s())
         credentials = Credentials(self._folder, self._clock)
         for sentence in credentials.dropped:
             log.warning("%s", sentence)
-        invite = self._check_mesh(credentials)
+        invite = check_mesh(self._options, credentials, self._clock.wall_s())
         driver = self._driver = Driver(
             folder=self._folder, credentials=credentials, clock=self._clock
         )
-        hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver)
+        desk = JoinDesk(credentials, self._clock)
+        hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver, desk)
         if self._options.http is not None:
             await ports.require_free("--http", self._options.http)
             self._tls = _gateway_tls(self._options)
         network = self._network = LocalNetwork(driver, self._options.mdns_interfaces)
         if self._options.mdns:
             await network.open(stack)
-        if invite is not None:
-            await self._unless_stopped(self._be_admitted(credentials, hub, invite))
-        elif credentials.mesh_id is None:
-            if not self._options.new and await self._unless_stopped(network.found_others()):
-                return 2
-            if not self._stop.is_set():
-                credentials.found()
-                log.info("founded a new mesh")
+        try:
+            if invite is not None:
+                await self._unless_stopped(be_admitted(credentials, hub, invite))
+            elif credentials.mesh_id is None:
+                entering = come_in(self._options, credentials, hub, network, driver.kinds)
+                came_in = await self._unless_stopped(entering)
+                if not came_in and not self._stop.is_set():
+                    return 2
+        except TrustError as error:
+            if not self._may_begin_anew or not eviction.is_of_an_old_key(error, credentials):
+                raise
+            eviction.take_another_key(self._folder)
+            self.goes_on_as = self._options
+            return 0
         if self._stop.is_set():  # before there was anything to serve
             return 128 + self._signals[0]
         hub.start_accepting()
-        return await self._serve(stack, credentials, driver, hub, udp, mesh_address)
+        return await self._serve(stack, credentials, driver, hub, udp, mesh_address, desk)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, bool]) -> bool:
         """Wait for this work; when a signal to stop comes first, cancel it and return False."""
@@ -204,60 +247,14 @@ class Daemon:
                 await asyncio.gather(working, return_exceptions=True)
         return not working.cancelled() and working.result()
 
-    # Which mesh
-
-    def _check_mesh(self, credentials: Credentials) -> Invite | None:
-        """Decide between rejoining (None), joining by invite, and founding (None, no mesh yet).
-
-        An invite of its own mesh tells a member where the mesh is now.
-        """
-        options, mine = self._options, credentials.mesh_id
-        if options.invite is None:
-            if options.new and mine is not None:
-                raise ConfigError(
-                    f"{options.data_dir} belongs to mesh {mine} already; start it without --new, or "
-                    "found another mesh with another --data-dir"
-                )
-            if options.rejoin and mine is None:
-                raise ConfigError(no_mesh_to_rejoin(options.data_dir))
-            return None
-        invite = Invite.parse(options.invite)
-        if mine is None:
-            invite.require_current(self._clock.wall_s())
-            return invite
-        if mine != invite.mesh_id:
-            raise InviteError(
-                f"{options.data_dir} belongs to mesh {mine}, and the invite to mesh "
-                f"{invite.mesh_id}; name another folder with --data-dir, or remove this one to "
-                "leave its mesh for good"
-            )
-        # Every address it knows may be an old one; those of the invite are of today.
-        credentials.remember_seeds(invite.seeds)
-        log.info(
-            "this device is a member already; the invite's addresses are tried to find the mesh"
-        )
-        return None
-
-    async def _be_admitted(self, credentials: Credentials, hub: LinkHub, invite: Invite) -> bool:
-        where = ", ".join(str(seed) for seed in invite.seeds)
-        log.info("joining mesh %s through %s", invite.mesh_id, where)
-        credentials.invite = invite
-        try:
-            await hub.connect(invite.seeds, None)
-        except LinkLost as error:
-            port = invite.seeds[0].port if invite.seeds else DEFAULT_LISTEN.port
-            raise LinkLost(
-                f"no address of the invite could be reached: {error}. On the inviting device, check "
-                "with `meshnode status` that its node runs, and that its port is open for TCP and UDP, "
-                f"such as with `sudo ufw allow {port}`; behind a router or in a cloud it must be started "
-                "with --advertise and an address that this device can reach"
-            ) from error
-        return True
-
     # Sockets
 
     async def _open_mesh(
-        self, stack: contextlib.AsyncExitStack, credentials: Credentials, driver: Driver
+        self,
+        stack: contextlib.AsyncExitStack,
+        credentials: Credentials,
+        driver: Driver,
+        desk: JoinDesk,
     ) -> tuple[LinkHub, DatagramSocket, Address]:
         tls = ports.mesh_tls(self._folder.path)
         hub = LinkHub(
@@ -268,6 +265,7 @@ class Daemon:
             dial_hello=credentials.dial_hello,
             accept_hello=credentials.accept_hello(tls),
             config=link_config(self._options.max_memory_bytes),
+            pairing=desk,
         )
         stack.push_async_callback(hub.close)
         listen = usable(self._options.listen)
@@ -287,11 +285,13 @@ class Daemon:
         hub: LinkHub,
         udp: DatagramSocket,
         mesh_address: Address,
+        desk: JoinDesk,
     ) -> int:
         options = self._options
         logs.identify(mesh=credentials.mesh_id)
         plan = plan_control(options.data_dir, sys.platform)
-        mesh = assemble(
+        driver.on_evicted = self._was_evicted
+        mesh = self._mesh = assemble(
             options=options,
             folder=self._folder,
             credentials=credentials,
@@ -300,9 +300,11 @@ class Daemon:
             hub=hub,
             udp=udp,
             mesh_address=mesh_address,
+            desk=desk,
         )
         stack.push_async_callback(mesh.close)
         mesh.control.on_shutdown = self._shut_down
+        mesh.control.trust.on_rotated = self._go_on
         if options.http is not None:
             await mesh.open_gateway(
                 options.http,
@@ -318,15 +320,23 @@ class Daemon:
             mesh.load_folder(Path(options.models))
         self._keep_options()
         self._welcome(mesh)
-        if self._network is not None and self._network.discovery is not None:
-            meeting = asyncio.ensure_future(self._network.meet(_announcement(mesh)))
+        whereabouts = Whereabouts(mesh, options, mesh_address)
+        stack.push_async_callback(_cancelled, asyncio.ensure_future(whereabouts.follow()))
+        if self._network is not None and options.mdns:
+            meeting = asyncio.ensure_future(self._network.meet(lambda: _announcement(mesh)))
             stack.push_async_callback(_cancelled, meeting)
+        self.was_ready = True
         self._on_ready()
         notify("READY=1")
         await self._stop.wait()
-        notify("STOPPING=1")
+        if self.goes_on_as is None:
+            notify("STOPPING=1")
         await self._say_goodbye(mesh)
-        return 0
+        if self._evicted is None:
+            return 0
+        mesh_id = str(credentials.mesh_id)
+        eviction.remember(self._folder, mesh_id, self._evicted, self._clock.wall_s())
+        return eviction.EXIT_CODE
 
     def _keep_options(self) -> None:
         """Remember what the owner chose, now that it has proved to work."""
@@ -343,7 +353,7 @@ class Daemon:
         say(f"  data  {self._options.data_dir}")
         self._tell_of_callers(mesh)
         if not mesh.node.has_friends:
-            line = mesh.control.create_invite(INVITE_FOR_PRINT_S)
+            line = mesh.control.trust.create_invite(INVITE_FOR_PRINT_S)
             say(f"\nOn the next device, within a day, type:\n\n  meshnode join {line['invite']}\n")
             if is_loopback(self._options.listen.host):
                 say(
@@ -405,6 +415,22 @@ class Daemon:
                 return
             await asyncio.sleep(DRAIN_POLL_S)
 
+    # Membership that ends while it runs
+
+    def _was_evicted(self, why: str) -> None:
+        """End, because this node is no member any more; unless it gave its membership to another key."""
+        if self._mesh is not None and self._mesh.control.trust.rotates:
+            return
+        self._evicted = why
+        self._stop.set()
+
+    def _go_on(self) -> None:
+        """End and begin anew with the key that this node has now, at the same addresses."""
+        assert self._mesh is not None
+        control = self._mesh.control
+        self.goes_on_as = eviction.as_successor(self._options, control.mesh_address, control.http)
+        self._stop.set()
+
     # Signals
 
     def _catch_signals(self) -> None:
@@ -463,8 +489,9 @@ def _stop_signals() -> tuple[int, ...]:
 
 
 def _announcement(mesh: Assembly) -> Announcement:
-    addresses = tuple(Address(*each) for each in mesh.record.addresses)
-    return Announcement(mesh.node.me, str(mesh.credentials.mesh_id), mesh.record.name, addresses)
+    record = mesh.node.membership.record
+    addresses = tuple(Address(*each) for each in record.addresses)
+    return Announcement(mesh.node.me, str(mesh.credentials.mesh_id), record.name, addresses)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

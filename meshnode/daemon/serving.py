@@ -1,4 +1,4 @@
-"""Answering peers: inference and model files that they ask for over their links.
+"""Answering peers: inference, model files and calls of their gateways, asked over their links.
 
 What a peer asks wrongly fails that one request; bytes that are no message at all close its link.
 """
@@ -35,18 +35,24 @@ from meshnode.types import InferRequest, InferResponse, ResponsePart
 from meshnode.wire.messages import (
     STREAMS,
     BlobChunk,
+    Checkup,
     Failure,
     FetchBlob,
+    Forward,
+    Forwarded,
     Infer,
     LoadReport,
     Result,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections import Counter
+    from collections.abc import Callable, Coroutine, Mapping
 
     from meshnode.clock import Clock
+    from meshnode.gateway.protocols.http import HttpResponse
     from meshnode.net.connection import Connection
+    from meshnode.types import NodeId
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +81,32 @@ class Blobs(Protocol):
 
     def read_chunk(self, sha256: bytes, offset: int, length: int) -> bytes:
         """Read a part of a blob."""
+
+
+class Calls(Protocol):
+    """What answers calls of other nodes' gateways."""
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """How they ended: `ok`, or the code of an error."""
+
+    async def answer(
+        self, asker: NodeId, name: str, ask: Forward, body: memoryview
+    ) -> HttpResponse:
+        """Carry a call out; Saturated or NotServing if it was not begun."""
+
+
+class CheckupServer(Protocol):
+    """What answers checkups (`meshnode.daemon.checkup`).
+
+    Attributes:
+        outcomes: How they ended: `ok`, or the code of an error.
+    """
+
+    outcomes: Counter[str]
+
+    async def answer(self, connection: Connection, stream: int, ask: Checkup) -> None:
+        """Answer on the stream; Saturated if too many ask."""
 
 
 class _Asked(NamedTuple):
@@ -111,6 +143,10 @@ class PeerServer:
         clock = clock or RealClock()
         self.log = ServingLog(clock, traces or TraceIds(random.SystemRandom()))
         """How peers' requests ended."""
+        self.forwards: Calls | None = None
+        """What answers calls that other nodes' gateways pass on; None as long as nothing does."""
+        self.checkups: CheckupServer | None = None
+        """What answers `meshnode doctor` of other nodes; None as long as nothing does."""
         self._executor = executor
         self._blobs = blobs
         self._now = clock.now
@@ -135,6 +171,10 @@ class PeerServer:
                 self._infer(connection, stream, message, data)
             elif isinstance(message, FetchBlob):
                 self._start(connection, stream, self._send_blob(connection, stream, message))
+            elif isinstance(message, Forward) and self.forwards is not None:
+                self._start(connection, stream, self._forward(connection, stream, message, data))
+            elif isinstance(message, Checkup) and self.checkups is not None:
+                self._start(connection, stream, self._check_up(connection, stream, message))
             else:
                 raise InvalidRequest("this node does not know what is asked")
         except MeshError as error:
@@ -242,6 +282,28 @@ class PeerServer:
             return self._executor.load_report(request.model, request.version or 0)
         except MeshError:
             return None  # it is being unloaded; this was one of its last answers
+
+    async def _check_up(self, connection: Connection, stream: int, ask: Checkup) -> None:
+        assert self.checkups is not None
+        try:
+            await self.checkups.answer(connection, stream, ask)
+        except MeshError as error:
+            _fail(connection, stream, error, None)
+
+    async def _forward(
+        self, connection: Connection, stream: int, ask: Forward, body: memoryview
+    ) -> None:
+        assert self.forwards is not None
+        assert connection.hello is not None
+        asker = connection.hello.peer.node_id
+        try:
+            answer = await self.forwards.answer(asker, self._name_of(connection), ask, body)
+        except MeshError as error:
+            _fail(connection, stream, error, None)
+            return
+        parts = [answer.body] if isinstance(answer.body, bytes) else answer.body
+        meta = STREAMS.encode(Forwarded(answer.status, dict(answer.headers)))
+        connection.reply(stream, meta, parts, end=True)
 
     async def _send_blob(self, connection: Connection, stream: int, ask: FetchBlob) -> None:
         if self._blobs_sent >= MAX_BLOBS_SENT:

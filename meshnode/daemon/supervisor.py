@@ -1,7 +1,8 @@
-"""Telling systemd that the daemon is ready or stopping: its notification protocol.
+"""What the daemon and its supervisor tell each other.
 
-The socket's path is in `NOTIFY_SOCKET`; one that begins with `@` is in Linux' abstract namespace
-(sd_notify(3)). Nothing else is needed of a library for that.
+The daemon tells systemd that it is ready or stopping, by its notification protocol. The socket's path
+is in `NOTIFY_SOCKET`; one that begins with `@` is in Linux' abstract namespace (sd_notify(3)). Nothing
+else is needed of a library for that. An exit code tells whether starting it again may help.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+
+_LAUNCHD_JOB = "XPC_SERVICE_NAME"
+"""launchd names its job in it; in a terminal on macOS it is `0` or missing."""
 
 log = logging.getLogger(__name__)
 
@@ -32,3 +36,11 @@ def notify(state: str) -> None:
             line.sendall(state.encode())
     except OSError as error:
         log.warning("the service manager could not be told %s: %s", state, error)
+
+
+def final_exit_code(code: int) -> int:
+    """Return what to end with where starting again cannot help.
+
+    launchd starts whatever did not end with 0 again, for ever. systemd and Windows give up by themselves.
+    """
+    return 0 if os.environ.get(_LAUNCHD_JOB, "0") not in ("", "0") else code

@@ -24,6 +24,15 @@ def say(text: str) -> None:
         _go_nowhere(sys.stdout)
 
 
+def progress(text: str) -> None:
+    """Show a line in the place of the one that this showed before; end it with `say("")`."""
+    try:
+        sys.stdout.write(f"\r{text}\x1b[K")  # what a longer one before has left is cleared
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _go_nowhere(sys.stdout)
+
+
 def flush() -> None:
     """Bring out what was printed, as far as somebody is there to read it."""
     for stream in (sys.stdout, sys.stderr):

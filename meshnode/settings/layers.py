@@ -224,6 +224,7 @@ class Settings:
             data_dir=data_dir,
             invite=invite,
             new=new,
+            region_chosen=self.by_key["region"].source.kind is not Kind.DEFAULT,
             chosen=self.chosen,
         )
 

@@ -90,6 +90,8 @@ def _kind(name: str) -> Number:
     whole = isinstance(getattr(LAN, name), int)
     if name == "max_payload_bytes":
         return Number(_SMALLEST_PAYLOAD_BYTES, MAX_DATAGRAM_BYTES, whole=True, unit="bytes")
+    if name == "lifeguard":
+        return Number(0, 1, whole=True)
     if name.endswith("_s"):
         return Number(_SHORTEST_S, MAX_MEMBERSHIP_TIME_S, whole=whole, unit="seconds")
     return Number(1, MAX_MEMBERSHIP_COUNT, whole=whole)

@@ -91,9 +91,13 @@ class FakeDaemon:
     Attributes:
         progress: What `GET /mesh/v1/models/NAME` answers in turn; the last one stays. None: 404.
         accepted: What a deployment's POST answers.
+        checks: What the doctor finds, by the name of the node; of which nothing is known, of alpha.
         url: The same API as a gateway on TCP.
         headers: Of the last request.
+        query: Of the last request.
+        rtt: What `GET /mesh/v1/rtt` answers.
         invite_addresses: What its invites name.
+        join_requests: The devices that ask it to join.
         requests: Method, path and JSON body (or raw bytes, where it is not JSON) of every request.
     """
 
@@ -109,10 +113,14 @@ class FakeDaemon:
         self.answer: Any = DIGITS_ANSWER
         self.accepted = self.entry("digits", wanted=1)
         self.progress: list[dict[str, Any] | None] = []
+        self.checks: dict[str, list[dict[str, str]]] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self.url = ""
         self.headers: dict[str, str] = {}
+        self.query: dict[str, str] = {}
+        self.rtt: dict[str, Any] = {}
         self.invite_addresses = ["192.0.2.1:8471"]
+        self.join_requests: list[dict[str, Any]] = []
         self._stop: Callable[[], object] = lambda: None
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -171,14 +179,13 @@ class FakeDaemon:
             content = json.loads(body) if body else None
         self.requests.append((request.method, request.path, content))
         self.headers = dict(request.headers)
+        self.query = dict(request.query)
         return self._respond(request.method, request.path)
 
     def _respond(self, method: str, path: str) -> web.Response:
         match method, path.strip("/").split("/"):
-            case "GET", ["mesh", "v1", "nodes"]:
-                return web.json_response(self.nodes)
-            case "GET", ["mesh", "v1", "models"]:
-                return web.json_response(self.models)
+            case "GET", ["mesh", "v1", "nodes" | "models" | "rtt" as what]:
+                return web.json_response(getattr(self, what))
             case "GET", ["mesh", "v1", "models", name]:
                 found = self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
                 return web.json_response(found) if found else not_found(name, code="not_found")
@@ -203,6 +210,8 @@ class FakeDaemon:
                         "addresses": self.invite_addresses,
                     }
                 )
+            case _, ["mesh", "v1", "join-requests" | "doctor", *_]:
+                return self._respond_about_devices(method, path)
             case "POST", ["mesh", "v1", "deployments"]:
                 return web.json_response(self.accepted, status=202)
             case "DELETE", ["mesh", "v1", "deployments", "digits"]:
@@ -215,6 +224,26 @@ class FakeDaemon:
                 return web.json_response(self.answer, headers={"Mesh-Route": ROUTE})
             case _, ["v2", "models", name, *_]:
                 return not_found(name)
+        return web.json_response({"error": f"no such path {path}"}, status=404)
+
+    def _respond_about_devices(self, method: str, path: str) -> web.Response:
+        match method, path.strip("/").split("/")[2:]:
+            case "GET", ["join-requests"]:
+                return web.json_response(self.join_requests)
+            case "POST", ["join-requests", "approve"]:
+                (*_, (_, _, wish)) = self.requests
+                admitted = {**self.join_requests[0], **wish, "invite_id": "0" * 16}
+                del admitted["code"]
+                return web.json_response(admitted)
+            case "POST", ["doctor"]:
+                (*_, (_, _, asked)) = self.requests
+                subject = next(
+                    (it for it in self.nodes if it["id"] == asked["peer"]), self.nodes[0]
+                )
+                checks = self.checks.get(subject["name"], [])
+                return web.json_response(
+                    {"subject": subject["name"], "id": subject["id"], "checks": checks}
+                )
         return web.json_response({"error": f"no such path {path}"}, status=404)
 
     def sent(self, method: str, path: str) -> Any:

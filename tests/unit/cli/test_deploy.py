@@ -94,7 +94,10 @@ def test_a_failed_replica_ends_the_wait_with_its_reason(
     ]
     result = meshnode("deploy", str(model), "--json")
     assert result.exit_code == 1
-    assert result.stdout == ""
+    assert json.loads(result.stdout) == {
+        "error": "digits failed on beta: bad opset",
+        "code": "peer",
+    }
     assert result.stderr.endswith("error: digits failed on beta: bad opset\n")
 
 

@@ -26,6 +26,36 @@ def test_nodes_are_a_table_with_every_id_whole(daemon: FakeDaemon, meshnode: Run
     assert gamma == ["gamma", "dead", "ap-south", "-", "-", "-", "192.0.2.3:8471", "c" * 32]
 
 
+def test_an_estimated_round_trip_is_marked(daemon: FakeDaemon, meshnode: Run) -> None:
+    daemon.nodes[1] |= {"rtt_ms": 84.23, "rtt_estimated": True}
+    daemon.nodes[2] |= {"rtt_ms": 0.84, "rtt_estimated": True}
+    _, _, beta, gamma = [line.split() for line in meshnode("nodes").stdout.splitlines()]
+    assert beta[4:6] == ["~84", "ms"]
+    assert gamma[4:6] == ["~0.8", "ms"]
+
+
+@pytest.mark.parametrize(
+    ("rtt_ms", "is_estimated", "told"),
+    [
+        (12.34, False, "alpha to gamma 1: 12.3 ms"),
+        (84.23, True, "alpha to gamma 1: ~84 ms"),
+        (
+            None,
+            False,
+            "alpha to gamma 1: not known yet: the nodes have to probe others for a while",
+        ),
+    ],
+)
+def test_the_round_trip_between_two_nodes_is_told(
+    daemon: FakeDaemon, meshnode: Run, rtt_ms: float | None, is_estimated: bool, told: str
+) -> None:
+    ends = {"from": {"id": "a" * 32, "name": "alpha"}, "to": {"id": "c" * 32, "name": "gamma 1"}}
+    daemon.rtt = {**ends, "rtt_ms": rtt_ms, "rtt_estimated": is_estimated}
+    assert meshnode("rtt", "alpha", "gamma 1").stdout == f"{told}\n"
+    assert daemon.query == {"from": "alpha", "to": "gamma 1"}
+    assert json.loads(meshnode("rtt", "alpha", "gamma 1", "--json").stdout) == daemon.rtt
+
+
 @pytest.mark.parametrize("command", ["nodes", "models"])
 def test_json_is_one_line_with_exactly_what_the_daemon_says(
     daemon: FakeDaemon, meshnode: Run, command: str
@@ -92,6 +122,7 @@ def test_text_from_other_nodes_cannot_control_the_terminal(
         ["nodes"],
         ["models"],
         ["status"],
+        ["rtt", "alpha", "beta"],
         ["invite"],
         ["undeploy", "digits"],
         ["infer", "digits"],
@@ -135,9 +166,10 @@ def test_an_invite_is_the_line_to_type(
     daemon: FakeDaemon, meshnode: Run, ttl: str, ttl_s: int
 ) -> None:
     result = meshnode("invite", "--ttl", ttl)
-    assert "\n  meshnode join mesh1abc\n" in result.stdout
-    assert "2026-01-02T03:04:05Z" in result.stdout
-    assert daemon.sent("POST", "/mesh/v1/invites") == {"ttl_s": ttl_s}
+    assert result.stdout == "mesh1abc\n"  # for: meshnode join "$(meshnode invite)"
+    assert "type:\n\n  meshnode join INVITE\n" in result.stderr
+    assert "2026-01-02T03:04:05Z" in result.stderr
+    assert daemon.sent("POST", "/mesh/v1/invites")["ttl_s"] == ttl_s
 
 
 def test_an_invite_as_json(daemon: FakeDaemon, meshnode: Run) -> None:

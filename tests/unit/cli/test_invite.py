@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode.cli import invite as invite_command
 from meshnode.cli.invite import read_invite
 from meshnode.errors import ConfigError, InviteError
 from meshnode.limits import MAX_INVITE_LENGTH
@@ -58,9 +60,19 @@ def test_an_invite_that_no_other_machine_can_use_says_so(
 ) -> None:
     daemon.invite_addresses = addresses
     for more in ([], ["-o", str(tmp_path / "invite")]):
-        out = meshnode("invite", *more).stdout
+        out = meshnode("invite", *more).output
         assert ("loopback addresses only" in out and "--advertise" in out) is told
     assert json.loads(meshnode("invite", "--json").stdout)["addresses"] == addresses
+
+
+def test_on_a_terminal_an_invite_is_the_whole_command_to_type(
+    daemon: FakeDaemon, meshnode: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(invite_command, "sys", terminal)
+    result = meshnode("invite")
+    assert "On the other device, type:\n\n  meshnode join mesh1abc\n\nValid until" in result.stdout
+    assert result.stderr == ""
 
 
 def test_a_gateway_elsewhere_makes_an_invite_for_who_has_its_key(
@@ -69,9 +81,25 @@ def test_a_gateway_elsewhere_makes_an_invite_for_who_has_its_key(
     monkeypatch.setenv("MESHNODE_DATA_DIR", str(tmp_path / "none"))
     (tmp_path / "key").write_text("mesh_admin\n")
     result = meshnode("invite", "--gateway", daemon.url, "--key-file", str(tmp_path / "key"))
-    assert "  meshnode join mesh1abc\n" in result.stdout
+    assert result.stdout == "mesh1abc\n"
     assert daemon.headers["Authorization"] == "Bearer mesh_admin"
-    assert daemon.sent("POST", "/mesh/v1/invites") == {"ttl_s": 86_400}
+    assert daemon.sent("POST", "/mesh/v1/invites") == {
+        "ttl_s": 86_400,
+        "role": "operator",
+        "uses": 0,
+        "region": "",
+    }
+
+
+def test_an_invite_is_made_for_so_many_devices_of_a_role_and_region(
+    daemon: FakeDaemon, meshnode: Run
+) -> None:
+    result = meshnode("invite", "--uses", "2", "--role", "member", "--region", "eu-west")
+    assert result.exit_code == 0
+    wish = {"ttl_s": 86_400, "role": "member", "uses": 2, "region": "eu-west"}
+    assert daemon.sent("POST", "/mesh/v1/invites") == wish
+    assert meshnode("invite", "--uses", "0").exit_code == 2
+    assert meshnode("invite", "--role", "king").exit_code == 2
 
 
 def test_a_file_that_cannot_be_written_is_named(

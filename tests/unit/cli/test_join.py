@@ -70,6 +70,7 @@ def test_every_option_reaches_the_daemon(
             invite="mesh1abc_-9",
             name="n1",
             region="eu-west",
+            region_chosen=True,
             zone="z",
             labels=(("gpu", "a100"), ("empty", "")),
             listen=Address("::", 0),
@@ -89,6 +90,26 @@ def test_new_no_gateway_and_the_alias_of_models(
     meshnode("join", "--new", "--no-gateway", "--model-repository", ".")
     (options,) = joined
     assert options == replace(options, new=True, http=None, models=str(tmp_path))
+
+
+def test_whom_to_ask_reaches_the_daemon_and_is_not_kept(
+    meshnode: Run, joined: list[JoinOptions]
+) -> None:
+    meshnode("join", "--ask", "alpha")
+    meshnode("join")
+    assert [options.ask for options in joined] == ["alpha", None]
+    assert "alpha" not in joined[0].chosen.to_json().decode()
+    assert not joined[0].on_terminal  # a test has none
+
+
+@pytest.mark.parametrize("other", ["--new", "--rejoin", "mesh1abc"])
+def test_whom_to_ask_goes_with_no_other_way_to_a_mesh(
+    meshnode: Run, joined: list[JoinOptions], other: str
+) -> None:
+    result = meshnode("join", "--ask", "alpha", other)
+    assert result.exit_code == 2
+    assert "--ask asks a member" in result.stderr
+    assert joined == []
 
 
 EVERYTHING = (

@@ -23,6 +23,7 @@ from meshnode.errors import (
     InvalidRequest,
     ModelNotFound,
     NoReplica,
+    NotFound,
     ProtocolError,
     Saturated,
     Throttled,
@@ -780,6 +781,28 @@ def test_keys_and_invites_show_no_secret(connect: Connect, stand_in: Start) -> N
     client = connect(stand_in(answering(http_answer(201, invite))).url)
     assert client.invite().invite == "SECRET"
     assert "SECRET" not in repr(client.invite())
+
+
+def test_a_device_that_asks_is_listed_and_admitted_by_its_code(
+    connect: Connect, stand_in: Start
+) -> None:
+    asked = {
+        "node": "id",
+        "name": "camera",
+        "address": "192.0.2.9",
+        "asked_at": "t",
+        "expires_at": "u",
+    }
+    waiting = http_answer(200, json.dumps([asked]).encode())
+    (request,) = connect(stand_in(answering(waiting)).url).join_requests()
+    assert (request.name, request.address) == ("camera", "192.0.2.9")
+    admitted = {**asked, "role": "member", "region": "eu", "invite_id": "i"}
+    server = stand_in(answering(http_answer(200, json.dumps(admitted).encode())))
+    approval = connect(server.url).approve("123 456", role="member", region="eu")
+    assert (approval.node, approval.role, approval.region) == ("id", "member", "eu")
+    wrong = http_answer(404, b'{"error": "no device shows it", "code": "unknown"}')
+    with pytest.raises(NotFound, match="no device shows it"):
+        connect(stand_in(answering(wrong)).url).approve("654321")
 
 
 def test_waiting_for_a_model_tells_what_is_missing(connect: Connect, stand_in: Start) -> None:

@@ -6,22 +6,28 @@ import hashlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
 from meshnode.daemon.credentials import Credentials
 from meshnode.datafolder import DataFolder, MeshFile
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, InvalidRequest
 from meshnode.limits import MAX_SEEDS
 from meshnode.net.clock import RealClock
+from meshnode.state.desired_messages import Entry
+from meshnode.state.desired_store import pack
+from meshnode.state.hybrid_clock import Stamp
+from meshnode.state.statements import admission_key, revocation_key
 from meshnode.trust.chain import VerifiedMember, admit
 from meshnode.trust.identity import Identity
+from meshnode.trust.invite import Invite
+from meshnode.trust.reasons import TrustError
+from meshnode.trust.statements import Revocation, pack_keeps, write_statement
 from meshnode.types import Address, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from meshnode.state.desired_messages import Entry
 
 
 @pytest.fixture
@@ -164,7 +170,7 @@ def test_a_members_record_needs_its_admission_and_its_signature(
     assert founder.authority.verify_record(record(one, member.chain)) is None
     assert (
         founder.authority.verify_record(record(one, other.chain))
-        == "its admission is another node's"
+        == "its admission does not hold: it is another node's"
     )
     forged = founder.authority.verify_record(record(one, member.chain, bytes(64)))
     assert forged == "its signature does not fit"
@@ -183,12 +189,14 @@ def test_a_change_of_the_mesh_needs_an_operators_signature(
     founder = opened("a")
     founder.found()
     identity, member = admitted_by(founder, "one")
-    signature = identity.sign(b"entry")
+    signature = identity.sign(founder.authority.bound(b"entry"))
+    order = (int(RealClock().wall_s() * 1000), 0, identity.node_id, b"")
 
     def entry(author: str, signature: bytes) -> Entry:
         made = SimpleNamespace(
-            key="x", author=author, signed_bytes=b"entry", signature=signature, deleted=False
-        )
+            key="x", author=author, signed_bytes=b"entry", signature=signature, order=order,
+            digest=bytes(16),
+        )  # fmt: skip
         return cast("Entry", made)
 
     assert founder.authority.verify_entry(entry(identity.node_id, signature)) == (
@@ -200,7 +208,7 @@ def test_a_change_of_the_mesh_needs_an_operators_signature(
     assert forged == "its signature does not fit"
     monkeypatch.setattr(Role, "allows", lambda self, needed: False)
     refused = founder.authority.verify_entry(entry(identity.node_id, signature))
-    assert refused == "its author is a operator and may not change the mesh"
+    assert refused == "its author is an operator and may not change that"
 
 
 def test_seeds_of_a_later_invite_come_first_and_are_bounded(tmp_path: Path) -> None:
@@ -225,3 +233,128 @@ def test_seeds_of_a_later_invite_come_first_and_are_bounded(tmp_path: Path) -> N
         stored.root_seed,
     )
     again.close()
+
+
+def handed_over(credentials: Credentials, successor: VerifiedMember) -> None:
+    """State, durably, that a new key takes this one's place, as the running node does."""
+    authority, wall_s = credentials.authority, RealClock().wall_s()
+    kept = pack_keeps({successor.node_id: Role.ADMIN})
+    revocation = Revocation(credentials.identity.public_key, "rotated", int(wall_s), kept)
+    entries = []
+    for number, (key, value) in enumerate(
+        (
+            (admission_key(successor.node_id), successor.chain),
+            (revocation_key(credentials.node_id), write_statement(revocation)),
+        )
+    ):
+        stamp = Stamp(int(wall_s * 1000) + number, 0)
+        unsigned = Entry(key, stamp, credentials.node_id, value)
+        signature = credentials.identity.sign(authority.bound(unsigned.signed_bytes))
+        entries.append(msgspec.structs.replace(unsigned, signature=signature))
+    credentials._folder.save_state("desired", pack(entries, None))
+
+
+def test_a_device_goes_on_with_the_key_that_it_has_handed_over_to(
+    opened: Callable[[str], Credentials],
+) -> None:
+    first = opened("a")
+    first.found()
+    successor = first.make_successor()
+    assert first.node_id != successor.node_id
+    handed_over(first, successor)
+    first.succeed()
+    again = opened("a")
+    assert again.node_id == successor.node_id
+    assert (again.mesh_id, again.member.role) == (first.mesh_id, Role.ADMIN)
+    assert first.node_id not in again.roster
+    mesh = again._folder.mesh()
+    assert mesh is not None
+    assert mesh.root_seed  # it is still the founder's device
+
+
+def test_a_crash_between_the_word_and_the_deed_is_made_up_for(
+    opened: Callable[[str], Credentials],
+) -> None:
+    first = opened("a")
+    first.found()
+    successor = first.make_successor()
+    handed_over(first, successor)
+    again = opened("a")
+    assert again.node_id == successor.node_id
+    assert again.member.role is Role.ADMIN
+
+
+def test_a_successor_that_was_never_named_changes_nothing(
+    opened: Callable[[str], Credentials],
+) -> None:
+    first = opened("a")
+    first.found()
+    first.make_successor()
+    assert opened("a").node_id == first.node_id
+
+
+def test_a_crash_while_the_new_key_is_put_in_its_place_is_finished_at_the_next_start(
+    opened: Callable[[str], Credentials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened("a")
+    first.found()
+    successor = first.make_successor()
+    handed_over(first, successor)
+
+    def full(*_: object) -> None:
+        raise ConfigError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataFolder, "save_mesh", full)
+        with pytest.raises(ConfigError, match="the disk is full"):
+            first.succeed()
+    assert opened("a").node_id == successor.node_id
+
+
+def test_a_sealed_founder_forgets_the_root(opened: Callable[[str], Credentials]) -> None:
+    first = opened("a")
+    first.found()
+    first.drop_root()
+    mesh = first._folder.mesh()
+    assert mesh is not None
+    assert mesh.root_seed == b""
+    assert opened("a").member.role is Role.ADMIN
+
+
+def test_a_node_that_is_out_knows_it_at_its_next_start(
+    opened: Callable[[str], Credentials],
+) -> None:
+    founder = opened("a")
+    founder.found()
+    identity, member = admitted_by(founder, "one")
+    founder.authority.learn(member)
+    wall_s = RealClock().wall_s()
+    value = write_statement(Revocation(identity.public_key, "stolen", int(wall_s)))
+    stamp = Stamp(int(wall_s * 1000), 0)
+    unsigned = Entry(revocation_key(member.node_id), stamp, founder.node_id, value)
+    signature = founder.identity.sign(founder.authority.bound(unsigned.signed_bytes))
+    entry = msgspec.structs.replace(unsigned, signature=signature)
+    founder._folder.save_state("desired", pack([entry], None))
+    again = opened("a")
+    assert member.node_id not in again.roster
+    [dropped] = again.dropped
+    assert "stolen" in dropped
+    flaw = again.authority.why_out(member.node_id)
+    assert flaw is not None
+    assert flaw.sentence == dropped
+    with pytest.raises(TrustError, match="stolen"):
+        again.roster.require_good(member)
+
+
+def test_an_invite_says_how_many_it_is_for_and_where(
+    opened: Callable[[str], Credentials],
+) -> None:
+    founder = opened("a")
+    founder.found()
+    invite = founder.create_invite(600, [], Role.ADMIN, uses=3, region="eu")
+    grant = Invite.parse(invite.to_text()).grant
+    assert (grant.role, grant.uses, grant.region) == (Role.ADMIN, 3, "eu")
+    with pytest.raises(InvalidRequest, match="1 to 4096 devices"):
+        founder.create_invite(600, [], uses=5000)
+    with pytest.raises(InvalidRequest, match="a region has at most"):
+        founder.create_invite(600, [], region="x" * 64)

@@ -44,6 +44,8 @@ from meshnode.state.desired import Draft
 from meshnode.state.desired_messages import DESIRED, DesiredEntries
 from meshnode.trust.datagrams import DatagramSeal
 from meshnode.trust.identity import Identity
+from meshnode.trust.reasons import Reason, TrustError
+from meshnode.trust.twins import TWINS, TwinMet
 from meshnode.types import Address, NodeId
 from tests.unit.daemon.conftest import eventually
 
@@ -88,8 +90,8 @@ class FakeHub:
     def note(self, *call: Any) -> None:
         self.calls.append(("note", *call))
 
-    def close_link(self, *call: Any) -> None:
-        self.calls.append(("close_link", *call))
+    def close_link(self, *call: Any, if_idle: bool) -> None:
+        self.calls.append(("close_link", *call, if_idle))
 
     def dial(self, *call: Any) -> None:
         self.calls.append(("dial", *call))
@@ -123,8 +125,8 @@ class FakeNode:
         self.committed.append(draft)
         return [SendNote(PEER, ENTRIES)]
 
-    def knows(self, node: NodeId, name: str, *addresses: Address) -> None:
-        record = SimpleNamespace(name=name, addresses=addresses)
+    def knows(self, node: NodeId, name: str, *addresses: Address, boot: int = 0) -> None:
+        record = SimpleNamespace(node_id=node, name=name, addresses=addresses, boot=boot)
         self.membership.members[node] = SimpleNamespace(record=record)
 
 
@@ -202,7 +204,7 @@ async def test_every_effect_reaches_its_part(setup: Callable[[], Setup]) -> None
     assert made.hub.calls == [
         ("tell_health",),
         ("note", PEER, b"note"),
-        ("close_link", PEER, "evicted"),
+        ("close_link", PEER, "evicted", False),
         ("dial", (WHERE,), PEER, frozenset({Kind.ROUTED})),
         ("dial", (WHERE,), None, None),
     ]
@@ -345,7 +347,7 @@ async def test_what_happens_before_the_node_is_there_is_kept_and_notes_are_bound
         made.driver.note_received(PEER, b"%d" % index)
     made.driver.link_event(LinkDown(PEER, "gone"))
     made.driver.link_health(PEER, 0.1, True)
-    made.driver.datagram_received(b"x")
+    made.driver.datagram_received(b"x", WHERE)
     made.begin()
     assert made.node.events[0] == LinkUp(PEER, WHERE)
     assert made.node.events[1] == NoteReceived(PEER, b"0")
@@ -395,20 +397,49 @@ async def test_datagrams_are_sealed_for_their_member_and_opened_from_it(
     assert made.driver.dropped == {"peer": 1}  # no link since both started
     theirs = DatagramSeal(other, 2)
     assert theirs.set_peer_boot(made.credentials.node_id, made.credentials.boot)
-    made.driver._seal.set_peer_boot(other.node_id, 2)
+    made.driver.datagrams.seal.set_peer_boot(other.node_id, 2)
     made.driver.carry_out([SendDatagram(other.node_id, b"hello")])
     data, to = made.udp.sent[0]
     assert to == WHERE
     mine = made.credentials.identity
     assert theirs.open(data, {mine.node_id: mine.public_key}.get)[1] == b"hello"
     answer = theirs.seal(mine.node_id, mine.public_key, b"world")
-    made.driver.datagram_received(answer)
+    made.driver.datagram_received(answer, WHERE)
     assert made.node.events == [DatagramReceived(other.node_id, b"world")]
-    made.driver.datagram_received(answer)
-    made.driver.datagram_received(b"garbage")
+    made.driver.datagram_received(answer, WHERE)
+    made.driver.datagram_received(b"garbage", WHERE)
     assert made.driver.dropped == {"peer": 1, "replayed": 1, "malformed": 1}
     made.driver.carry_out([SendDatagram(other.node_id, bytes(1400))])
     assert made.driver.dropped["too_large"] == 1
+
+
+async def test_a_member_s_record_is_enough_for_datagrams_and_an_eviction_ends_them(
+    setup: Callable[[], Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links are no full mesh: most members are known only by what others pass on."""
+    made = setup().begin()
+    other = Identity(bytes(range(32)))
+    monkeypatch.setattr(
+        made.credentials.roster, "public_key", {other.node_id: other.public_key}.get
+    )
+    made.node.knows(other.node_id, "other", WHERE, boot=2)
+    theirs = DatagramSeal(other, 2)
+    assert theirs.follow_record(made.credentials.node_id, made.credentials.boot)
+    mine = made.credentials.identity
+    made.driver.carry_out([Emit("member.suspect", other.node_id, "says nothing of a new record")])
+    made.driver.carry_out([SendDatagram(other.node_id, b"early")])
+    assert made.udp.sent == []
+    made.driver.carry_out([Emit("member.alive", other.node_id, "joined")])
+    made.driver.carry_out([SendDatagram(other.node_id, b"hello")])
+    data, _ = made.udp.sent[0]
+    assert theirs.open(data, {mine.node_id: mine.public_key}.get)[1] == b"hello"
+    made.driver.datagram_received(theirs.seal(mine.node_id, mine.public_key, b"world"), WHERE)
+    assert made.node.events == [DatagramReceived(other.node_id, b"world")]
+    made.driver.carry_out([Emit("member.evicted", other.node_id, "revoked")])
+    monkeypatch.setattr(made.credentials.roster, "public_key", lambda _: None)
+    made.driver.datagram_received(theirs.seal(mine.node_id, mine.public_key, b"again"), WHERE)
+    assert len(made.node.events) == 1
+    assert made.driver.dropped["unknown"] == 1
 
 
 @pytest.mark.parametrize(
@@ -437,8 +468,8 @@ async def test_datagrams_go_to_the_signed_address_or_where_the_link_ends(
     made.node.knows(PEER, "peer", *advertised)
     if remote is not None:
         made.hub.linked[PEER] = remote
-    assert made.driver._udp_address(PEER) == to
-    assert made.driver._udp_address(NodeId("nobody")) is None
+    assert made.driver.datagrams._address(PEER, 0.0) == to
+    assert made.driver.datagrams._address(NodeId("nobody"), 0.0) is None
     made.driver.carry_out([SendDatagram(PEER, b"x")])
     assert made.driver.dropped == {"no_address": 1}  # not in the roster
 
@@ -497,15 +528,44 @@ async def test_a_node_that_runs_twice_is_told(
 
     for boot in (1, 2, 1):
         established(boot)
-    assert "seems to run twice" in caplog.text
+    assert "this node runs twice: an earlier start of it is back" in caplog.text
     made.hub.boots[peer.node_id] = 1
     established(1)
     made.hub.boots[peer.node_id] = 2  # the later start has the link: they do not take turns
     for _ in range(100):
         with pytest.raises(LinkLost, match="a later start of the same node is linked"):
             established(1)
-    assert caplog.text.count("seems to run twice") == MAX_LOG_LINES
+    assert caplog.text.count("this node runs twice") == MAX_LOG_LINES
     assert made.driver.mesh_id == made.credentials.mesh_id
+
+
+async def test_a_copy_of_a_member_that_was_refused_is_reported_here_and_to_the_member(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    made.node.knows(PEER, "beta")
+    made.driver.twin_met(PEER, 7, WHERE)
+    assert made.hub.calls[-1] == ("note", PEER, TWINS.encode(TwinMet(7)))
+    assert "node beta runs twice: a second one, at 192.0.2.1, was refused" in caplog.text
+    assert list(made.driver.twins) == [PEER]
+    assert made.driver.twin_of_mine == ""
+    assert made.driver.events["member.conflict"] == 1
+
+
+async def test_a_node_that_is_told_of_a_copy_of_itself_says_so(
+    setup: Callable[[], Setup], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = setup().begin()
+    own = made.credentials.boot
+    for payload in (TWINS.encode(TwinMet(own)), TWINS.encode(TwinMet(own))[:2], b"\x91\x50"):
+        made.driver.note_received(PEER, payload)
+    assert made.driver.twin_of_mine == ""
+    made.driver.note_received(PEER, TWINS.encode(TwinMet(own ^ 1)))
+    assert "another process runs with this node's key" in made.driver.twin_of_mine
+    assert "this node runs twice" in caplog.text
+    made.driver.hello_refused(TrustError(Reason.TWIN, "both answer", by_peer=True))
+    assert "this node runs twice: both answer" in caplog.text
+    assert made.node.events == []
 
 
 # What people are told

@@ -180,7 +180,7 @@ async def test_a_plain_member_changes_nothing(
 ) -> None:
     alpha = await daemons.start("alpha").ready()
     monkeypatch.setattr(Role, "allows", lambda self, needed: False)
-    with pytest.raises(Forbidden, match="changes need an operator"):
+    with pytest.raises(Forbidden, match="that needs an operator's node"):
         await deploy(alpha)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -582,14 +583,15 @@ async def test_without_multicast_a_node_runs_unless_an_interface_was_asked_for(
         await daemons.start("beta", mdns=True, mdns_interfaces=("192.0.2.9",)).end()
 
 
-async def test_without_a_default_route_mdns_works_on_the_interfaces_that_are_up(
+async def test_mdns_follows_the_networks_and_addresses_of_the_machine(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened: list[list[str]] = []
+    """Started without a network, a node is found on the one that appears; then its address changes."""
+    interfaces: list[str] = []
+    heard: list[tuple[list[str], list[str]]] = []
 
-    class NeedsInterfaces(Discovery):
-        async def __aenter__(self) -> NeedsInterfaces:  # noqa: PYI034 - a test's stand-in
-            opened.append(self._interfaces)
+    class OnInterfaces(Discovery):
+        async def __aenter__(self) -> OnInterfaces:  # noqa: PYI034 - a test's stand-in
             if not self._interfaces:
                 raise OSError(errno.ENODEV, "No such device")
             return self
@@ -598,13 +600,29 @@ async def test_without_a_default_route_mdns_works_on_the_interfaces_that_are_up(
             pass
 
         async def announce(self, announcement: Announcement) -> None:
-            pass
+            hosts = [address.host for address in announcement.addresses]
+            heard.append((list(self._interfaces), hosts))
 
-    monkeypatch.setattr(local_network, "Discovery", NeedsInterfaces)
-    monkeypatch.setattr(local_network, "reachable_hosts", lambda _: ("192.168.1.10",))
-    await daemons.start("alpha", mdns=True).ready()
-    assert opened == [[], ["192.168.1.10"]]
-    assert "mDNS does not work" not in caplog.text
+    monkeypatch.setattr(local_network, "Discovery", OnInterfaces)
+    monkeypatch.setattr(local_network, "MDNS_RETRY_S", 0.02)
+    monkeypatch.setattr(local_network, "multicast_hosts", lambda: tuple(interfaces))
+    alpha = await daemons.start("alpha", mdns=True, new=True).ready()
+    assert "which this node will notice" in caplog.text
+    network = alpha.daemon._network
+    assert network is not None
+    assert network.discovery is None
+    interfaces.append("192.168.1.10")
+    await eventually(lambda: heard == [(["192.168.1.10"], ["127.0.0.1"])])
+    interfaces.append("10.0.0.7")
+    await eventually(lambda: heard[1:] == [(["192.168.1.10", "10.0.0.7"], ["127.0.0.1"])])
+    driver = alpha.daemon._driver
+    assert driver is not None
+    assert driver.node is not None
+    moved = (Address("192.168.1.11", 8471),)
+    driver.carry_out(driver.node.membership.update_record(time.monotonic(), addresses=moved))
+    await eventually(lambda: heard[2:] == [(interfaces, ["192.168.1.11"])])
+    await asyncio.sleep(0.1)
+    assert len(heard) == 3
 
 
 async def test_an_announcement_that_fails_is_told_and_the_node_runs(
@@ -640,6 +658,9 @@ async def test_members_that_are_heard_are_dialled_a_few_at_a_time_and_others_nev
     ]
     network.dial(flood)
     assert len(dialled) == 1 + MAX_MDNS_DIALS
+    for each in flood:
+        network._announced(each)
+    assert len(dialled) <= 2 * MAX_MDNS_DIALS + 1  # one more in a second or so
 
 
 async def test_two_nodes_that_lost_each_others_addresses_meet_on_the_local_network(

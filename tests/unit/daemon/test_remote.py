@@ -200,7 +200,7 @@ async def test_only_operators_make_keys_and_nobody_deletes_them(
         ("uploads", {"files": [{"path": "m.onnx", "size_bytes": 1}]}),
         ("deployments", {"upload": "x"}),
     ):
-        with pytest.raises(Forbidden, match="changes need an operator's node"):
+        with pytest.raises(Forbidden, match="that needs an operator's node"):
             await alpha.post(f"/mesh/v1/{path}", body)
     with pytest.raises(Forbidden, match="operator"):
         await revoke(alpha, "phone")

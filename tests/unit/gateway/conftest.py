@@ -11,6 +11,7 @@ from meshnode.errors import MeshError, ModelNotFound, NotServing
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.metrics import GatewayMetrics
 from meshnode.gateway.pipeline import Pipeline
+from meshnode.gateway.protocols.http import json_response
 from meshnode.metrics import Counter, Gauge, Metric
 from meshnode.models.manifest import Manifest, TensorSpec
 from meshnode.routing.load import LinkState
@@ -23,14 +24,16 @@ from meshnode.types import (
     NodeId,
     ReplicaState,
     ResponsePart,
+    Role,
     Tensor,
 )
 from meshnode.wire.messages import LoadReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from meshnode.gateway.protocols.caller import Caller
+    from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
     from meshnode.types import Buffer
 
 ME = NodeId("a" * 32)
@@ -111,6 +114,54 @@ class FakePeers:
         return InferResponse(request.model, request.version or 0, echo_part(request))
 
 
+class FakeTrust:
+    """Who belongs to the mesh; notes what is asked among the daemon's calls."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+
+    def create_invite(
+        self, ttl_s: int, role: Role, uses: int, region: str, caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("invite", ttl_s, role, uses, region, caller))
+        return {"invite": "mesh1abc", "expires_at": "2026-01-01T00:00:00Z"}
+
+    def view(self) -> dict[str, Any]:
+        return {"mesh": "m", "members": [], "revoked": []}
+
+    def evict(
+        self, node: str, reason: str, *, with_invited: bool, caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("evict", node, reason, with_invited, caller))
+        return {"node": node, "changed": True}
+
+    def set_role(self, node: str, role: Role, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("role", node, role, caller))
+        return {"node": node, "role": role}
+
+    def rotate(self) -> dict[str, Any]:
+        self.calls.append(("rotate",))
+        return {"node": "b" * 32, "former": ME}
+
+    def seal(self) -> dict[str, Any]:
+        self.calls.append(("seal",))
+        return {"mesh": "m", "changed": True}
+
+
+class FakeJoinDesk:
+    """The devices that ask to join."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+
+    def view(self) -> list[dict[str, Any]]:
+        return [{"node": "c" * 32, "name": "camera"}]
+
+    def approve(self, text: str, role: Role, region: str, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("approve", text, role, region, caller))
+        return {"node": "c" * 32, "name": "camera", "role": role, "region": region}
+
+
 class FakeControl:
     """The daemon."""
 
@@ -120,6 +171,9 @@ class FakeControl:
         self.ready_versions: set[int] | None = None
         self.calls: list[tuple[Any, ...]] = []
         self.broken = False
+        self.role = Role.ADMIN
+        self.trust = FakeTrust(self.calls)
+        self.join_desk = FakeJoinDesk(self.calls)
 
     def status(self) -> dict[str, Any]:
         if self.broken:
@@ -131,6 +185,9 @@ class FakeControl:
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"id": ME, "name": "alpha", "self": True}]
+
+    def rtt(self, one: str, other: str) -> dict[str, Any]:
+        return {"from": {"name": one}, "to": {"name": other}, "rtt_ms": 80.0, "rtt_estimated": True}
 
     def _versions(self, name: str) -> list[int]:
         versions = sorted(v for model, v in self.manifests if model == name)
@@ -154,9 +211,16 @@ class FakeControl:
         number = self.manifest(model, version).version
         return self.ready_versions is None or number in self.ready_versions
 
-    def create_invite(self, ttl_s: int) -> dict[str, Any]:
-        self.calls.append(("invite", ttl_s))
-        return {"invite": "mesh1abc", "expires_at": "2026-01-01T00:00:00Z"}
+    def forward(
+        self, needed: Role, http: HttpRequest, request_id: str, upload: str | None = None
+    ) -> Awaitable[HttpResponse] | None:
+        if self.role.allows(needed):
+            return None
+        self.calls.append(("forward", needed, http.method, http.path, bytes(http.body), upload))
+        return self._elsewhere()
+
+    async def _elsewhere(self) -> HttpResponse:
+        return json_response({"answered": "elsewhere"})
 
     async def deploy(
         self, path: str, name: str | None, replicas: int | None, on: list[str]
@@ -205,6 +269,10 @@ class FakeControl:
 
     async def drop_upload(self, upload: str, caller: Caller) -> None:
         self.calls.append(("drop_upload", upload, caller))
+
+    async def examine(self, peer: str) -> dict[str, Any]:
+        self.calls.append(("examine", peer))
+        return {"subject": peer, "id": "", "checks": []}
 
     def shutdown(self, leave: bool) -> dict[str, Any]:
         self.calls.append(("shutdown", leave))

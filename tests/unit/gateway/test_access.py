@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from meshnode.errors import Forbidden, MeshError, Throttled, Unauthenticated
-from meshnode.gateway import access as access_module
 from meshnode.gateway.access import (
     Approach,
     ChannelAccess,
@@ -392,7 +391,7 @@ def test_peers_without_an_address_are_counted_too(gateway: Gateway, peer: str) -
 
 
 def test_the_table_of_sources_is_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_module, "MAX_THROTTLED_SOURCES", 100)
+    monkeypatch.setattr(gateway.access._failures, "_max_sources", 100)
     throttled = 0
     for number in range(3000):
         gateway.now += 0.001
@@ -409,7 +408,7 @@ def test_the_table_of_sources_is_bounded(gateway: Gateway, monkeypatch: pytest.M
 def test_a_busy_source_does_not_keep_the_rows_of_quiet_ones(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_module, "MAX_THROTTLED_SOURCES", 2)
+    monkeypatch.setattr(gateway.access._failures, "_max_sources", 2)
     for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
         guess(gateway, peer)
     gateway.now += KEY_FAILURE_REFILL_S  # the second has its full count again, the first does not

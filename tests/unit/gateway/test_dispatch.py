@@ -22,7 +22,7 @@ from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.status import HttpRefusal
 from meshnode.limits import UPLOAD_PIECE_BYTES
-from meshnode.types import InferResponse, ResponsePart, Scope
+from meshnode.types import InferResponse, ResponsePart, Role, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +94,21 @@ async def test_what_can_be_read(
     for method in ("GET", "HEAD", "GET"):
         got = await body_of(dispatcher, method, path)
         assert {key: got[key] for key in expected} == expected
+
+
+async def test_the_round_trip_between_two_nodes_is_asked_for_by_query(
+    dispatcher: Dispatcher,
+) -> None:
+    route = dispatcher.match("GET", "/mesh/v1/rtt")
+
+    def ask(query: str) -> Any:
+        return route.answer(HttpRequest("GET", "/mesh/v1/rtt", query, {}, b"", OWNER), "r1")
+
+    answer = ask("to=gamma&from=n%C3%B6de+1")
+    assert json.loads(answer.body)["from"] == {"name": "nöde 1"}
+    for query in ("", "from=a", "from=a&to=b&to=c", "from=a&from=b", "a=1&b=2"):
+        with pytest.raises(InvalidRequest, match="two nodes are named by"):
+            ask(query)
 
 
 async def test_lists_are_answered_as_lists(dispatcher: Dispatcher) -> None:
@@ -284,8 +299,8 @@ async def test_the_owner_invites_deploys_and_undeploys(
     await ask(dispatcher, "POST", "/mesh/v1/deployments", b'{"path":"x.onnx","name":null}')
     assert await body_of(dispatcher, "DELETE", "/mesh/v1/deployments/digits") == {"name": "digits"}
     assert control.calls == [
-        ("invite", 60),
-        ("invite", 86400),
+        ("invite", 60, Role.OPERATOR, 0, "", OWNER),
+        ("invite", 86400, Role.OPERATOR, 0, "", OWNER),
         ("deploy", "/models/digits", "d", 2, ["alpha"]),
         ("deploy", "x.onnx", None, None, []),
         ("undeploy", "digits", OWNER),
@@ -301,7 +316,7 @@ async def test_the_owner_invites_deploys_and_undeploys(
         ("invites", b'{"ttl_s":"60"}', "Expected `int`"),
         ("invites", b"[]", "Expected `object`"),
         ("invites", b"{", "truncated"),
-        ("invites", b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}", "recursion"),
+        ("deployments", b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}", "recursion"),
         ("deployments", b"", "either an upload, or a path"),
         ("deployments", b'{"path":"a","upload":"b"}', "either an upload, or a path"),
         ("keys", b"{}", "missing required field `name`"),

@@ -47,6 +47,7 @@ NEEDED: dict[str, dict[str, Scope]] = {
     "/v2/models/digits/versions/1/infer": {"POST": INFER},
     "/mesh/v1/status": {"GET": INFER},
     "/mesh/v1/nodes": {"GET": INFER},
+    "/mesh/v1/rtt": {"GET": INFER},
     "/mesh/v1/models": {"GET": INFER},
     "/mesh/v1/models/digits": {"GET": INFER},
     "/mesh/v1/deployments": {"POST": DEPLOY},
@@ -55,8 +56,16 @@ NEEDED: dict[str, dict[str, Scope]] = {
     "/mesh/v1/uploads/u1": {"GET": DEPLOY, "DELETE": DEPLOY},
     "/mesh/v1/uploads/u1/0": {"PUT": DEPLOY},
     "/mesh/v1/invites": {"POST": ADMIN},
+    "/mesh/v1/join-requests": {"GET": ADMIN},
+    "/mesh/v1/join-requests/approve": {"POST": ADMIN},
+    "/mesh/v1/evictions": {"POST": ADMIN},
+    "/mesh/v1/roles/beta": {"PUT": ADMIN},
+    "/mesh/v1/trust": {"GET": ADMIN},
+    "/mesh/v1/trust/rotate": {"POST": OWNER},
+    "/mesh/v1/trust/seal": {"POST": OWNER},
     "/mesh/v1/keys": {"GET": ADMIN, "POST": ADMIN},
     "/mesh/v1/keys/phone": {"DELETE": ADMIN},
+    "/mesh/v1/doctor": {"POST": ADMIN},
     "/mesh/v1/shutdown": {"POST": OWNER},
 }
 BODIES = {
@@ -65,7 +74,12 @@ BODIES = {
     "/mesh/v1/deployments": b'{"upload":"u1"}',
     "/mesh/v1/uploads": b'{"files":[{"path":"a/1/model.onnx","size_bytes":1}]}',
     "/mesh/v1/keys": b'{"name":"phone"}',
+    "/mesh/v1/join-requests/approve": b'{"code":"123456"}',
+    "/mesh/v1/evictions": b'{"node":"beta"}',
+    "/mesh/v1/roles/beta": b'{"role":"member"}',
 }
+
+QUERIES = {"/mesh/v1/uploads/u1/0": "?offset=0", "/mesh/v1/rtt": "?from=alpha&to=beta"}
 
 
 def routes_of(dispatcher: Dispatcher) -> dict[str, dict[str, Scope]]:
@@ -137,7 +151,7 @@ async def test_each_caller_gets_what_its_scope_allows_and_no_more(
         headers["Host"], scope = "localhost", INFER
     elif held is not None:
         headers["Authorization"] = f"Bearer {keys[held][1]}"
-    query = "?offset=0" if path.endswith("/u1/0") else ""
+    query = QUERIES.get(path, "")
     for method in METHODS:
         control.calls.clear()
         reply = await client.ask(method, path + query, BODIES.get(path, b""), **headers)

@@ -29,7 +29,7 @@ PARTS = ("help", "meaning", "unit", "trade_off", "sane", "relation", "example")
 RUN_ONLY = {"invite", "new", "rejoin", "no_gateway", "data_dir", "config", "env_file", "membership"}
 """What `join` takes and is no entry of the table: it holds for one start, says where files are, or
 stands for something that is (`--no-gateway`, `--membership`)."""
-RUN_ONLY |= {"detach", "invite_file"}
+RUN_ONLY |= {"ask", "detach", "invite_file"}
 
 
 def parameters() -> Iterator[tuple[str, typer.core.TyperOption]]:
@@ -81,7 +81,10 @@ def test_the_three_spellings_are_one_name() -> None:
 
 def test_every_setting_is_an_option_of_the_daemon_and_can_be_kept() -> None:
     in_options = {it.name for it in fields(JoinOptions)}
-    elsewhere = {"invite", "new", "rejoin", "data_dir", "chosen", "membership", "config_files"}
+    elsewhere = {
+        *("invite", "new", "rejoin", "ask", "on_terminal", "region_chosen"),
+        *("data_dir", "chosen", "membership", "config_files"),
+    }
     assert {attribute_of(field) for field in FIELDS.values()} == in_options - elsewhere
     assert {*FIELDS, "membership"} == set(Chosen.__struct_fields__)
 

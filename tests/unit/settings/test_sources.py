@@ -67,7 +67,9 @@ def check(place: Place, key: str, options: JoinOptions, folder: Any = None) -> N
     if key in PATHS:
         wanted = str((folder or place.work) / wanted)
     assert getattr(options, attribute_of(FIELDS[key])) == wanted
-    others = {it.name for it in fields(JoinOptions)} - {"chosen", attribute_of(FIELDS[key])}
+    assert options.region_chosen == (key == "region")
+    others = {it.name for it in fields(JoinOptions)}
+    others -= {"chosen", "region_chosen", attribute_of(FIELDS[key])}
     plain = place_without_choices(place)
     for other in others - {PARTNER.get(key)}:
         assert getattr(options, other) == getattr(plain, other), other
