@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.first_hour.network import (
-    Network,
-    offline_environment,
-    tools_of,
-    why_not_here,
-)
+from tests.first_hour.network import offline_environment, tools_of
+from tests.network.devices import Network, why_not_here
 from tests.packaging.conftest import ROOT, listed
 
 if TYPE_CHECKING:
@@ -66,10 +62,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
 @pytest.fixture
 def network(tmp_path: Path, checkout: Path) -> Iterator[Network]:
     """An empty network; what is added to it is gone after the test."""
-    environment = {"FIRST_HOUR_CHECKOUT": str(checkout), **offline_environment()}
     # Not below tmp_path: a home folder's path is short, and a Unix socket's must be.
-    with (
-        tempfile.TemporaryDirectory(prefix="hour-") as folder,
-        Network(Path(folder), environment, tools_of(tmp_path / "tools")) as network,
-    ):
-        yield network
+    with tempfile.TemporaryDirectory(prefix="hour-") as folder:
+        environment = {
+            "FIRST_HOUR_CHECKOUT": str(checkout),
+            "FIRST_HOUR_FOLDER": folder,
+            **offline_environment(),
+        }
+        with Network(Path(folder), environment, tools_of(tmp_path / "tools")) as network:
+            yield network

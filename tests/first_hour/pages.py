@@ -7,6 +7,7 @@ says the device too.
 |---|---|
 | `sh laptop` | commands for the laptop's terminal, all of which work |
 | `sh laptop fails` | commands of which the last one fails |
+| `sh laptop waits` | commands that go on while the reader does something on another device |
 | `python office` | a program |
 | `toml minipc ~/x/config.toml` | what that file holds from now on |
 | `text` | what the block before it prints: these lines in this order, others between them; `…` stands for anything, spaces for any number of spaces, and a log line's time and level are left out |
@@ -38,6 +39,7 @@ class Step:
     text: str
     file: str = ""
     fails: bool = False
+    waits: bool = False
     expected: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -78,8 +80,8 @@ def _step(page: str, line: int, language: str, words: list[str], text: str) -> S
     if language == "toml":
         (step.file,) = rest
     else:
-        assert rest in ([], ["fails"]), f"{page}:{line}: {rest} is not understood"
-        step.fails = bool(rest)
+        assert rest in ([], ["fails"], ["waits"]), f"{page}:{line}: {rest} is not understood"
+        step.fails, step.waits = rest == ["fails"], rest == ["waits"]
     return step
 
 

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.first_hour.network import (
-    Device,
-    Done,
-    Network,
-    build_home_and_cloud,
-    build_pair,
-    poll,
-)
+from tests.first_hour.network import build_home_and_cloud, build_pair
 from tests.first_hour.pages import messages, says
+from tests.network.devices import Device, Done, Network, poll
 from tests.packaging.conftest import ROOT
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ The commands run as they are printed. These alone are put in their place, as a r
 |---|---|
 | `mesh1…` | the invite that was printed last, on whichever device |
 | `mesh_…` | the API key that was printed last |
+| `123456` | the code that was shown last |
 | a last word `-` | the same `-`; that invite is typed on standard input |
 
 `git`, `sudo`, `ufw`, `scp` and `systemctl` are the small programs of `stand_ins/`, since the devices have
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.first_hour.network import Device, Network, build_home_and_cloud, poll
+from tests.first_hour.network import build_home_and_cloud
 from tests.first_hour.pages import Step, missing, steps
+from tests.network.devices import Begun, Device, Done, Network, poll
 from tests.packaging.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 PAGE = ROOT / "docs/first-hour.md"
 LOOK_AGAIN_S = 40.0
-_READS = ("meshnode nodes", "meshnode models", "meshnode status", "export ")
+_READS = ("meshnode nodes", "meshnode models", "meshnode status", "meshnode trust show", "export ")
 
 
 class Reader:
@@ -42,6 +44,7 @@ class Reader:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.secrets: dict[str, str] = {}
+        self._begun: dict[str, Begun] = {}
 
     def follow(self, step: Step) -> None:
         device = self.network.devices[step.device]
@@ -55,25 +58,37 @@ class Reader:
         if step.language == "python":
             device.write("program.py", text + "\n")
             text = "python ~/program.py"
+        if (begun := self._begun.pop(step.device, None)) is not None:
+            done = begun.wait()
+            assert done.code == 0, f"{done!r}\n{self.network.log_ends()}"
+        if step.waits:
+            begun = self._begun[step.device] = device.begin(text)
+            done = self._look(step, begun.so_far)
+        else:
+            done = self._look(step, lambda: device.run(text, stdin=f"{stdin}\n", fails=step.fails))
+        for printed, pattern in (
+            ("mesh1…", r"(mesh1[A-Za-z0-9_-]{40,})"),
+            ("mesh_…", r"(mesh_\w{20,})"),
+            ("123456", r"meshnode approve (\d{6})"),
+        ):
+            for found in re.findall(pattern, done.output):
+                self.secrets[printed] = found
+
+    def _look(self, step: Step, act: Callable[[], Done]) -> Done:
+        """Return what there is to see once it is what the page says."""
+        only_reads = all(line.startswith(_READS) for line in step.text.splitlines())
         deadline = time.monotonic() + LOOK_AGAIN_S
         while True:
-            done = device.run(text, stdin=f"{stdin}\n", fails=step.fails)
+            done = act()
             lacking = missing(step.expected, done.output)
             if lacking is None:
-                break
+                return done
             # What one node tells, another knows a moment later: a reader looks again.
-            only_reads = all(line.startswith(_READS) for line in text.splitlines())
-            again = only_reads and time.monotonic() < deadline
+            again = (only_reads or step.waits) and time.monotonic() < deadline
             assert again, (
                 f"{step}\n\nlacks the line {lacking!r}:\n{done!r}\n{self.network.log_ends()}"
             )
             time.sleep(0.3)
-        for printed, pattern in (
-            ("mesh1…", r"mesh1[A-Za-z0-9_-]{40,}"),
-            ("mesh_…", r"mesh_\w{20,}"),
-        ):
-            for found in re.findall(pattern, done.output):
-                self.secrets[printed] = found
 
 
 @pytest.fixture

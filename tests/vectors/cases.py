@@ -1,0 +1,288 @@
+"""One message of every kind, with no field at its default where that can be."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from meshnode import advertisement, datafolder
+from meshnode.limits import PATH_TOKEN_BYTES
+from meshnode.membership import messages as membership
+from meshnode.models import manifest as models
+from meshnode.state import api_keys, deployment, desired_messages, desired_store, owner_messages
+from meshnode.state.hybrid_clock import Stamp
+from meshnode.trust import chain, hello, invite, pairing, paths, records, roster, statements, twins
+from meshnode.types import Address, DataType, NodeState, ReplicaState, Role, Scope
+from meshnode.wire import frames
+from meshnode.wire import messages as streams
+from tests.vectors import people
+
+NOW_S: Final = people.NOW_WALL_S
+
+
+class Case(NamedTuple):
+    """A message to be written down.
+
+    Attributes:
+        file: The vector file, without its ending.
+        name: Its name there.
+        what: What it is, for people.
+        message: The message.
+    """
+
+    file: str
+    name: str
+    what: str
+    message: msgspec.Struct
+
+
+def cases() -> list[Case]:
+    """Return all cases, files and messages in the order in which they are written."""
+    parts = {
+        "streams": _streams(), "membership": _membership(), "owner_state": _owner_state(),
+        "desired_state": _desired_state(), "trust": _trust(), "values": _values(), "disk": _disk(),
+    }  # fmt: skip
+    return [Case(file, *each) for file, part in parts.items() for each in part]
+
+
+_Part = list[tuple[str, str, msgspec.Struct]]
+
+_SHA256: Final = people.seed_of("some file")
+_TOKEN: Final = people.seed_of("token")[:16]
+_X: Final = streams.TensorHeader("x", "FP32", (1, 64), 256)
+_LOAD: Final = streams.LoadReport(3, 2, 1.25)
+
+
+def _streams() -> _Part:
+    reached = streams.Reached("192.0.2.7:8471", "refused", "closed")
+    return [
+        ("tensor header", "a tensor whose bytes follow", _X),
+        ("load report", "three requests in a replica of two slots", _LOAD),
+        ("infer", "run a model with one tensor", streams.Infer(
+            "digits", 3, (_X,), 1500.5, "req-1", ("y",), {"top": 5, "exact": True, "why": "test"},
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )),
+        ("infer, short", "as the first version wrote it without what has a default",
+            streams.Infer("digits", 3, (), 30_000.0)),
+        ("result", "an answer with one tensor", streams.Result(
+            (streams.TensorHeader("y", "INT64", (1,), 8),), _LOAD, {"final": True})),
+        ("failure", "the replica's queue is full",
+            streams.Failure("saturated", "the queue is full", _LOAD)),
+        ("fetch blob", "the second MiB of a file", streams.FetchBlob(_SHA256, 1 << 20)),
+        ("blob chunk", "its bytes follow", streams.BlobChunk(1 << 20, 5_000_000_000)),
+        ("forward", "a caller's request for another node to answer",
+            streams.Forward("POST", "/v1/keys", "dry=1", "mesh_id_secret", "req-2")),
+        ("forwarded", "its answer; the body follows",
+            streams.Forwarded(201, {"content-type": "application/json"})),
+        ("checkup", "tell me what you see of me", streams.Checkup(_TOKEN)),
+        ("reached", "how one address of the asker fared", reached),
+        ("checkup answer", "what the asked node saw", streams.CheckupAnswer(
+            NOW_S + 0.5, "0.1.0", (1, 1), "192.0.2.7:50123", 3, (reached,))),
+        ("knock", "a checkup's datagram", streams.Knock(_TOKEN)),
+        ("reset", "why a stream ends early; the meta of a RESET frame",
+            frames.Reset("deadline", "the caller waits no longer")),
+    ]  # fmt: skip
+
+
+def member_record() -> membership.MemberRecord:
+    """Return the witness's record, signed."""
+    record = membership.MemberRecord(
+        people.WITNESS.public_key, "bench", "workshop", "shelf-2", {"owner": "ada"},
+        people.SEEDS, "192.0.2.7:8470", NOW_S, 7, 2**64 - 2,
+        {"memory_bytes": 16 << 30, "cpu": {"cores": 8, "features": ["avx2", "fma"]}, "idle": None},
+        people.WITNESS_MEMBER.chain,
+    )  # fmt: skip
+    return membership.sign_record(record, people.WITNESS.sign)
+
+
+def _membership() -> _Part:
+    record = member_record()
+    raw_id = membership.pack_id(record.node_id)
+    founder_id = membership.pack_id(people.FOUNDER.node_id)
+    of = membership.CODE_OF
+    suspect = membership.Rumour(raw_id, NOW_S, 7, of[NodeState.SUSPECT], founder_id)
+    proof = people.WITNESS.sign(
+        membership.leave_bytes(people.WITNESS.public_key, record.incarnation)
+    )
+    left = membership.Rumour(raw_id, NOW_S, 7, of[NodeState.LEFT], b"", proof)
+    entry = membership.DigestEntry(raw_id, NOW_S, 7, 2**64 - 2, of[NodeState.ALIVE])
+    point = (1200, -340, 5, 0, 0, 0, 0, 0, 10, 2, 150_000)
+    records_ = (msgspec.Raw(membership.CODEC.encode(record)),)
+    sums = tuple(people.seed_of(f"bucket {i}")[: membership.SUM_BYTES] for i in range(64))
+    return [
+        ("member record", "what a node says of itself, signed", record),
+        ("rumour", "a suspicion, and whose", suspect),
+        ("rumour of leaving", "signed by who leaves", left),
+        ("digest entry", "a member and its state", entry),
+        ("ping", "with a rumour and a coordinate", membership.Ping(2**64 - 1, (suspect,), point)),
+        ("ack", "with a rumour and a coordinate", membership.Ack(2**64 - 1, (left,), point)),
+        ("ping request", "ping another one for me",
+            membership.PingRequest(9, raw_id, (suspect,))),
+        ("nack", "it does not answer yet", membership.Nack(9, (suspect,))),
+        ("unwanted", "close this link unless you need it", membership.Unwanted()),
+        ("gossip", "rumours alone", membership.Gossip((suspect, left))),
+        ("sync", "the hash of a view", membership.Sync(people.seed_of("view")[:8])),
+        ("digest", "all members up to an id", membership.Digest(b"", b"\xff" * 20, (entry,))),
+        ("record request", "send me these records", membership.RecordRequest((raw_id, founder_id))),
+        ("records", "a record, and what to believe", membership.Records(records_, (suspect,))),
+        ("summary", "a view in parts", membership.Summary(sums)),
+    ]  # fmt: skip
+
+
+def _owner_state() -> _Part:
+    owner = people.WITNESS.node_id
+    alive = owner_messages.OwnerEntry("replica/digits/3", 11, b"ready")
+    gone = owner_messages.OwnerEntry("replica/digits/2", 12, None)
+    digest = owner_messages.entry_hash(alive.key, alive.version, b"ready")
+    signature = people.WITNESS.sign(owner_messages.state_bytes(owner, NOW_S, 12, digest))
+    delta = owner_messages.OwnerDelta(owner, NOW_S, 10, 12, 4, (alive, gone), digest, signature)
+    mark = owner_messages.Mark(owner, NOW_S, 12)
+    hint = owner_messages.Hint(owner, NOW_S, 99, "load", b"\x01\x02")
+    return [
+        ("owner entry", "a live key", alive),
+        ("owner entry, deleted", "a tombstone", gone),
+        ("owner delta", "what an owner wrote since version 10, signed", delta),
+        ("mark", "how much is known of an owner", mark),
+        ("hint", "a value of the moment", hint),
+        ("owner root", "a hash of all marks", owner_messages.OwnerRoot(digest[:8])),
+        ("owner digests", "all marks", owner_messages.OwnerDigests("a", "z", (mark,))),
+        ("owner wants", "what is newer than this", owner_messages.OwnerWants((mark,))),
+        ("owner deltas", "news", owner_messages.OwnerDeltas((delta,))),
+        ("owner hints", "hints", owner_messages.OwnerHints((hint,))),
+    ]
+
+
+def entry() -> desired_messages.Entry:
+    """Return a revision by the founder, signed for its mesh."""
+    plain = desired_messages.Entry(
+        "deployment/digits", Stamp(NOW_S * 1000, 2), people.FOUNDER.node_id, b"a value"
+    )
+    signature = people.FOUNDER.sign(people.MESH_ID.encode() + plain.signed_bytes)
+    return msgspec.structs.replace(plain, signature=signature)
+
+
+def _desired_state() -> _Part:
+    key = desired_messages.KeyDigest("deployment/digits", people.seed_of("revisions")[:8])
+    root = people.seed_of("all keys")[:8]
+    return [
+        ("entry", "a revision of a key, signed for one mesh", entry()),
+        ("key digest", "a key and a hash of its revisions", key),
+        ("desired entries", "revisions", desired_messages.DesiredEntries((entry(),))),
+        ("desired root", "a hash of all keys", desired_messages.DesiredRoot(root, current=True)),
+        ("desired digests", "keys and their hashes",
+            desired_messages.DesiredDigests("a", "z", (key,), current=True)),
+        ("desired wants", "send me these keys",
+            desired_messages.DesiredWants(("deployment/digits", "key/abc"))),
+    ]  # fmt: skip
+
+
+def _record_of(member: Any, kind: type[records.Record]) -> records.Record:
+    return next(
+        record
+        for record in map(records.read_record, reversed(member.records))
+        if isinstance(record, kind)
+    )
+
+
+def _trust() -> _Part:
+    nonce = people.seed_of("nonce")
+    signature = people.WITNESS.sign(b"not a handshake: see handshakes.json")
+    signed = people.SUCCEEDED.records[-1]
+    invite_proof = people.JOINER_INVITE.prove(people.JOINER.public_key)
+    member_chain = people.WITNESS_MEMBER.chain
+    return [
+        ("hello", "who speaks", hello.Hello(
+            1, 3, nonce, people.WITNESS.public_key, people.MESH_ID, 2**64 - 2)),
+        ("proof", "a member's", hello.Proof(signature, member_chain, is_trial=True)),
+        ("join proof", "a joiner's", hello.JoinProof(
+            signature, people.JOINER_INVITE.signed_grant, invite_proof, is_trial=True)),
+        ("welcome", "with a joiner's new chain", hello.Welcome(people.JOINER_MEMBER.chain)),
+        ("refusal", "with time and evidence",
+            hello.Refusal("revoked", "you are out", NOW_S + 0.25, b"evidence")),
+        ("passed", "a trial passed", hello.Passed(NOW_S + 0.25)),
+        ("admission", "by a witness, through an invite",
+            _record_of(people.JOINER_MEMBER, records.Admission)),
+        ("invite grant", "for three devices, with a region",
+            _record_of(people.JOINER_MEMBER, records.InviteGrant)),
+        ("promotion", "of a member to admin", _record_of(people.PROMOTED, records.Promotion)),
+        ("succession", "a new key", _record_of(people.SUCCEEDED, records.Succession)),
+        ("signed record", "a record with its signature", signed),
+        ("chain", "of a member that another one witnessed", chain.Chain(
+            people.SUCCEEDED.root_public_key, people.SUCCEEDED.records)),
+        ("pair request", "a device asks", pairing.PairRequest(
+            signature, "new-laptop", pairing.commitment_to(nonce))),
+        ("pair nonce", "the member's", pairing.PairNonce(nonce)),
+        ("pair reveal", "the device's", pairing.PairReveal(nonce)),
+        ("pair waiting", "four minutes yet", pairing.PairWaiting(240)),
+        ("path challenge", "are you there?", paths.PathChallenge(nonce[:PATH_TOKEN_BYTES])),
+        ("path response", "yes", paths.PathResponse(nonce[:PATH_TOKEN_BYTES])),
+        ("twin met", "another process has your key", twins.TwinMet(2**64 - 2)),
+    ]  # fmt: skip
+
+
+MANIFEST: Final = models.Manifest(
+    "digits", 3, "onnx", "onnxruntime_onnx",
+    (models.TensorSpec("x", DataType.FP32, (-1, 64)),),
+    (models.TensorSpec("y", DataType.INT64, (-1,)),),
+    32, (models.FileEntry("1/model.onnx", 4321, _SHA256),), "1/model.onnx",
+)  # fmt: skip
+
+
+def _values() -> _Part:
+    key, _ = api_keys.make_api_key(
+        "ci", (Scope.INFER, Scope.DEPLOY), 86_400, NOW_S,
+        people.seed_of("id")[:10] + people.seed_of("secret"), (),
+    )  # fmt: skip
+    kept = statements.pack_keeps({people.WITNESS.node_id: Role.OPERATOR})
+    model = advertisement.ModelLoad("digits", 3, 4, 2, 1.5)
+    accelerator = advertisement.AcceleratorLoad(0, 0.5, 1 << 33)
+    return [
+        ("deployment", "the value of deployment/digits", deployment.Deployment(
+            "digits", (MANIFEST,), 2, (people.WITNESS.node_id,))),
+        ("manifest", "a model version", MANIFEST),
+        ("tensor spec", "an input", MANIFEST.inputs[0]),
+        ("file entry", "a file of a model version", MANIFEST.files[0]),
+        ("api key", "a key, revoked", msgspec.structs.replace(key, revoked_at_s=NOW_S + 60)),
+        ("revocation", "a node is evicted", statements.Revocation(
+            people.JOINER.public_key, "sold", NOW_S + 50, kept, "old-laptop", 1, (bytes(range(16)),))),
+        ("role change", "a member becomes admin", statements.RoleChange(
+            people.JOINER.public_key, Role.ADMIN, people.PROMOTED.chain, kept, 1,
+            (bytes(range(16)),))),
+        ("replica", "a replica, as its node describes it", advertisement.advert(
+            MANIFEST, ReplicaState.READY, digest=MANIFEST.digest, reason="warm", slots=2,
+            deployed=True, service_ms=1.5)),
+        ("model load", "how busy a replica is", model),
+        ("accelerator load", "how busy an accelerator is", accelerator),
+        ("node load", "how busy a node is", advertisement.NodeLoad(
+            0.25, 8 << 30, (model,), 51.5, 88.0, (accelerator,))),
+    ]  # fmt: skip
+
+
+def mesh_file() -> datafolder.MeshFile:
+    """Return the founder's mesh file."""
+    seeds = tuple((each.host, each.port) for each in people.SEEDS)
+    return datafolder.MeshFile(people.MESH_ID, people.FOUNDED.chain, people.seed_of("root"), seeds)
+
+
+def _disk() -> _Part:
+    chains = (people.FOUNDED.chain, people.WITNESS_MEMBER.chain)
+    address = Address("2001:db8::7", 8471)
+    successor = datafolder.MeshFile(people.MESH_ID, people.SUCCEEDED.chain)
+    grant = people.JOINER_INVITE.grant
+    seed = invite._Seed.of(address)
+    return [
+        ("mesh file", "the founder's", mesh_file()),
+        ("successor", "what a device is to become",
+            datafolder.Successor(people.seed_of("successor of the joiner"), successor)),
+        ("roster", "the members that a node knows", roster._Snapshot(chains)),
+        ("members", "whom a node looks for at its next start",
+            membership.MemberList((member_record(),))),
+        ("desired store", "the body of the stored desired state",
+            desired_store.Stored((entry(),), NOW_S * 1000)),
+        ("invite seed", "an address in an invite", seed),
+        ("invite line", "an invite's content, without prefix and checksum", invite._Line(
+            bytes.fromhex(people.MESH_ID), people.seed_of("invite"), grant.role, grant.issued_at_s,
+            grant.expires_at_s, grant.issuer, people.JOINER_INVITE.signed_grant.signature,
+            (seed, invite._Seed.of(people.SEEDS[2])), grant.uses, grant.region)),
+    ]  # fmt: skip
