@@ -457,6 +457,10 @@ MAX_PERSISTED_MEMBERS: Final = 256
 """Records kept on disk to rejoin by: any one that answers knows all the others. In a larger mesh each node
 keeps other ones, so that some node knows whoever is still there."""
 
+MAX_LOST_MEMBERS: Final = 64
+"""Dead members that the table has forgotten and that are still dialled now and then: any one that answers
+knows all of its side of a partition. At one in some 30 s each gets its turn within about half an hour."""
+
 MAX_COORDINATE_S: Final = 10.0
 """Any number of a network coordinate, and any RTT that moves one: a geostationary satellite's RTT is
 0.6 s; beyond ten seconds a probe has long failed."""

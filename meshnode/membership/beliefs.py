@@ -121,15 +121,17 @@ class Beliefs:
         return f"<Beliefs of {self._table.own_id}: {self._table!r}>"
 
     def forget_old(self, now: float) -> None:
-        """Drop members that have been gone for the retention time.
+        """Drop members that have been gone for the retention time; the dead are still dialled at times.
 
         A node that is alone forgets nobody: others have forgotten it too, and nobody would dial.
         """
         if self._table.is_alone:
             return
-        for node_id in self._table.reap(now, self._config.retention_s):
-            self._outbox.rumours.drop(pack_id(node_id))
-            self._outbox.forget(node_id)
+        for member in self._table.reap(now, self._config.retention_s):
+            self._outbox.rumours.drop(pack_id(member.node_id))
+            self._outbox.forget(member.node_id)
+            if member.state is NodeState.DEAD:
+                self._dialler.lose(member.record)
 
     def evict(self, node_id: NodeId, reason: str, now: float) -> list[Effect]:
         """Forget a member for good and part with it."""
@@ -171,11 +173,10 @@ class Beliefs:
             if (rumour.epoch, rumour.counter) <= (record.epoch, record.counter):
                 return []  # as most rumours: known, and nothing that changes a state
         if member is None:
-            is_live = state in (NodeState.ALIVE, NodeState.SUSPECT)
-            return self._fetcher.want(rumour, sender, now) if is_live else []
+            return self._hear_of_stranger(node_id, state, rumour, sender, now)
         if rumour.incarnation > member.incarnation:
             is_own = node_id == self._table.own_id
-            if is_own and state is NodeState.LEFT and self._has_signed(member, rumour):
+            if is_own and state is NodeState.LEFT and self._has_signed(member.record, rumour):
                 return self._outlive_twin(rumour.incarnation, now)
             return self._fetcher.want(rumour, sender, now)
         if rumour.incarnation < member.incarnation:
@@ -187,13 +188,26 @@ class Beliefs:
             return []
         if node_id == self._table.own_id:
             return self._refute(state, sender, now)
-        if state is NodeState.LEFT and not self._has_signed(member, rumour):
+        if state is NodeState.LEFT and not self._has_signed(member.record, rumour):
             return [Emit("member.dropped", sender, f"a leave of {node_id} that it did not sign")]
         detail = f"told by {sender}"
         return self._believe(member, state, now, detail, origin, rumour.proof, sender)
 
-    def _has_signed(self, member: Member, leave: Rumour) -> bool:
-        key = member.record.public_key
+    def _hear_of_stranger(
+        self, node_id: NodeId, state: NodeState, rumour: Rumour, sender: NodeId, now: float
+    ) -> list[Effect]:
+        """Ask for the record of one that lives, and dial a lost member no more that has left."""
+        if state in (NodeState.ALIVE, NodeState.SUSPECT):
+            return self._fetcher.want(rumour, sender, now)
+        lost = self._dialler.lost.get(node_id)
+        if lost is None or state is not NodeState.LEFT or rumour.incarnation < lost.incarnation:
+            return []
+        if self._has_signed(lost, rumour):
+            self._dialler.forget_known(node_id)
+        return []
+
+    def _has_signed(self, record: MemberRecord, leave: Rumour) -> bool:
+        key = record.public_key
         return self._signatures.verify(key, leave_bytes(key, leave.incarnation), leave.proof)
 
     def suspect(self, member: Member, now: float) -> list[Effect]:

@@ -83,7 +83,8 @@ class MembershipConfig:
         reconnect_interval_s: Period in which one member that died is dialled (and in every third, one
             that left), in seconds, so that a healed partition or a return is noticed. Sane: 5-120.
         retention_s: How long dead and left members are remembered, in seconds. A node that was cut
-            off for longer may briefly show them alive again. Sane: an hour to a week.
+            off for longer may briefly show them alive again; those that died are still dialled now and
+            then, up to 64 of them, so that a longer partition heals too. Sane: an hour to a week.
         persist_delay_s: Changes to the set of known members are gathered for this long before one
             write to disk, in seconds; above 32 members it stretches as `sync_interval_s` does.
             Sane: 1-30.

@@ -484,11 +484,13 @@ class Membership:
 
     def _on_persist_due(self) -> list[Effect]:
         self._beliefs.persisted()
-        live = list(self._table.live)
-        if len(live) > MAX_PERSISTED_MEMBERS:
-            live = neighbours(self.node_id, live, MAX_PERSISTED_MEMBERS)
+        live, lost = list(self._table.live), self._dialler.lost.values()
+        room = MAX_PERSISTED_MEMBERS - len(lost)
+        if len(live) > room:
+            live = neighbours(self.node_id, live, room)
         gone = [node_id for state in GONE for node_id in self._table.in_state(state)]
         records = [self.members[node_id].record for node_id in (*live, *gone)]
+        records[len(live) : len(live)] = lost
         return [Persist("members", write_members([*records, *self._dialler.known]))]
 
 

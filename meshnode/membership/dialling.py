@@ -18,6 +18,8 @@ What is wanted:
 | a seed, a node known from disk | while no other member is live | at once |
 | a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
 | a member that left | one of them in every `DEPARTED_ROUNDS`th such round, beside the dead one | no retries |
+| a lost member: it died, and the table has forgotten it | one of them in such a round too | no retries |
+| a seed that leads to no live member, while others are live | likewise | no retries |
 
 A link that goes down soon after it came up counts as a failed dial: a peer that takes links only to
 part with them (it holds this node for a copy, say) is not dialled several times a second.
@@ -25,8 +27,13 @@ part with them (it holds this node for a copy, say) is not dialled several times
 One dead member per round is enough to heal a partition: the first link across it carries both views,
 and everyone refutes. A member that left is dialled too: it may be back without a way to dial anybody,
 like a box in a cloud after an upgrade, all of whose peers are behind NAT. It mostly is not, so it is
-dialled less often, and however many have left, the dead wait no longer for their turn. Both end when
-the table forgets the member, after `retention_s`.
+dialled less often, and however many have left, the dead wait no longer for their turn.
+
+The table forgets both after `retention_s`. One that left is dialled no more then; one that died is *lost*,
+and is dialled on, as seldom as the departed: a partition may last longer, and with two nodes on either
+side neither is alone and looks at its seeds. So are nodes from disk that did not come in that time. A
+lost member is found when it is a member again; it is given up when it is evicted or has left, or when
+`MAX_LOST_MEMBERS` were lost after it.
 
 A dial whose outcome never comes is given up after `dial_timeout_s`.
 """
@@ -38,13 +45,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meshnode.effects import Dial, Effect, StartTimer
+from meshnode.limits import MAX_LOST_MEMBERS
 from meshnode.membership.addresses import dialable
 from meshnode.membership.timers import DialDue, ReconnectRound
 from meshnode.types import Address, NodeId, NodeState
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from meshnode.membership.config import MembershipConfig
     from meshnode.membership.linking import Linking
@@ -57,7 +65,8 @@ GONE: Final = (NodeState.DEAD, NodeState.LEFT)
 """The states of members that may come back."""
 
 DEPARTED_ROUNDS: Final = 3
-"""Every which round of reconnecting also dials a member that left: at 10 s (LAN), one in 30 s."""
+"""Every which round of reconnecting also dials a member that left, a lost one and a seed: at 10 s (LAN),
+one of each in 30 s."""
 
 SHORT_LINK_S: Final = 2.0
 """A link that stood for less was of no use: longer than a hello and a first exchange of views."""
@@ -89,7 +98,9 @@ class Dialler:
         self._config = config
         self._rng = rng
         self._seeds = tuple(dict.fromkeys(seeds))
+        self._seed_ends: dict[Address, NodeId] = {}  # who answered there
         self._known: dict[NodeId, MemberRecord] = {}
+        self._lost: dict[NodeId, MemberRecord] = {}  # the longest lost first
         self._attempts: dict[Target, _Attempt] = {}
         self._links: dict[NodeId, tuple[float, int]] = {}  # up since, failures before; members only
         self._under_way = 0
@@ -104,6 +115,17 @@ class Dialler:
         """Nodes known from disk that have not shown themselves yet."""
         return tuple(self._known.values())
 
+    @property
+    def lost(self) -> Mapping[NodeId, MemberRecord]:
+        """Members that died and that the table has forgotten, the longest lost first."""
+        return self._lost
+
+    def lose(self, record: MemberRecord) -> None:
+        """Dial a member on, now and then, that the table forgets as dead."""
+        self._lost[record.node_id] = record
+        if len(self._lost) > MAX_LOST_MEMBERS:
+            del self._lost[next(iter(self._lost))]
+
     def remember(self, records: Iterable[MemberRecord]) -> None:
         """Take nodes known from disk as targets."""
         for record in records:
@@ -111,11 +133,18 @@ class Dialler:
                 self._known[record.node_id] = record
 
     def forget_known(self, node_id: NodeId | None = None) -> None:
-        """Drop a node known from disk (it is a member now), or all of them (nobody ever came)."""
-        if node_id is None:
-            self._known.clear()
-        else:
+        """Drop a node known from disk, or a lost one; or hold all that never came from disk for lost.
+
+        Args:
+            node_id: Who is a member now, or never will be; None for all nodes known from disk.
+        """
+        if node_id is not None:
             self._known.pop(node_id, None)
+            self._lost.pop(node_id, None)
+            return
+        for record in self._known.values():
+            self.lose(record)
+        self._known.clear()
 
     def start(self, now: float) -> list[Effect]:
         """Dial seeds and known nodes, and begin the rounds that reconnect."""
@@ -150,8 +179,10 @@ class Dialler:
         """Dial a member once that is silent, to hear whether it lives; it hears of its accusation."""
         return self._dial(node_id, now) if self._is_free(node_id) else []
 
-    def _is_free(self, node_id: NodeId) -> bool:
-        return node_id not in self._attempts and not self._table.is_linked(node_id)
+    def _is_free(self, target: Target) -> bool:
+        if target in self._attempts:
+            return False
+        return isinstance(target, Address) or not self._table.is_linked(target)
 
     def link_lost(self, node_id: NodeId, now: float) -> list[Effect]:
         """See to another link to a live member whose link went down."""
@@ -174,6 +205,8 @@ class Dialler:
 
     def link_up(self, peer: NodeId, address: Address, now: float) -> None:
         """End the attempts that a link has answered."""
+        if address in self._seeds:
+            self._seed_ends[address] = peer
         attempt = self._attempts.get(peer)
         if peer in self._table.view:
             self._links[peer] = (now, attempt.failures if attempt else 0)
@@ -218,11 +251,26 @@ class Dialler:
         effects += self._dial_one([*self._table.in_state(NodeState.DEAD), *self._known], now)
         if self._rounds % DEPARTED_ROUNDS == 0:
             effects += self._dial_one(self._table.in_state(NodeState.LEFT), now)
+            effects += self._dial_one(self._lost, now)
+            effects += self._dial_one(self._strange_seeds(), now)
         return effects
 
-    def _dial_one(self, targets: Iterable[NodeId], now: float) -> list[Effect]:
+    def _strange_seeds(self) -> list[Address]:
+        """Return the seeds that lead to no live member, as far as is known, nor to this node."""
+        if not self._seeds:
+            return []
+        present = {self._table.own_id, *self._table.live}
+        view = self._table.view
+        theirs = {address for node_id in present for address in view[node_id].record.addresses}
+        return [
+            seed
+            for seed in self._seeds
+            if seed not in theirs and self._seed_ends.get(seed) not in present
+        ]
+
+    def _dial_one(self, targets: Iterable[Target], now: float) -> list[Effect]:
         """Dial one of those that have neither an attempt nor a link, at random."""
-        free = [node_id for node_id in targets if self._is_free(node_id)]
+        free = [target for target in targets if self._is_free(target)]
         return self._dial(self._rng.choice(free), now) if free else []
 
     def _delay_s(self, failures: int) -> float:
@@ -263,5 +311,8 @@ class Dialler:
         if isinstance(target, Address):
             return (target,), None
         member = self._table.get(target)
-        record = self._known[target] if member is None else member.record
+        if member is not None:
+            record = member.record
+        else:
+            record = self._known[target] if target in self._known else self._lost[target]
         return dialable(record.addresses, self._table.own.record.addresses), target

@@ -228,15 +228,16 @@ class MemberTable:
         if self._live.pop(node_id, self) is None:
             self._live_now = None
 
-    def reap(self, now: float, retention_s: float) -> list[NodeId]:
-        """Forget members that have been dead or gone for the retention time, and name them."""
-        gone: list[NodeId] = []
+    def reap(self, now: float, retention_s: float) -> list[Member]:
+        """Forget members that have been dead or gone for the retention time, and return them."""
+        gone: list[Member] = []
         for node_id in self._gone:
-            if now - self._members[node_id].since < retention_s:
+            member = self._members[node_id]
+            if now - member.since < retention_s:
                 break
-            gone.append(node_id)
-        for node_id in gone:
-            self.remove(node_id)
+            gone.append(member)
+        for member in gone:
+            self.remove(member.node_id)
         return gone
 
     def root(self) -> bytes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshnode.effects import Dial, Effect, Persist, StartTimer
 from meshnode.events import DialFailed, LinkUp, Start
+from meshnode.limits import MAX_LOST_MEMBERS
 from meshnode.membership import LAN, MembershipConfig, read_members
 from meshnode.membership.timers import DialDue, PersistDue, ReconnectRound, SyncRound
 from meshnode.types import Address, NodeState
@@ -191,6 +192,78 @@ def test_members_that_left_are_dialled_no_more_after_the_retention_time(
     assert not any(round_of(stage, tools) for _ in range(9))
 
 
+def lose(stage: Stage, *names: str) -> None:
+    """Let members die and be forgotten beside one that lives."""
+    stage.learn(*names, "alive")
+    stage.link("alive")
+    for name in names:
+        stage.hear(name, NodeState.DEAD)
+    stage.fire(SyncRound(), LAN.retention_s)
+    assert not [name for name in names if stage.state(name)]
+
+
+def test_a_member_that_died_is_dialled_now_and_then_after_the_table_forgot_it(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    lose(stage, "a", "b")
+    rounds = [round_of(stage, tools) for _ in range(3 * 20)]
+    assert [len(dialled) for dialled in rounds] == [0, 0, 1] * 20
+    assert {node_id for dialled in rounds for node_id in dialled} == {tools.id("a"), tools.id("b")}
+
+
+def test_a_lost_member_is_so_no_more_once_it_is_back_evicted_or_known_to_have_left(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    lose(stage, "back", "evicted", "left", "lost")
+    stage.learn("back", counter=1)
+    stage.link("back")
+    stage.core.evict(tools.id("evicted"), "it was stolen", stage.now)
+    stage.hear("lost", NodeState.LEFT, signed_by="left")
+    stage.hear("lost", NodeState.LEFT, epoch=0)
+    stage.hear("left", NodeState.LEFT)
+    assert [*stage.core._dialler.lost] == [tools.id("lost")]
+
+
+def test_lost_members_are_bounded_and_the_longest_lost_goes_first(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    names = [f"n{index}" for index in range(MAX_LOST_MEMBERS + 2)]
+    for name in names:
+        stage.core._dialler.lose(tools.record(name))
+    assert [*stage.core._dialler.lost] == [tools.id(name) for name in names[2:]]
+
+
+def test_lost_members_are_on_disk_and_a_node_from_disk_that_never_came_is_lost(
+    stage: Stage, tools: type[Tools]
+) -> None:
+    lose(stage, "a")
+    (persist,) = stage.fire(PersistDue(), 2.0)
+    assert isinstance(persist, Persist)
+    assert [record.name for record in read_members(persist.value)] == ["alive", "a"]
+    again = tools.stage(known=[tools.record("a")])
+    again.tell(Start())
+    again.link("alive")
+    again.learn("alive")
+    again.fire(SyncRound(), LAN.retention_s)
+    assert [*again.core._dialler.lost] == [tools.id("a")]
+
+
+def test_a_seed_that_leads_to_no_live_member_is_dialled_now_and_then(tools: type[Tools]) -> None:
+    own, theirs = tools.record("me").addresses[0], tools.record("a").addresses[0]
+    stage = tools.stage(seeds=[own, theirs, SEED, OTHER_SEED])
+    stage.tell(Start())
+    stage.tell(LinkUp(tools.id("a"), SEED))
+    stage.learn("a")
+    for seed in (own, theirs, OTHER_SEED):
+        stage.tell(DialFailed((seed,), None, "refused"))
+    seen = []
+    for _ in range(3 * 3):
+        for dial in dials(stage.fire(ReconnectRound(), 10.0)):
+            seen.append(dial)
+            assert stage.tell(DialFailed(dial.addresses, dial.expect, "refused")) == []
+    assert seen == [Dial((OTHER_SEED,), None)] * 3
+
+
 def test_a_dial_without_an_outcome_is_given_up_and_tried_again(tools: type[Tools]) -> None:
     stage = tools.stage(seeds=[SEED])
     stage.tell(Start())
@@ -220,7 +293,7 @@ def test_addresses_that_lead_to_this_machine_are_not_dialled(tools: type[Tools])
     assert dials(local.learn(great, addresses=loopback)) == [Dial(loopback, tools.id(great))]
 
 
-def test_known_nodes_are_tried_slowly_beside_a_live_mesh_and_then_forgotten(
+def test_known_nodes_are_tried_slowly_beside_a_live_mesh_and_then_more_slowly(
     tools: type[Tools],
 ) -> None:
     stage = tools.stage(known=[tools.record("a")])
