@@ -390,9 +390,13 @@ async def test_real_signals_reach_the_daemon(daemons: Daemons) -> None:
 async def test_a_closed_terminal_is_a_polite_stop(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alpha = await daemons.start("alpha").ready()
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert await alpha.end() == 0
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        alpha = await daemons.start("alpha").ready()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await alpha.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)  # started under nohup
     assert signal.SIGHUP not in process._stop_signals()
 
