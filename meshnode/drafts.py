@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshnode import advertisement
 from meshnode.authority import needed_role
-from meshnode.errors import Forbidden, InvalidRequest, ModelNotFound, UsageError
+from meshnode.errors import Forbidden, InvalidRequest, ModelNotFound, TooLarge, UsageError
 from meshnode.limits import MAX_ENTRIES_KEPT
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import Draft
@@ -235,8 +235,15 @@ class Drafts:
         successor (`Credentials.succeed`).
 
         Raises:
-            TooLarge, UsageError: as `eviction`.
+            TooLarge, UsageError: as `eviction`; also if it would lose what this node has written.
         """
+        written = self._desired.written_by(self._me)
+        current = sum(self._desired.entry(entry.key) is entry for entry in written)
+        if current > MAX_ENTRIES_KEPT:
+            raise TooLarge(
+                f"{current} deployments and API keys were written by this node, and its next key can take "
+                f"over {MAX_ENTRIES_KEPT}; write the others anew on another operator's node first"
+            )
         kept = self._kept(Descent([*self._authority.chains(), successor]), self._me)
         revocation = Revocation(
             self._identity.public_key, "rotated", int(wall_s), kept,

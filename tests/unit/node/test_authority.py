@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.effects import Effect, Emit, SendNote
-from meshnode.errors import Forbidden, InvalidRequest, UsageError
+from meshnode.errors import Forbidden, InvalidRequest, TooLarge, UsageError
 from meshnode.events import LinkUp, NoteReceived, Start
 from meshnode.limits import MAX_CHAIN_RECORDS, MAX_STATEMENTS_PER_AUTHOR
 from meshnode.membership.messages import MemberRecord, sign_record
@@ -705,6 +705,21 @@ def test_a_node_hands_over_to_its_successor_with_all_that_it_let_in(village: Vil
     assert (out.by, out.successor) == (village.id("mason"), heir.node_id)
     row = next(row for row in observer.papers.authority.members() if row.node == heir.node_id)
     assert (row.how, row.by) == ("rotated", village.id("mason"))
+
+
+def test_a_rotation_that_would_lose_what_a_node_has_written_is_refused(
+    village: Village, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mason = introduced(village, "mason")
+    monkeypatch.setattr("meshnode.drafts.MAX_ENTRIES_KEPT", 0)
+    successor = succeed(
+        former=mason.papers.identity, member=mason.papers.member,
+        successor=Identity(b"heir".ljust(32)), now_wall_s=WALL_S + 500,
+    )  # fmt: skip
+    mason.write(lambda at: mason.node.desired.draft({"policy/x": b"1"}, at))
+    with pytest.raises(TooLarge, match="1 deployments and API keys were written by this node"):
+        mason.node.drafts.rotation(successor, WALL_S + 501)
+    assert mason.told("trust.evicted") == []
 
 
 def test_who_came_too_late_for_an_invite_is_shown_among_those_that_are_out(
