@@ -1,7 +1,7 @@
 """Time as a parameter.
 
 Cores take `now` as an argument; drivers hold a `Clock`. The real one is `meshnode.net.clock`,
-the simulator's is `meshnode.sim.world`.
+the simulator's is `meshnode.sim.core_world`.
 """
 
 from __future__ import annotations

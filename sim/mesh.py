@@ -1,7 +1,7 @@
 """A mesh of real nodes in virtual time: the whole core of the daemon, with models and requests.
 
 Each node of a `SimMesh` is a `meshnode.node.Node` with a real identity and admission chain, a disk
-that survives crashes, a virtual model server and a gateway; a `World` carries what they say.
+that survives crashes, a virtual model server and a gateway; a `CoreWorld` carries what they say.
 
     mesh = SimMesh(seed=7)
     for name, region in (("a", "eu"), ("b", "us"), ("c", "asia")):
@@ -31,6 +31,7 @@ from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerF
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
 from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
 from meshnode.routing.load import LinkState
+from meshnode.sim.core_world import Boot, CoreWorld
 from meshnode.sim.requests import (
     GATEWAY_LOST,
     Ask,
@@ -52,7 +53,6 @@ from meshnode.sim.serving import (
     Told,
 )
 from meshnode.sim.trust import Admissions, Papers
-from meshnode.sim.world import Boot, World
 from meshnode.state.deployment import Deployment
 from meshnode.types import NodeId, Role
 
@@ -256,7 +256,7 @@ class SimMesh:
             network: How the network behaves.
             config: Settings of all nodes.
         """
-        self.world = World(seed, network, {Stream: self._send})
+        self.world = CoreWorld(seed, network, {Stream: self._send})
         self.world.links.refusal = self._refusal
         self.admissions = Admissions(seed)
         self.library = Library(self._linked)
@@ -523,7 +523,7 @@ class SimMesh:
             self.world.tell(self.name_of(node), NoteReceived(node, error.evidence))
         return str(error)
 
-    def _send(self, world: World, source: str, effect: Stream) -> None:
+    def _send(self, world: CoreWorld, source: str, effect: Stream) -> None:
         world.links.send(world.id_of(source), effect.to, effect.event)
 
     def _linked(self, node: NodeId) -> list[NodeId]:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from meshnode.events import DatagramReceived, Event, LinkUp
 from meshnode.membership import LAN
 from meshnode.net.udp import DatagramSocket
+from meshnode.sim.core_world import CoreWorld
 from meshnode.sim.fleet_process import Places, Process
 from meshnode.sim.scheduler import Scheduler
 from meshnode.sim.virtual_fleet import LAN_NETWORK, SimFleet
-from meshnode.sim.world import World
 from meshnode.trust.datagrams import DatagramError, DatagramSeal
 from meshnode.trust.identity import Identity
 from meshnode.types import Address, NodeId
@@ -179,7 +179,7 @@ class SealedProcess(Process):
             self.seal.follow_record(member.node_id, member.record.boot)
 
 
-class SocketWorld(World):
+class SocketWorld(CoreWorld):
     """A world in real time, whose datagrams go through UDP sockets on loopback."""
 
     def __init__(self, seed: int, network: NetworkConfig, time: RealTime) -> None:

@@ -1,4 +1,4 @@
-"""A fleet in virtual time: real membership cores on a `World`, with signatures that cost a hash.
+"""A fleet in virtual time: real membership cores on a `CoreWorld`, with signatures that cost a hash.
 
 What a driver does around a core is modelled as far as membership can notice it: a datagram opens only
 where its sender's boot is known (from its record or from a link), and is sealed for the boot of the
@@ -20,6 +20,7 @@ import msgspec
 from meshnode.events import DatagramReceived, NoteReceived
 from meshnode.membership import LAN, Membership, MembershipConfig, read_members
 from meshnode.membership.messages import CODEC, Incarnation, MemberRecord
+from meshnode.sim.core_world import Boot, CoreWorld
 from meshnode.sim.fleet import (
     FleetEvent,
     Sight,
@@ -32,7 +33,6 @@ from meshnode.sim.fleet import (
 )
 from meshnode.sim.fleet_process import Places, Process, Puppet
 from meshnode.sim.network import NetworkConfig
-from meshnode.sim.world import Boot, World
 from meshnode.types import NodeId, NodeState, node_id_of
 from meshnode.wire.config import LinkConfig
 from meshnode.wire.frames import HEADER_BYTES
@@ -85,7 +85,7 @@ class SimFleet:
         """
         self.seed = seed
         self.config = config
-        self.world = World(seed, network)
+        self.world = CoreWorld(seed, network)
         self.places = Places()
         self._record = record
         self._processes: dict[str, Process] = {}  # the present or last boot of each node

@@ -12,8 +12,8 @@ import pytest
 
 from meshnode.effects import Dial, Effect, StartTimer
 from meshnode.events import DialFailed, Event, LinkDown, Start, TimerFired
+from meshnode.sim.core_world import Boot, CoreWorld
 from meshnode.sim.network import NetworkConfig
-from meshnode.sim.world import Boot, World
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.desired import DesiredState
 from meshnode.state.owner import OwnerStates, OwnerTrust
@@ -92,7 +92,7 @@ class Mesh:
     """A world of state nodes called n0, n1, ..."""
 
     def __init__(self, count: int, seed: int, network: NetworkConfig | None = None) -> None:
-        self.world = World(seed, network or NetworkConfig())
+        self.world = CoreWorld(seed, network or NetworkConfig())
         self.names = [f"n{i}" for i in range(count)]
         self.skew_s: dict[str, float] = {}
         draw = random.Random(seed)

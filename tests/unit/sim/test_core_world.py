@@ -31,8 +31,8 @@ from meshnode.events import (
     Start,
     TimerFired,
 )
+from meshnode.sim.core_world import MAX_FROZEN_DATAGRAMS, Boot, CoreWorld, NotReachedError
 from meshnode.sim.network import NetworkConfig
-from meshnode.sim.world import MAX_FROZEN_DATAGRAMS, Boot, NotReachedError, World
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Stage:
     """A world of diaries, with a word for each thing a test does with them."""
 
     def __init__(self, *names: str, network: NetworkConfig = STEADY) -> None:
-        self.world = World(1, network)
+        self.world = CoreWorld(1, network)
         for name in names:
             self.world.add_node(name, "eu", Diary)
 
@@ -105,7 +105,7 @@ def test_a_core_is_started_once_with_what_it_needs() -> None:
     assert boot.address == Address("10.0.0.1", 8471)
     assert len({stage.id("a"), stage.id("b")}) == 2
     assert stage.world.names() == ["a", "b"]
-    assert repr(stage.world) == "<World seed 1 at 1.000 s: 2 of 2 nodes run>"
+    assert repr(stage.world) == "<CoreWorld seed 1 at 1.000 s: 2 of 2 nodes run>"
 
 
 def test_timers_come_back_unchanged_when_due() -> None:
@@ -269,7 +269,7 @@ def test_emitted_events_are_recorded_with_time_and_node() -> None:
 
 def test_other_effects_go_to_the_drivers_given_for_them() -> None:
     asked: list[tuple[str, object]] = []
-    world = World(
+    world = CoreWorld(
         1, on_effect={LoadModel: lambda _world, name, effect: asked.append((name, effect))}
     )
     world.add_node("a", "eu", Diary)
@@ -453,7 +453,7 @@ def test_waiting_returns_the_time_taken_or_names_the_seed() -> None:
     assert stage.world.run_until(lambda: bool(stage.told("a", TimerFired)), 5.0) == pytest.approx(
         1.0, abs=0.051
     )
-    with pytest.raises(NotReachedError, match=r"World\(seed=1\)"):
+    with pytest.raises(NotReachedError, match=r"CoreWorld\(seed=1\)"):
         stage.world.run_until(lambda: False, 2.0)
 
 
@@ -462,11 +462,11 @@ def test_a_cores_failure_tells_when_and_where_it_happened() -> None:
         def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
             raise ZeroDivisionError
 
-    world = World(42)
+    world = CoreWorld(42)
     world.add_node("a", "eu", Broken)
     with pytest.raises(ZeroDivisionError) as caught:
         world.run_for(1.0)
-    assert caught.value.__notes__ == ["at 0.000000 s of World(seed=42), a handling Start()"]
+    assert caught.value.__notes__ == ["at 0.000000 s of CoreWorld(seed=42), a handling Start()"]
 
 
 class Chatter:
@@ -496,7 +496,7 @@ class Chatter:
 
 
 def digest_of_chatter(seed: int, loss: float = 0.1) -> str:
-    world = World(seed, NetworkConfig(loss=loss))
+    world = CoreWorld(seed, NetworkConfig(loss=loss))
     for i in range(10):
         world.add_node(f"n{i}", ("eu", "us")[i % 2], Chatter)
     world.run_for(5.0)

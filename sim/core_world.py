@@ -5,7 +5,7 @@ would: datagrams and links over a modelled network, timers, a disk that survives
 decides everything: same seed, same world, same `trace.digest()`. The network and each boot of each
 node draw from streams of their own, so that one more draw here does not change what happens there.
 
-    world = World(seed=7, network=NetworkConfig(loss=0.1))
+    world = CoreWorld(seed=7, network=NetworkConfig(loss=0.1))
     for name in ("a", "b", "c"):
         world.add_node(name, "eu", make_core)
     world.run_for(5.0)
@@ -93,7 +93,7 @@ class Boot:
 Factory = Callable[[Boot], Core]
 """Makes a node's core at each of its boots."""
 
-Driver = Callable[["World", str, Any], None]
+Driver = Callable[["CoreWorld", str, Any], None]
 """Carries out an effect that worlds do not know: gets the world, the node's name and the effect."""
 
 
@@ -117,7 +117,7 @@ class _Node:
         self.core: Core | None = None
 
 
-class World:
+class CoreWorld:
     """Nodes, a network between them, and time; see the module's docstring."""
 
     def __init__(
@@ -156,9 +156,7 @@ class World:
 
     def __repr__(self) -> str:
         up = sum(node.host.running for node in self._nodes.values())
-        return (
-            f"<World seed {self.seed} at {self.now():.3f} s: {up} of {len(self._nodes)} nodes run>"
-        )
+        return f"<CoreWorld seed {self.seed} at {self.now():.3f} s: {up} of {len(self._nodes)} nodes run>"
 
     def now(self) -> float:
         """Return virtual seconds since the world began."""
@@ -254,7 +252,7 @@ class World:
         while not predicate():
             if self.now() - start_s >= limit_s:
                 raise NotReachedError(
-                    f"not true within {limit_s} s, at {self.now():.3f} s of World(seed={self.seed})"
+                    f"not true within {limit_s} s, at {self.now():.3f} s of CoreWorld(seed={self.seed})"
                 )
             self.run_for(step_s)
         return self.now() - start_s
@@ -427,7 +425,7 @@ class World:
             effects = node.core.handle(event, now, self.scheduler.wall_s())
         except Exception as error:
             error.add_note(
-                f"at {now:.6f} s of World(seed={self.seed}), {node.name} handling {event}"
+                f"at {now:.6f} s of CoreWorld(seed={self.seed}), {node.name} handling {event}"
             )
             raise
         self._perform(node, effects)
