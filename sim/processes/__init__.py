@@ -1,0 +1,1 @@
+"""Depth C: whole daemons as processes of this machine, with the delays of a network put in."""

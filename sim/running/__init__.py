@@ -1,0 +1,1 @@
+"""Runs: playing a scenario, checking it, comparing policies, shrinking what fails, reporting."""

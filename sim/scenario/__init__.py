@@ -1,0 +1,1 @@
+"""Scenarios: their types, their files, and what a scenario may name (data centres, devices)."""
