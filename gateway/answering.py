@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ from multidict import CIMultiDict
 from meshnode.limits import BODY_GRACE_S, KIB, MIN_BODY_BYTES_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -71,14 +70,14 @@ class PlainAnswer(web.StreamResponse):
     aiohttp's own response spends more on its header table than a small model on its answer.
     """
 
-    def __init__(self, response: HttpResponse, request_id: str) -> None:
+    def __init__(self, response: HttpResponse, request_id: str, date: str) -> None:
         super().__init__()
         lines = [
             _STATUS_LINES[response.status],
             *map(": ".join, response.headers.items()),
             "Server: meshnode",
             "X-Request-Id: " + request_id,
-            "Date: " + _DATE.text(),
+            "Date: " + date,
             "Content-Length: " + str(response.size_bytes),
             "\r\n",
         ]
@@ -104,20 +103,22 @@ class PlainAnswer(web.StreamResponse):
         """Nothing is left to write."""
 
 
-class _Date:
+class DateHeader:
     """The Date header's value, formatted once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, wall_s: Callable[[], float]) -> None:
+        """Follow this clock, which returns seconds since the Unix epoch."""
+        self._wall_s = wall_s
         self._second = 0
         self._text = ""
 
     def text(self) -> str:
-        second = int(time.time())
+        """Return it for now."""
+        second = int(self._wall_s())
         if second != self._second:
             self._second = second
             self._text = formatdate(second, usegmt=True)
         return self._text
 
 
-_DATE = _Date()
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}

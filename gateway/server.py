@@ -35,7 +35,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from meshnode.errors import ConfigError, MeshError, Saturated, TooLarge
 from meshnode.gateway.access import Approach, require
-from meshnode.gateway.answering import JOINED_BYTES, PlainAnswer, send
+from meshnode.gateway.answering import JOINED_BYTES, DateHeader, PlainAnswer, send
 from meshnode.gateway.bodies import Bodies, Body
 from meshnode.gateway.listening import TcpSite, bind_unix
 from meshnode.gateway.protocols.caller import OWNER
@@ -94,6 +94,8 @@ class HttpServer:
         *,
         bodies: Bodies | None = None,
         grace_s: float = 10.0,
+        wall_s: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Make a server; call within a running loop.
 
@@ -103,6 +105,8 @@ class HttpServer:
             access: Who may ask; None where file permissions let nobody but the owner in.
             bodies: Counts the memory of bodies, for all entrances together.
             grace_s: How long `stop` lets running requests finish, in seconds.
+            wall_s: Returns seconds since the Unix epoch.
+            random_bytes: Draws so many bytes that nobody can guess, for the ids of requests.
         """
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -111,8 +115,10 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._bodies = bodies or Bodies()
         self._is_leaving = False
-        self._id_prefix = secrets.token_hex(4) + "-"
+        self._id_prefix = random_bytes(4).hex() + "-"
         self._ids = itertools.count(1)
+        self._wall_s = wall_s
+        self._date = DateHeader(wall_s)
         self._runner = web.ServerRunner(
             _Server(
                 self._handle,
@@ -264,7 +270,7 @@ class HttpServer:
             and "Connection" not in response.headers
             and not self._is_leaving
         ):
-            return PlainAnswer(response, request_id)
+            return PlainAnswer(response, request_id, self._date.text())
         if self._is_leaving:
             response = msgspec.structs.replace(
                 response, headers={**response.headers, "Connection": "close"}
@@ -294,7 +300,7 @@ class HttpServer:
             headers.get(_X_API_KEY),
             b"\n".join(map(_NAME_OF_HEADER, raw.raw_headers)),
         )
-        return self._access.admit(approach, self._loop.time(), time.time())
+        return self._access.admit(approach, self._loop.time(), self._wall_s())
 
     async def _read_body(self, raw: web.BaseRequest) -> tuple[bytearray, Body]:
         """Read a body that has not arrived completely; `Body.end` lets it go.

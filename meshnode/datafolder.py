@@ -43,7 +43,7 @@ from meshnode.options import Chosen
 from meshnode.trust.identity import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _EPOCH = re.compile(rb"[0-9]{1,18}")
 _FORGOTTEN: Final = "mesh.forgotten"
@@ -114,9 +114,17 @@ class DataFolder:
             or holds a file that is damaged. Nothing was changed then.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Create the folder where it is missing, and lock it."""
+    def __init__(
+        self, path: Path, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    ) -> None:
+        """Create the folder where it is missing, and lock it.
+
+        Args:
+            path: Where it is.
+            random_bytes: Draws so many bytes that nobody can guess, for the node's key.
+        """
         self.path = path
+        self._random_bytes = random_bytes
         with _explained(f"cannot use the data folder {path}", path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (path / "state").mkdir(exist_ok=True, mode=0o700)
@@ -151,7 +159,7 @@ class DataFolder:
         path = self.path / "identity.key"
         seed = _read(path)
         if seed is None:
-            seed = secrets.token_bytes(32)
+            seed = self._random_bytes(32)
             self._write(path, seed)
         if len(seed) != 32:
             raise ConfigError(

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 from meshnode.errors import DeadlineExceeded, InferenceFailed, MeshError, ModelError, NotServing
@@ -66,12 +66,16 @@ class ServerConfig:
         max_waiting: Requests that may wait per version: at 10 ms each, 2.5 s of work; more would
             wait past any patience, and another node can take them.
         warm_up_runs: Runs on zeros before a version is ready; the fastest counts, 1 to 10.
+        slots: Requests of one version that run at once, each with one thread, however long they take;
+            None lets the warm-up decide. More than there are cores only where runs wait for something
+            else than a processor.
     """
 
     inline_limit_s: float = 500e-6
     spread_limit_s: float = 2e-3
     max_waiting: int = MAX_WAITING_RUNS
     warm_up_runs: int = 3
+    slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +96,34 @@ class _Opened:
     slots: int
 
 
+class Workers(Protocol):
+    """What runs requests beside the event loop: threads, or what stands for them."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any) -> object:
+        """Run `work(*args)` soon, beside the event loop."""
+        ...
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Take no more work."""
+        ...
+
+
 class _Replica:
     """A version that is ready, or draining."""
 
-    __slots__ = ("load_s", "manifest", "model", "outputs", "pool", "run_time", "slots", "units")
+    __slots__ = (
+        "load_s", "make_workers", "manifest", "model", "outputs", "pool", "run_time", "slots", "units",
+    )  # fmt: skip
 
     def __init__(
-        self, manifest: Manifest, opened: _Opened, max_waiting: int, load_s: float
+        self,
+        manifest: Manifest,
+        opened: _Opened,
+        max_waiting: int,
+        load_s: float,
+        make_workers: Callable[[int, str], Workers],
     ) -> None:
+        self.make_workers = make_workers
         self.manifest = manifest
         self.load_s = load_s
         self.model = opened.model
@@ -107,16 +131,16 @@ class _Replica:
         self.slots = Slots(opened.slots, max_waiting)
         self.units = unit_counter(manifest)
         self.outputs = tuple(spec.name for spec in manifest.outputs)
-        self.pool: ThreadPoolExecutor | None = None  # an inline version never needs one
+        self.pool: Workers | None = None  # an inline version never needs one
 
     def __repr__(self) -> str:
         return f"<_Replica {self.manifest.model}/{self.manifest.version} {self.slots}>"
 
-    def workers(self) -> ThreadPoolExecutor:
+    def workers(self) -> Workers:
         """Return the version's threads, started as they are needed."""
         if self.pool is None:
             name = f"{self.manifest.model}-{self.manifest.version}"
-            self.pool = ThreadPoolExecutor(self.slots.count, thread_name_prefix=name)
+            self.pool = self.make_workers(self.slots.count, name)
         return self.pool
 
     def close(self) -> None:
@@ -137,6 +161,7 @@ class ModelServer:
         config: ServerConfig | None = None,
         cores: int | None = None,
         timer: Callable[[], float] = time.perf_counter,
+        make_workers: Callable[[int, str], Workers] = ThreadPoolExecutor,
     ) -> None:
         """Start with no models.
 
@@ -146,7 +171,9 @@ class ModelServer:
             config: How requests are run.
             cores: Processor cores to use; None for all that this process may use.
             timer: Seconds, for measuring runs; called in worker threads too.
+            make_workers: Makes what runs a version's requests, of their number and a name.
         """
+        self._make_workers = make_workers
         self._runtimes = runtimes
         self._on_change = on_change
         self._config = config or ServerConfig()
@@ -321,7 +348,9 @@ class ModelServer:
                 self._set(manifest, ReplicaState.FAILED, f"loading was interrupted: {error!r}")
                 raise
             load_s = self._timer() - started
-            self._ready[key] = _Replica(manifest, opened, self._config.max_waiting, load_s)
+            self._ready[key] = _Replica(
+                manifest, opened, self._config.max_waiting, load_s, self._make_workers
+            )
             self._find_newest(manifest.model)
             return self._set(manifest, ReplicaState.READY)
 
@@ -365,6 +394,8 @@ class ModelServer:
         try:
             fits(manifest, model)
             shortest_s = warm_up(manifest, model, run_time, self._config.warm_up_runs, self._timer)
+            if self._config.slots is not None:
+                return _Opened(model, run_time, self._config.slots)
             if shortest_s < self._config.spread_limit_s or self._cores == 1:
                 inline = run_time.expected_s(1) < self._config.inline_limit_s
                 return _Opened(model, run_time, 1 if inline else self._cores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,9 +26,23 @@ class ApiKeys:
     """The mesh's API keys, as one node shows and changes them."""
 
     def __init__(
-        self, node: Node, driver: Driver, clock: Clock, require: Callable[[], None]
+        self,
+        node: Node,
+        driver: Driver,
+        clock: Clock,
+        require: Callable[[], None],
+        random_bytes: Callable[[int], bytes],
     ) -> None:
-        """Work with these; `require` raises Forbidden where this node's role allows no changes."""
+        """Work with these.
+
+        Args:
+            node: Has the keys.
+            driver: Writes changes.
+            clock: For what expires, and when.
+            require: Raises Forbidden where this node's role allows no changes.
+            random_bytes: Draws so many bytes that nobody can guess.
+        """
+        self._random_bytes = random_bytes
         self._node = node
         self._driver = driver
         self._clock = clock
@@ -61,7 +74,7 @@ class ApiKeys:
         self._require()
         wall_s = self._clock.wall_s()
         known = self._keyring.all()
-        random_bytes = secrets.token_bytes(ID_BYTES + SECRET_BYTES)
+        random_bytes = self._random_bytes(ID_BYTES + SECRET_BYTES)
         key, text = make_api_key(name, scopes, ttl_s, wall_s, random_bytes, known)
         forgotten = to_forget(known, wall_s)
         self._keep(key, forgotten)

@@ -13,8 +13,7 @@ from meshnode.daemon.artifacts import Artifacts
 from meshnode.daemon.checkup import Checkups
 from meshnode.daemon.control import Control
 from meshnode.daemon.doctor import Doctor
-from meshnode.daemon.driver import Driver, ModelEffect, seeded_random
-from meshnode.daemon.enforcement import GuardedRuntime, rss_bytes
+from meshnode.daemon.enforcement import GuardedRuntime
 from meshnode.daemon.entrances import Entrances, reached_at
 from meshnode.daemon.forwarding import Forwarder, ForwardServer
 from meshnode.daemon.metrics import DaemonMetrics
@@ -27,11 +26,8 @@ from meshnode.events import Start
 from meshnode.gateway.bodies import Bodies
 from meshnode.gateway.metrics import GatewayMetrics
 from meshnode.gateway.pipeline import Pipeline
-from meshnode.hardware import usage
 from meshnode.hardware.addresses import reachable_hosts
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
-from meshnode.models.runtimes.onnx import OnnxRuntime
-from meshnode.models.server import ModelServer
 from meshnode.models.store import BlobStore
 from meshnode.net.peers import LoadListener, PeerClient
 from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
@@ -47,10 +43,13 @@ if TYPE_CHECKING:
     from meshnode.client.control import ControlAddress
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
+    from meshnode.daemon.driver import Driver, ModelEffect
     from meshnode.daemon.pairing import JoinDesk
+    from meshnode.daemon.surroundings import Surroundings
     from meshnode.datafolder import DataFolder
     from meshnode.gateway.tls import GatewayTls
     from meshnode.models.manifest import Manifest
+    from meshnode.models.server import ModelServer
     from meshnode.net.connection import Connection
     from meshnode.net.links import LinkHub
     from meshnode.net.udp import DatagramSocket
@@ -96,7 +95,7 @@ class Assembly:
         watch: Watch,
         gateway_metrics: GatewayMetrics,
         bodies: Bodies,
-        clock: Clock,
+        surroundings: Surroundings,
     ) -> None:
         """Take the parts."""
         self.node = node
@@ -105,14 +104,18 @@ class Assembly:
         self.hub = hub
         self.credentials = credentials
         self.control = control
+        self._gateway_metrics = gateway_metrics
         self._models = models
         self._artifacts = artifacts
         self._uploads = uploads
         self._peer_server = peer_server
         self._pipeline = pipeline
         self._watch = watch
-        self._clock = clock
-        self._entrances = Entrances(pipeline, control, gateway_metrics, clock, bodies)
+        self._clock = clock = surroundings.clock
+        self._hardware = surroundings.hardware
+        self._entrances = Entrances(
+            pipeline, control, gateway_metrics, clock, bodies, surroundings.random_bytes
+        )
         forwards = ForwardServer(self._entrances.dispatcher, control.api_key, clock)
         peer_server.forwards = forwards
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,6 +130,16 @@ class Assembly:
     def busy(self) -> bool:
         """Whether any request is being worked on, for a client or for a peer."""
         return self._peer_server.running > 0 or self._pipeline.in_flight > 0
+
+    @property
+    def http_connections(self) -> int:
+        """HTTP connections that stand, on the gateway and on the owner's channel."""
+        return self._gateway_metrics.connections
+
+    @property
+    def models(self) -> ModelServer:
+        """What serves models here."""
+        return self._models
 
     async def stop_http(self) -> None:
         """Take no new HTTP connections; what is asked on standing ones is still answered."""
@@ -227,7 +240,7 @@ class Assembly:
             log.error("the models of %s cannot be served: %s", path, error)
 
     async def _report_load(self) -> None:
-        usage.utilisation()  # the first call only sets the mark from which the next one measures
+        self._hardware.utilisation()  # the first call only sets the mark from which the next one measures
         looked_at = float("-inf")
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
@@ -250,7 +263,7 @@ class Assembly:
         return all(each.state is not ReplicaState.READY for each in self.node.own.values())
 
     def _load(self) -> NodeLoad:
-        cpu, memory_bytes = usage.utilisation()
+        cpu, memory_bytes = self._hardware.utilisation()
         models = []
         for (model, version), replica in self.node.own.items():
             if replica.state is not ReplicaState.READY:
@@ -286,21 +299,24 @@ def assemble(
     udp: DatagramSocket,
     mesh_address: Address,
     desk: JoinDesk,
+    surroundings: Surroundings,
 ) -> Assembly:
     """Put a member together; nothing happens until its `start`.
 
     Raises:
         ConfigError: if something in the data folder is damaged or cannot be written.
     """
-    watch = Watch(options, folder, clock)
+    hardware = surroundings.hardware
+    watch = Watch(options, folder, clock, hardware=hardware)
     record = _own_record(options, folder, credentials, clock, mesh_address, watch.first())
-    node = _own_node(options, folder, credentials, record)
+    node = _own_node(options, folder, credentials, record, surroundings)
+    surroundings.made(node)
     store = BlobStore(folder.path)
-    runtime = GuardedRuntime(OnnxRuntime(), options.max_memory_bytes)
-    models = ModelServer({runtime.name: runtime}, cores=watch.cpus)
+    runtime = GuardedRuntime(surroundings.runtime(), options.max_memory_bytes, hardware.rss_bytes)
+    models = surroundings.model_server({runtime.name: runtime}, watch.cpus)
     peers = PeerClient(hub, _load_listener(node, clock))
     artifacts = _artifacts(node, driver, hub, store, models, runtime, peers)
-    traces = TraceIds(seeded_random())
+    traces = TraceIds(surroundings.rng())
     peer_server = PeerServer(
         models,
         store,
@@ -312,7 +328,11 @@ def assemble(
     pipeline = Pipeline(node.me, node.router, models, peers, clock, metrics, traces)
     keyring = Keyring(node.desired)
     uploads = Uploads(
-        folder.path / "uploads", clock, None, lambda key: keyring.opens(key, clock.wall_s())
+        folder.path / "uploads",
+        clock,
+        None,
+        lambda key: keyring.opens(key, clock.wall_s()),
+        surroundings.random_bytes,
     )
     driver.on_api_key = uploads.keys_changed
     uploads.sweep()
@@ -372,8 +392,8 @@ def assemble(
         uploads=uploads,
         watch=watch,
         gateway_metrics=metrics,
-        bodies=Bodies(options.max_memory_bytes, rss_bytes),
-        clock=clock,
+        bodies=Bodies(options.max_memory_bytes, hardware.rss_bytes),
+        surroundings=surroundings,
     )
 
 
@@ -386,12 +406,16 @@ def told_addresses(options: JoinOptions, mesh_address: Address) -> tuple[Address
 
 
 def _own_node(
-    options: JoinOptions, folder: DataFolder, credentials: Credentials, record: MemberRecord
+    options: JoinOptions,
+    folder: DataFolder,
+    credentials: Credentials,
+    record: MemberRecord,
+    surroundings: Surroundings,
 ) -> Node:
     return Node(
         record=record,
         trust=NodeTrust(credentials.identity, credentials.authority),
-        rng=seeded_random(),
+        rng=surroundings.rng(),
         config=NodeConfig(membership=membership_config(options)),
         seeds=credentials.seeds,
         known=known_members(folder, credentials),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -101,7 +100,7 @@ class Checkups:
         connection = self._driver.hub.connection(peer)
         if connection is None:
             raise LinkLost("there is no usable link to it")
-        token = os.urandom(TOKEN_BYTES)
+        token = self._credentials.random_bytes(TOKEN_BYTES)
         with _Expecting(self._expected, peer, token) as knocks:
             answer = _Answer()
             asked_at_s = self._clock.wall_s()

@@ -96,7 +96,9 @@ class Control:
         self._uploads = uploads
         self._forwarder = forwarder
         self._doctor = doctor
-        self._api_keys = ApiKeys(node, driver, clock, self._require_operator)
+        self._api_keys = ApiKeys(
+            node, driver, clock, self._require_operator, credentials.random_bytes
+        )
         self._metrics = metrics
         self.mesh_address = mesh_address
         self.http: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from typing import TYPE_CHECKING
 
@@ -51,9 +50,15 @@ class Credentials:
         asked_at: Where it asks.
         seeds: Where invites said that the mesh is, the latest first.
         dropped: What was not taken over from the saved roster, as sentences.
+        random_bytes: Draws so many bytes that nobody can guess, for keys and nonces.
     """
 
-    def __init__(self, folder: DataFolder, clock: Clock) -> None:
+    def __init__(
+        self,
+        folder: DataFolder,
+        clock: Clock,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         """Load the identity, and the admission if there is one.
 
         Raises:
@@ -61,8 +66,9 @@ class Credentials:
         """
         self._folder = folder
         self._clock = clock
+        self.random_bytes = random_bytes
         self.identity: Identity = folder.identity()
-        self.boot = int.from_bytes(os.urandom(8), "big")
+        self.boot = int.from_bytes(random_bytes(8), "big")
         self.invite: Invite | None = None
         self.asking: Asking | None = None
         self.asked_at: tuple[Address, ...] = ()
@@ -130,7 +136,7 @@ class Credentials:
         Raises:
             ConfigError: if it cannot be written; there is no mesh then.
         """
-        root_seed = secrets.token_bytes(32)
+        root_seed = self.random_bytes(32)
         member = found_mesh(self.identity, root_seed, self._clock.wall_s())
         self._folder.save_mesh(MeshFile(member.mesh_id, member.chain, root_seed))
         self._take(member)
@@ -164,8 +170,8 @@ class Credentials:
                 identity=self.identity,
                 asking=self.asking,
                 boot=self.boot,
-                nonce=os.urandom(NONCE_BYTES),
-                pairing_nonce=os.urandom(NONCE_BYTES),
+                nonce=self.random_bytes(NONCE_BYTES),
+                pairing_nonce=self.random_bytes(NONCE_BYTES),
                 certificate_hash=certificate_hash,
                 versions=WIRE_VERSIONS,
                 expect=expect,
@@ -174,7 +180,7 @@ class Credentials:
             identity=self.identity,
             credential=self.invite or self.member,
             boot=self.boot,
-            nonce=os.urandom(NONCE_BYTES),
+            nonce=self.random_bytes(NONCE_BYTES),
             certificate_hash=certificate_hash,
             versions=WIRE_VERSIONS,
             expect=expect,
@@ -190,7 +196,7 @@ class Credentials:
                 member=self.member,
                 roster=self.roster,
                 boot=self.boot,
-                nonce=os.urandom(NONCE_BYTES),
+                nonce=self.random_bytes(NONCE_BYTES),
                 certificate_hash=tls.certificate_hash,
                 versions=WIRE_VERSIONS,
                 wall_s=self._clock.wall_s(),
@@ -226,7 +232,7 @@ class Credentials:
             ttl_s=ttl_s,
             now_wall_s=self._clock.wall_s(),
             seeds=seeds,
-            random_seed=secrets.token_bytes(32),
+            random_seed=self.random_bytes(32),
             uses=uses,
             region=region,
         )
@@ -237,7 +243,7 @@ class Credentials:
         Raises:
             ConfigError: if that cannot be written; nothing has changed then.
         """
-        seed = secrets.token_bytes(SEED_BYTES)
+        seed = self.random_bytes(SEED_BYTES)
         try:
             member = succeed(
                 former=self.identity,

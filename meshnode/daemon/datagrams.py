@@ -10,7 +10,6 @@ run: a boot is a random number that only members and those on the way know.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from meshnode.daemon.names import Names
@@ -67,7 +66,7 @@ class Datagrams:
         self.received = 0
         self.received_bytes = 0
         self.seal = DatagramSeal(credentials.identity, credentials.boot)
-        self.paths = Paths(lambda: os.urandom(PATH_TOKEN_BYTES))
+        self.paths = Paths(lambda: credentials.random_bytes(PATH_TOKEN_BYTES))
         self._credentials = credentials
         self._clock = clock
         self._dropped = dropped

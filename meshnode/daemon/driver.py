@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -104,13 +103,21 @@ class Driver:
         notes_received: Likewise.
     """
 
-    def __init__(self, *, folder: DataFolder, credentials: Credentials, clock: Clock) -> None:
-        """Begin without links and without a node."""
+    def __init__(
+        self,
+        *,
+        folder: DataFolder,
+        credentials: Credentials,
+        clock: Clock,
+        reported: Callable[[Emit], None] = lambda _emit: None,
+    ) -> None:
+        """Begin without links and without a node; `reported` is told of what the cores report."""
         self._folder = folder
         self._credentials = credentials
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._log = LogBudget(log, clock)
+        self._reported = reported
         self._hub: LinkHub | None = None
         self._early: list[Event] = []
         self._stopped = False
@@ -435,6 +442,7 @@ class Driver:
 
     def _emitted(self, emit: Emit) -> None:
         self.events[emit.kind] += 1
+        self._reported(emit)
         about_strangers = emit.kind.endswith(("refused", "overtaken", "dropped", "conflict"))
         level = logging.WARNING if about_strangers else logging.INFO
         assert self.node is not None
@@ -494,8 +502,3 @@ def _note_type(payload: bytes) -> int:
         return message_type(payload)
     except ProtocolError:
         return 0
-
-
-def seeded_random() -> random.Random:
-    """Return a generator seeded by the operating system, for the cores of a real node."""
-    return random.Random(random.SystemRandom().getrandbits(128))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from meshnode.options import is_loopback
 from meshnode.types import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshnode.clock import Clock
     from meshnode.daemon.control import Control
@@ -39,8 +40,11 @@ class Entrances:
         metrics: GatewayMetrics,
         clock: Clock,
         bodies: Bodies,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Answer from these; `bodies` counts what they hold together."""
+        self._clock = clock
+        self._random_bytes = random_bytes
         self._bodies = bodies
         self._control = control
         self._refusals = RefusalLog(clock)
@@ -119,6 +123,8 @@ class Entrances:
             access,
             bodies=self._bodies,
             grace_s=HTTP_CLOSE_GRACE_S,
+            wall_s=self._clock.wall_s,
+            random_bytes=self._random_bytes,
         )
         self._servers.append(server)
         return server

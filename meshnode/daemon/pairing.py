@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.errors import InvalidRequest, LinkLost, MeshError
@@ -141,7 +140,7 @@ class JoinDesk:
         except TrustError:
             self.requests.refused()
             raise
-        return os.urandom(NONCE_BYTES)
+        return self._credentials.random_bytes(NONCE_BYTES)
 
     def pairing_begun(self, connection: Connection) -> None:
         """Let a device wait whose code both sides know."""

@@ -12,11 +12,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from meshnode import __version__
 from meshnode.client.control import plan_control, remove_control, write_control
@@ -29,8 +27,7 @@ from meshnode.daemon.joining import be_admitted, check_mesh, come_in
 from meshnode.daemon.local_network import LocalNetwork
 from meshnode.daemon.logs import LOG_FILE, set_up_logging
 from meshnode.daemon.pairing import JoinDesk
-from meshnode.daemon.supervisor import notify
-from meshnode.daemon.terminal import flush, say
+from meshnode.daemon.surroundings import real_surroundings
 from meshnode.daemon.whereabouts import Whereabouts
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError
@@ -43,7 +40,6 @@ from meshnode.limits import (
     MAX_LINK_BUFFERED_BYTES,
     MAX_PART_BYTES,
 )
-from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
 from meshnode.net.listening import check_advertised, usable
 from meshnode.net.mdns import Announcement
@@ -62,6 +58,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from meshnode.daemon.logs import LogSetup
+    from meshnode.daemon.surroundings import Surroundings
     from meshnode.gateway.tls import GatewayTls
     from meshnode.net.udp import DatagramSocket
     from meshnode.options import JoinOptions
@@ -157,6 +154,7 @@ class Daemon:
         on_ready: Callable[[], None] = _nothing,
         *,
         may_begin_anew: bool = True,
+        surroundings: Surroundings | None = None,
     ) -> None:
         """Prepare; nothing is opened yet.
 
@@ -165,12 +163,14 @@ class Daemon:
             folder: Its data folder.
             on_ready: Called once, when the node is a member.
             may_begin_anew: Whether it may take another key if the mesh has revoked the one that it has.
+            surroundings: The machine that it runs on; the real one by default.
         """
+        self._surroundings = surroundings or real_surroundings()
         self._on_ready = on_ready
         self._may_begin_anew = may_begin_anew
         self._options = options
         self._folder = folder
-        self._clock = RealClock()
+        self._clock = self._surroundings.clock
         self._stop = asyncio.Event()
         self._driver: Driver | None = None
         self._network: LocalNetwork | None = None
@@ -184,6 +184,11 @@ class Daemon:
 
     def __repr__(self) -> str:
         return f"<Daemon {self._options.name} in {self._options.data_dir}>"
+
+    @property
+    def mesh(self) -> Assembly | None:
+        """Its parts, from when it is a member on."""
+        return self._mesh
 
     async def run(self) -> int:
         """Start, serve, stop; return the exit code."""
@@ -200,12 +205,15 @@ class Daemon:
 
     async def _run(self, stack: contextlib.AsyncExitStack) -> int:
         eviction.begin_anew(self._folder, self._options, self._clock.wall_s())
-        credentials = Credentials(self._folder, self._clock)
+        credentials = Credentials(self._folder, self._clock, self._surroundings.random_bytes)
         for sentence in credentials.dropped:
             log.warning("%s", sentence)
         invite = check_mesh(self._options, credentials, self._clock.wall_s())
         driver = self._driver = Driver(
-            folder=self._folder, credentials=credentials, clock=self._clock
+            folder=self._folder,
+            credentials=credentials,
+            clock=self._clock,
+            reported=self._surroundings.reported,
         )
         desk = JoinDesk(credentials, self._clock)
         hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver, desk)
@@ -256,7 +264,7 @@ class Daemon:
         driver: Driver,
         desk: JoinDesk,
     ) -> tuple[LinkHub, DatagramSocket, Address]:
-        tls = ports.mesh_tls(self._folder.path)
+        tls = self._surroundings.mesh_tls(self._folder.path)
         hub = LinkHub(
             me=credentials.node_id,
             clock=self._clock,
@@ -266,6 +274,7 @@ class Daemon:
             accept_hello=credentials.accept_hello(tls),
             config=link_config(self._options.max_memory_bytes),
             pairing=desk,
+            dial_tls=self._surroundings.dial_tls(),
         )
         stack.push_async_callback(hub.close)
         listen = usable(self._options.listen)
@@ -289,7 +298,7 @@ class Daemon:
     ) -> int:
         options = self._options
         logs.identify(mesh=credentials.mesh_id)
-        plan = plan_control(options.data_dir, sys.platform)
+        plan = plan_control(options.data_dir, self._surroundings.platform)
         driver.on_evicted = self._was_evicted
         mesh = self._mesh = assemble(
             options=options,
@@ -301,6 +310,7 @@ class Daemon:
             udp=udp,
             mesh_address=mesh_address,
             desk=desk,
+            surroundings=self._surroundings,
         )
         stack.push_async_callback(mesh.close)
         mesh.control.on_shutdown = self._shut_down
@@ -327,10 +337,10 @@ class Daemon:
             stack.push_async_callback(_cancelled, meeting)
         self.was_ready = True
         self._on_ready()
-        notify("READY=1")
+        self._surroundings.notify("READY=1")
         await self._stop.wait()
         if self.goes_on_as is None:
-            notify("STOPPING=1")
+            self._surroundings.notify("STOPPING=1")
         await self._say_goodbye(mesh)
         if self._evicted is None:
             return 0
@@ -346,7 +356,7 @@ class Daemon:
             log.error("the options are not kept for the next start: %s", error)
 
     def _welcome(self, mesh: Assembly) -> None:
-        status = mesh.control.status()
+        status, say = mesh.control.status(), self._surroundings.say
         say(f"meshnode {__version__}: node {status['name']} of mesh {status['mesh']}")
         say(f"  mesh  {status['mesh_address']} (TCP and UDP)")
         say(f"  HTTP  {status['http'] or 'none (--no-gateway)'}")
@@ -365,7 +375,7 @@ class Daemon:
 
     def _tell_of_callers(self, mesh: Assembly) -> None:
         """Say what callers need of a gateway that other machines reach, or a proxy does."""
-        http = self._options.http
+        http, say = self._options.http, self._surroundings.say
         if http is None or mesh.control.http is None:
             return
         if self._options.is_key_required_here:
@@ -456,7 +466,7 @@ class Daemon:
         self._signals.append(number)
         self._stop.set()
         if len(self._signals) > 1:
-            _exit_now(128 + number)
+            self._surroundings.exit_now(128 + number)
 
 
 def link_config(max_memory_bytes: int | None) -> LinkConfig:
@@ -497,8 +507,3 @@ def _announcement(mesh: Assembly) -> Announcement:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _exit_now(code: int) -> NoReturn:
-    flush()
-    os._exit(code)

@@ -110,6 +110,7 @@ class Uploads:
         clock: Clock,
         free_bytes: Callable[[Path], int] | None = None,
         is_key_valid: Callable[[str], bool] = lambda _: True,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Stage below a folder of the data folder, which is made when it is needed.
 
@@ -118,7 +119,9 @@ class Uploads:
             clock: For what expires, and when.
             free_bytes: How much room the disk of a folder has; asks the system by default.
             is_key_valid: Whether the key of an id still opens anything.
+            random_bytes: Draws so many bytes that nobody can guess, for the uploads' ids.
         """
+        self._random_bytes = random_bytes
         self._folder = folder
         self._clock = clock
         self._free_bytes = free_bytes or _free_bytes
@@ -199,7 +202,7 @@ class Uploads:
                     f"{own} uploads of this caller to this node are under way; end one first, or "
                     "try again later"
                 )
-            upload_id = secrets.token_hex(16)
+            upload_id = self._random_bytes(16).hex()
             upload = _Upload(
                 upload_id,
                 caller.key_id,

@@ -23,17 +23,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 from meshnode.capabilities import Capabilities, Limits, RuntimeDetails
-from meshnode.daemon.enforcement import give_memory_back, not_enforced, rss_bytes
+from meshnode.daemon.enforcement import give_memory_back, not_enforced
+from meshnode.daemon.surroundings import Hardware, RealHardware
 from meshnode.errors import ConfigError, MeshError, NotServing, Saturated
-from meshnode.hardware.accelerators import Accelerators, missing_providers
-from meshnode.hardware.machine import disk_of, this_machine
-from meshnode.hardware.power import Power, PowerReader
+from meshnode.hardware.accelerators import missing_providers
 from meshnode.hardware.speed import (
     ProbeFailed,
     copy_bytes_within,
     fingerprint,
     kept,
-    measure,
     package_versions,
     probe_least_bytes,
     to_keep,
@@ -67,18 +65,6 @@ PROBE_PATIENCE_S = 60.0
 
 _DISK_STEP = 0.1  # a change of free space, as a share of what was told, that is worth telling
 _POWER_WORDS = {True: "mains", False: "battery", None: "unknown"}
-
-
-class Sensors(Protocol):
-    """What is read of the machine at each look."""
-
-    def power(self) -> Power:
-        """What it runs on."""
-        ...
-
-    def temperature_c(self) -> float | None:
-        """How hot its processor is."""
-        ...
 
 
 class Gate(Protocol):
@@ -121,8 +107,7 @@ class Watch:
         folder: DataFolder,
         clock: Clock,
         *,
-        sensors: Sensors | None = None,
-        rss: Callable[[], int] = rss_bytes,
+        hardware: Hardware | None = None,
     ) -> None:
         """Look at the machine for the first time; nothing is done about it yet.
 
@@ -130,16 +115,14 @@ class Watch:
             options: The owner's limits.
             folder: The data folder: its disk, and what was measured before.
             clock: For the limits' hysteresis.
-            sensors: Where power and temperature are read.
-            rss: Returns the memory of this process in bytes.
+            hardware: The machine; the real one by default.
         """
         self._options = options
         self._folder = folder
         self._clock = clock
-        self._sensors: Sensors = sensors or PowerReader()
-        self._rss = rss
-        self._machine = this_machine()
-        self._accelerators = Accelerators()
+        self._hardware: Hardware = hardware or RealHardware()
+        self._machine = self._hardware.machine()
+        self._accelerators = self._hardware.accelerators()
         self._installed = _installed_runtimes()
         self._fingerprint = fingerprint(self._machine, self._accelerators.found)
         self._measured = kept(folder.hardware(), self._fingerprint)
@@ -165,7 +148,7 @@ class Watch:
         for sentence in self._not_enforced:
             log.warning("not enforced: %s", sentence)
         limit_bytes = self._options.max_memory_bytes
-        if limit_bytes is not None and (used := self._rss()) > limit_bytes:
+        if limit_bytes is not None and (used := self._hardware.rss_bytes()) > limit_bytes:
             log.warning(
                 "--max-memory %s: this node alone takes %s, so it will load no model",
                 size_text(limit_bytes), size_text(used),
@@ -180,7 +163,7 @@ class Watch:
         Args:
             available_bytes: What the machine has free; a container and the owner may allow less.
         """
-        allowed_bytes = self._told.memory_bytes - self._rss()
+        allowed_bytes = self._told.memory_bytes - self._hardware.rss_bytes()
         return max(0, min(available_bytes, allowed_bytes))
 
     @property
@@ -243,7 +226,7 @@ class Watch:
         await asyncio.sleep(PROBE_DELAY_S)
         await self._good_moment(is_busy)
         limit_bytes = self._options.max_memory_bytes
-        room_bytes = None if limit_bytes is None else limit_bytes - self._rss()
+        room_bytes = None if limit_bytes is None else limit_bytes - self._hardware.rss_bytes()
         copy_bytes = copy_bytes_within(room_bytes, self.cpus)
         if room_bytes is not None and not copy_bytes:
             self._unmeasured = (
@@ -254,7 +237,7 @@ class Watch:
             return
         log.info("measuring the speed of this machine once, for some seconds")
         try:
-            self._measured = await measure(self._folder.path, self.cpus, copy_bytes)
+            self._measured = await self._hardware.measure(self._folder.path, self.cpus, copy_bytes)
         except ProbeFailed as error:
             log.warning("the speed of this machine is not known: %s", error)
             return
@@ -278,22 +261,22 @@ class Watch:
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     def _read(self) -> Decision:
-        power = self._sensors.power()
-        temperature_c = self._sensors.temperature_c()
+        power = self._hardware.power()
+        temperature_c = self._hardware.temperature_c()
         self._power = _POWER_WORDS[power.on_mains]
         self.fares = self.fares._replace(
             temperature_c=temperature_c, battery_percent=power.battery_percent
         )
-        reading = Reading(self._rss(), power.on_mains, temperature_c)
+        reading = Reading(self._hardware.rss_bytes(), power.on_mains, temperature_c)
         return self._policy.decide(reading, self._clock.now())
 
     def _shortcomings(self) -> tuple[str, ...]:
         options = self._options
         found = not_enforced(options.max_cpus, options.nice)
-        power = self._sensors.power()
+        power = self._hardware.power()
         if options.only_on_mains and power.on_mains is None:
             found.append(f"--only-on-mains: {power.why_unknown}")
-        if options.max_temperature_c is not None and self._sensors.temperature_c() is None:
+        if options.max_temperature_c is not None and self._hardware.temperature_c() is None:
             found.append(
                 "--max-temperature: this machine does not tell its processor's temperature"
             )
@@ -317,7 +300,7 @@ class Watch:
             runtimes=("onnx",),
             cpu=machine.cpu,
             memory_total_bytes=machine.memory_bytes,
-            disk=disk_of(self._folder.path),
+            disk=self._hardware.disk(self._folder.path),
             power=self._power,
             accelerators=found,
             absent=absent,

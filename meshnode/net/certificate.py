@@ -10,9 +10,12 @@ from __future__ import annotations
 import base64
 import secrets
 import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from meshnode.trust.identity import SEED_BYTES, Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # DER's types (X.690, section 8).
 _INTEGER: Final = 0x02
@@ -32,13 +35,18 @@ _ED25519: Final = b"\x2b\x65\x70"  # 1.3.101.112
 _SERIAL_BYTES: Final = 16  # at most 20 by RFC 5280
 
 
-def self_signed() -> tuple[bytes, str]:
+def self_signed(
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+) -> tuple[bytes, str]:
     """Make a key and its certificate.
+
+    Args:
+        random_bytes: Draws so many bytes that nobody can guess.
 
     Returns:
         The certificate as DER, and key and certificate as PEM: a secret.
     """
-    seed = secrets.token_bytes(SEED_BYTES)
+    seed = random_bytes(SEED_BYTES)
     key = Identity(seed)
     algorithm = _der(_SEQUENCE, _der(_OBJECT_ID, _ED25519))
     common_name = _der(_OBJECT_ID, _COMMON_NAME) + _der(_UTF8_STRING, b"meshnode")
@@ -48,7 +56,7 @@ def self_signed() -> tuple[bytes, str]:
     to_be_signed = _der(
         _SEQUENCE,
         _der(_VERSION, _der(_INTEGER, b"\x02"))  # version 3
-        + _der(_INTEGER, b"\x01" + secrets.token_bytes(_SERIAL_BYTES - 1))  # positive
+        + _der(_INTEGER, b"\x01" + random_bytes(_SERIAL_BYTES - 1))  # positive
         + algorithm
         + name  # of the issuer
         + _der(_SEQUENCE, validity)

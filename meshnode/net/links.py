@@ -37,6 +37,7 @@ from meshnode.net.twins import Twins
 from meshnode.trust.reasons import Reason, TrustError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Collection, Iterable
 
     from meshnode.clock import Clock
@@ -136,10 +137,12 @@ class LinkHub:
         accept_hello: Callable[[], Hello],
         config: LinkConfig,
         pairing: PairingUser | None = None,
+        dial_tls: ssl.SSLContext | None = None,
     ) -> None:
         """`dial_hello(certificate_hash, expected_id)` and `accept_hello()` begin a hello.
 
         Devices that ask to be admitted without an invite are refused where nobody decides about them.
+        `dial_tls` secures connections that this node opens, as `Outgoing` has it.
         """
         self._me = me
         self._clock = clock
@@ -150,11 +153,11 @@ class LinkHub:
         self._links: dict[NodeId, Connection] = {}
         self._spare: dict[NodeId, list[Connection]] = {}
         self._up_since: dict[Connection, float] = {}
-        self._waiting: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
         self._dials: dict[object, asyncio.Task[None]] = {}
-        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self.incoming = Incoming(self, clock, tls, accept_hello, config, self._made.add)
-        self.outgoing = Outgoing(self, clock, dial_hello, config, self._made.add)
+        self._made: weakref.WeakKeyDictionary[Connection, None] = weakref.WeakKeyDictionary()
+        self.incoming = Incoming(self, clock, tls, accept_hello, config, self._note_made)
+        self.outgoing = Outgoing(self, clock, dial_hello, config, self._note_made, dial_tls)
         self._turned_away: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closing = False
         self._twins = Twins(self._met_twin)
@@ -276,7 +279,8 @@ class LinkHub:
             connection.close()
         tasks += self.incoming.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
-        closing = [asyncio.ensure_future(connection.lost.wait()) for connection in self._made]
+        waited_for = [connection for connection in self._made if not connection.lost.is_set()]
+        closing = [asyncio.ensure_future(connection.lost.wait()) for connection in waited_for]
         if closing:
             _, late = await asyncio.wait(closing, timeout=2 * LINK_CLOSE_TIMEOUT_S)
             for waiting in late:
@@ -431,7 +435,7 @@ class LinkHub:
         assert self._pairing is not None
         self._pairing.pairing_begun(connection)
         self.incoming.ended(connection)
-        self._waiting.add(connection)
+        self._waiting[connection] = None
 
     def stream_opened(
         self, connection: Connection, stream: int, meta: bytes, data: memoryview
@@ -459,11 +463,14 @@ class LinkHub:
 
     # Inside
 
+    def _note_made(self, connection: Connection) -> None:
+        self._made[connection] = None
+
     def _end_waiting(self, connection: Connection) -> bool:
         """Whether it was that of a device that waited to be admitted; it no longer is."""
         if connection not in self._waiting:
             return False
-        self._waiting.discard(connection)
+        del self._waiting[connection]
         assert self._pairing is not None
         self._pairing.pairing_ended(connection)
         return True

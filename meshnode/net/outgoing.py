@@ -40,6 +40,7 @@ class Outgoing:
         begin_hello: Callable[[bytes, NodeId | None], Hello],
         config: LinkConfig,
         made: Callable[[Connection], None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Open connections for a hub.
 
@@ -49,8 +50,9 @@ class Outgoing:
             begin_hello: `begin_hello(certificate_hash, expected_id)` begins a hello.
             config: Of their links.
             made: Told of each connection before anything happens on it.
+            tls: How they are secured; by default with a context that takes any certificate.
         """
-        self.tls = client_tls()
+        self.tls = tls or client_tls()
         self._owner = owner
         self._clock = clock
         self._begin_hello = begin_hello

@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 _Where = tuple[int, tuple[Any, ...]]  # address family and socket address
 
 
+def new(family: int, kind: socket.SocketKind) -> socket.socket:
+    """Return a socket of the world that the running loop is in.
+
+    A loop with a network of its own (the simulator's) offers `open_socket`; everywhere else the
+    operating system makes sockets.
+    """
+    open_socket = getattr(asyncio.get_running_loop(), "open_socket", None)
+    made: socket.socket = (open_socket or socket.socket)(family, kind)
+    return made
+
+
 async def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
     """Return a non-blocking socket bound to an address; a TCP one listens already.
 
@@ -39,7 +50,7 @@ async def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
         OSError: if the address is in use or not ours.
     """
     family, where = (await _resolve(address, kind))[0]
-    made = socket.socket(family, kind)
+    made = new(family, kind)
     try:
         made.setblocking(False)
         if os.name == "posix" and kind is socket.SOCK_STREAM:
@@ -85,10 +96,10 @@ async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.so
     ]
     attempts = [partial(_connect_to, *place) for place in found[:MAX_RESOLVED_ADDRESSES]]
     failure: Exception | None = None
-    race = staggered(attempts, DIAL_STAGGER_S, (OSError,), socket.socket.close)
+    race = staggered(attempts, DIAL_STAGGER_S, (OSError,), _close)
     async with contextlib.aclosing(race) as outcomes:
         async for _, outcome in outcomes:
-            if isinstance(outcome, socket.socket):
+            if not isinstance(outcome, Exception):
                 return outcome
             failure = failure or outcome
     if failure is None:
@@ -107,7 +118,7 @@ async def connect_any(
         An address, and its connected socket or why there is none.
     """
     attempts = [partial(connect, address, kinds) for address in addresses]
-    race = staggered(attempts, DIAL_STAGGER_S, (OSError, LinkLost), socket.socket.close)
+    race = staggered(attempts, DIAL_STAGGER_S, (OSError, LinkLost), _close)
     async with contextlib.aclosing(race) as outcomes:
         async for number, outcome in outcomes:
             yield addresses[number], outcome
@@ -121,8 +132,12 @@ def _in_turn(places: list[_Where]) -> list[_Where]:
     return [place for pair in pairs for place in pair if place is not None]
 
 
+def _close(unwanted: socket.socket) -> None:
+    unwanted.close()
+
+
 async def _connect_to(family: int, where: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = new(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -58,7 +59,10 @@ class Node:
         self.dropped: Counter[str] = Counter()
         self.boot = boot
         credentials = SimpleNamespace(
-            identity=self.identity, boot=boot, roster=SimpleNamespace(public_key=self.keys.get)
+            identity=self.identity,
+            boot=boot,
+            roster=SimpleNamespace(public_key=self.keys.get),
+            random_bytes=os.urandom,
         )
         clock = SimpleNamespace(now=lambda: network.now)
         self.datagrams = Datagrams(cast("Any", credentials), cast("Any", clock), self.dropped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -99,7 +100,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.driver, self.clock = FakeDriver(), Clock()
-        credentials = SimpleNamespace(identity=None, member=None, boot=1)
+        credentials = SimpleNamespace(identity=None, member=None, boot=1, random_bytes=os.urandom)
         self.checkups = Checkups(
             cast("Any", self.driver), cast("Any", credentials), cast("Any", self.clock)
         )

@@ -12,7 +12,8 @@ import pytest
 
 from meshnode.daemon import driver as driver_module
 from meshnode.daemon.credentials import Credentials
-from meshnode.daemon.driver import Driver, seeded_random
+from meshnode.daemon.driver import Driver
+from meshnode.daemon.surroundings import real_surroundings
 from meshnode.datafolder import DataFolder
 from meshnode.effects import (
     CloseLink,
@@ -622,7 +623,8 @@ async def test_an_epoch_that_outbids_another_process_survives_a_restart(
 
 
 def test_chance_differs_at_each_start() -> None:
-    assert seeded_random().random() != seeded_random().random()
+    here = real_surroundings()
+    assert here.rng().random() != here.rng().random()
 
 
 async def test_the_loop_of_a_driver_is_the_running_one(setup: Callable[[], Setup]) -> None:

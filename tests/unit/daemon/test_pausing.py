@@ -10,6 +10,7 @@ import pytest
 
 from meshnode import owner_limits, reconcile
 from meshnode.daemon import artifacts, watch
+from meshnode.daemon.surroundings import RealHardware
 from meshnode.errors import ModelNotFound
 from meshnode.hardware.power import Power, PowerReader
 from tests.unit.daemon.test_member import DIGITS, IMAGE, LOOPBACK, deploy, http, until
@@ -118,9 +119,7 @@ async def test_above_its_memory_limit_a_node_answers_503_and_recovers(
     daemons: Daemons, plug: Plug, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rss_bytes = 100_000_000
-    defaults = watch.Watch.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "rss", lambda: rss_bytes)
+    monkeypatch.setattr(RealHardware, "rss_bytes", lambda _: rss_bytes)
     alpha = await daemons.start("alpha", http=LOOPBACK, max_memory_bytes=1_000_000_000).ready()
     await deploy(alpha)
 

@@ -11,6 +11,7 @@ import pytest
 
 from meshnode.capabilities import Disk, RuntimeDetails, read
 from meshnode.daemon import watch as module
+from meshnode.daemon.surroundings import RealHardware
 from meshnode.daemon.watch import Watch
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, MeshError, NotServing, Saturated, TooLarge
@@ -32,10 +33,11 @@ MEASURED = Measured(
 )
 
 
-class Machine:
+class Machine(RealHardware):
     """What the sensors say, what the node is told, and what becomes of requests."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 1000.0
         self.on_mains: bool | None = True
         self.heat_c: float | None = 50.0
@@ -48,6 +50,9 @@ class Machine:
 
     def temperature_c(self) -> float | None:
         return self.heat_c
+
+    def rss_bytes(self) -> int:
+        return self.rss
 
     def tell(self, event: Event) -> None:
         assert isinstance(event, CapabilitiesChanged)
@@ -88,7 +93,7 @@ def watch(machine: Machine, folder: DataFolder, **limits: Any) -> Watch:
         None, "a", "default", "", (), Address("127.0.0.1", 0), None, str(folder.path), None, True,
         False, **limits,
     )  # fmt: skip
-    return Watch(options, folder, Clock(machine), sensors=machine, rss=lambda: machine.rss)
+    return Watch(options, folder, Clock(machine), hardware=machine)
 
 
 def look(machine: Machine, watched: Watch, after_s: float = 1.0) -> None:
@@ -222,7 +227,7 @@ def test_a_disk_that_fills_is_told_when_a_tenth_is_gone(
     machine: Machine, folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [890, 901, 950, 1000]
-    monkeypatch.setattr(module, "disk_of", lambda _: Disk(2000, left.pop()))
+    monkeypatch.setattr(machine, "disk", lambda _: Disk(2000, left.pop()))
     watched = watch(machine, folder)
     for _ in range(3):
         look(machine, watched, 60.0)
@@ -266,7 +271,7 @@ async def test_the_speed_is_measured_once_and_kept_across_restarts(
     machine: Machine, folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
-    monkeypatch.setattr(module, "measure", immediately)
+    monkeypatch.setattr(machine, "measure", immediately)
     first = watch(machine, folder)
     assert "speed" not in first.first()
     await first.measure_speed(lambda: False)
@@ -277,7 +282,7 @@ async def test_the_speed_is_measured_once_and_kept_across_restarts(
     async def never(*_: object) -> Measured:
         pytest.fail("it is known already")
 
-    monkeypatch.setattr(module, "measure", never)
+    monkeypatch.setattr(machine, "measure", never)
     second = watch(machine, folder)
     await second.measure_speed(lambda: False)
     facts = read(second.first())
@@ -290,7 +295,7 @@ async def test_the_probe_waits_for_requests_but_not_for_ever(
 ) -> None:
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
     monkeypatch.setattr(module, "LOOK_INTERVAL_S", 0.0)
-    monkeypatch.setattr(module, "measure", immediately)
+    monkeypatch.setattr(machine, "measure", immediately)
     asked = 0
 
     def is_busy() -> bool:
@@ -314,7 +319,7 @@ async def test_the_probe_waits_while_the_owner_wants_no_work(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
     monkeypatch.setattr(module, "LOOK_INTERVAL_S", 0.0)
-    monkeypatch.setattr(module, "measure", immediately)
+    monkeypatch.setattr(machine, "measure", immediately)
     machine.on_mains = False
     watched = watch(machine, folder, only_on_mains=True)
     measuring = asyncio.ensure_future(watched.measure_speed(lambda: False))
@@ -340,7 +345,7 @@ async def test_the_probe_takes_no_more_memory_and_processors_than_the_owner_allo
         return MEASURED
 
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
-    monkeypatch.setattr(module, "measure", noted)
+    monkeypatch.setattr(machine, "measure", noted)
     watched = watch(machine, folder, max_memory_bytes=164 * MIB, max_cpus=1)
     await watched.measure_speed(lambda: False)  # 60 of 164 MiB are taken
     assert asked == [(1, 15 * MIB)]
@@ -372,7 +377,7 @@ async def test_a_probe_that_fails_is_a_line_in_the_log(
         raise ProbeFailed("the speed probe printed no result")
 
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
-    monkeypatch.setattr(module, "measure", failing)
+    monkeypatch.setattr(machine, "measure", failing)
     watched = watch(machine, folder)
     await watched.measure_speed(lambda: False)
     assert "the speed of this machine is not known: the speed probe printed no" in caplog.text
@@ -389,7 +394,7 @@ async def test_a_result_that_cannot_be_kept_is_used_all_the_same(
         raise ConfigError("the disk is full")
 
     monkeypatch.setattr(module, "PROBE_DELAY_S", 0.0)
-    monkeypatch.setattr(module, "measure", immediately)
+    monkeypatch.setattr(machine, "measure", immediately)
     monkeypatch.setattr(folder, "save_hardware", full)
     watched = watch(machine, folder)
     await watched.measure_speed(lambda: False)
