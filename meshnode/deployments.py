@@ -22,7 +22,7 @@ from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.types import NodeState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from meshnode.membership.member import Member
     from meshnode.models.manifest import Manifest
@@ -98,7 +98,7 @@ class Fleet:
 
     def __init__(self) -> None:
         """Begin without nodes."""
-        self._nodes: tuple[_FleetNode, ...] = ()
+        self._nodes: dict[NodeId, _FleetNode] = {}
         self._placements: dict[str, tuple[Deployment, Placement]] = {}
 
     def __repr__(self) -> str:
@@ -106,10 +106,32 @@ class Fleet:
 
     def update(self, members: Iterable[Member]) -> bool:
         """Take the members as they are now; return whether placements may differ from before."""
-        nodes = tuple(_FleetNode.of(member) for member in members)
+        nodes = {member.node_id: _FleetNode.of(member) for member in members}
         if nodes == self._nodes:
             return False
         self._nodes = nodes
+        self._placements.clear()
+        return True
+
+    def take(self, member: Member, members: Mapping[NodeId, Member]) -> bool:
+        """Take one member as it is now; return whether placements may differ from before.
+
+        Args:
+            member: The one that has changed.
+            members: All of them: whom they have lost in silence is dropped too. Looking at each with
+                every change would cost a large mesh the square of its size when it starts.
+        """
+        node = _FleetNode.of(member)
+        is_new = self._nodes.get(member.node_id) != node
+        if is_new:
+            self._nodes[member.node_id] = node
+            self._placements.clear()
+        return (len(self._nodes) > len(members) and self.update(members.values())) or is_new
+
+    def drop(self, node_id: NodeId) -> bool:
+        """Drop a member; return whether placements may differ from before."""
+        if self._nodes.pop(node_id, None) is None:
+            return False
         self._placements.clear()
         return True
 
@@ -123,7 +145,7 @@ class Fleet:
         need_bytes = max(
             (load_estimate_bytes(each.size_bytes) for each in deployment.manifests), default=0
         )
-        nodes = [node.placeable(runtimes, need_bytes) for node in self._nodes]
+        nodes = [node.placeable(runtimes, need_bytes) for node in self._nodes.values()]
         made = place(deployment.name, deployment.replicas, deployment.on, nodes)
         self._placements[deployment.name] = (deployment, made)
         return made

@@ -967,6 +967,29 @@ HTTP_GOODBYE_LIMIT_S: Final = 2.0
 """How long a leaving node waits for its gateway to be quiet before it tells the mesh: most requests
 have ended by then; the others go on while it leaves, and may still be sent to other nodes."""
 
+# Simulator
+
+MAX_SCENARIO_BYTES: Final = 4 * MIB
+"""A scenario's file, its arrivals included: 100,000 of them, or 20,000 lines written by a program."""
+
+MAX_TRACE_BYTES: Final = 16 * MIB
+"""A file of arrivals: half a million lines of a time and a gateway's name."""
+
+MAX_TRACE_ARRIVALS: Final = 500_000
+"""Requests of a trace: more take minutes to play, and as many objects as a laptop's memory holds."""
+
+MAX_SCENARIO_MISTAKES: Final = 20
+"""Mistakes that are told at once: who made more has made one many times, or read the wrong file."""
+
+MAX_SIMULATED_CORES: Final = 5000
+"""Nodes at depth A: what fits into 16 GB; a core that knows 5,000 others takes about 2 MB."""
+
+MAX_SIMULATED_DAEMONS: Final = 100
+"""Nodes at depth B: whole daemons in one process; the time that they take grows with their links."""
+
+MAX_SIMULATED_PROCESSES: Final = 30
+"""Nodes at depth C: processes of 70 MB on one machine, which share its processors."""
+
 # Disk
 
 MAX_STATE_FILE_BYTES: Final = 64 * MIB

@@ -41,11 +41,12 @@ from meshnode.directory import Directory
 from meshnode.drafts import Drafts
 from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
 from meshnode.errors import TooLarge
-from meshnode.events import Event, LinkUp, Start, TimerFired
+from meshnode.events import DatagramReceived, Event, LinkUp, Start, TimerFired
 from meshnode.eviction import Evictions
 from meshnode.limits import MAX_OWNER_VALUE_BYTES
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
+from meshnode.membership.timers import MembershipTimer
 from meshnode.reconcile import OwnReplica, Reconciler, Wanted
 from meshnode.request_links import RequestLinks
 from meshnode.routing.config import RoutingConfig
@@ -271,6 +272,9 @@ class Node:
             wall_s: Seconds since the Unix epoch.
         """
         match event:
+            case DatagramReceived() | TimerFired(MembershipTimer()):
+                # Most of what a node at rest is told, and no concern of the other cores.
+                effects = self.membership.handle(event, now)
             case ReplicaChanged():
                 effects = self._replica_changed(event, now)
             case ReplicaGone(model, version):
@@ -443,7 +447,7 @@ class Node:
 
     def _member_changed(self, node: NodeId, now: float) -> list[Effect]:
         members = self.membership.members
-        if self._fleet.update(members.values()):
+        if self._fleet.take(members[node], members):
             self._all_stale()
         self._stale.update(self._directory.member_changed(node, now))
         if node == self.me:
@@ -453,7 +457,7 @@ class Node:
         return self.owners.forget(node)
 
     def _member_gone(self, node: NodeId) -> list[Effect]:
-        if self._fleet.update(self.membership.members.values()):
+        if self._fleet.drop(node):
             self._all_stale()
         return self.owners.forget(node)
 

@@ -17,12 +17,15 @@ roles::
 
 A piece of a digest names the range of ids that it covers, so its reader knows what is missing there.
 Dead and departed members that the other side has never heard of are not passed on: each node forgets
-them at its own time, and would learn them again from a node that has not yet, for ever.
+them at its own time, and would learn them again from a node that has not yet, for ever. One that was
+asked for while it lived, and is gone by the time of the answer, comes with that word: a stranger is not
+taken then (`Beliefs.accept_gone`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -45,6 +48,7 @@ from meshnode.membership.messages import (
     Records,
     Rumour,
     Summary,
+    pack_id,
     state_of,
     unpack_id,
 )
@@ -173,12 +177,22 @@ def answer(table: MemberTable, subjects: Iterable[bytes]) -> list[bytes]:
 
 
 def pack(records: Iterable[MemberRecord], rumours: Iterable[Rumour]) -> list[bytes]:
-    """Return as few notes as carry these, records first: a rumour means nothing without its record."""
-    return pack_encoded([msgspec.Raw(CODEC.encode(record)) for record in records], rumours)
+    """Return as few notes as carry these.
+
+    A record and what is said of its subject come in one note: who reads of a stranger that it is gone
+    does not take its record, and could not know that from the note before.
+    """
+    encoded = [(pack_id(record.node_id), msgspec.Raw(CODEC.encode(record))) for record in records]
+    return pack_encoded(encoded, rumours)
 
 
-def pack_encoded(records: Iterable[msgspec.Raw], rumours: Iterable[Rumour]) -> list[bytes]:
-    """Do the same with records that are encoded already."""
+def pack_encoded(
+    records: Iterable[tuple[bytes, msgspec.Raw]], rumours: Iterable[Rumour]
+) -> list[bytes]:
+    """Do the same with subjects and their records that are encoded already."""
+    said: dict[bytes, list[Rumour]] = {}
+    for rumour in rumours:
+        said.setdefault(rumour.subject, []).append(rumour)
     batches: list[tuple[list[msgspec.Raw], list[Rumour]]] = []
     room_bytes = 0
 
@@ -190,9 +204,13 @@ def pack_encoded(records: Iterable[msgspec.Raw], rumours: Iterable[Rumour]) -> l
         room_bytes -= size_bytes
         return batches[-1]
 
-    for record in records:
-        batch_with_room(memoryview(record).nbytes)[0].append(record)
-    for rumour in rumours:
+    for subject, record in records:
+        of_subject = said.pop(subject, [])
+        size_bytes = memoryview(record).nbytes + sum(len(_encode(each)) for each in of_subject)
+        raws, told = batch_with_room(size_bytes)
+        raws.append(record)
+        told += of_subject
+    for rumour in chain.from_iterable(said.values()):
         batch_with_room(len(_encode(rumour)))[1].append(rumour)
     return [CODEC.encode(Records(tuple(raws), tuple(said))) for raws, said in batches]
 

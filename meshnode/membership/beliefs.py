@@ -19,7 +19,7 @@ from meshnode.effects import CloseLink, Effect, Emit, SendNote, StartTimer
 from meshnode.limits import MAX_TWINS_OUTBID
 from meshnode.membership import antientropy
 from meshnode.membership.config import stretch
-from meshnode.membership.member import OVERRIDES, Member, MemberTable
+from meshnode.membership.member import LIVE, OVERRIDES, Member, MemberTable
 from meshnode.membership.messages import (
     Incarnation,
     MemberRecord,
@@ -196,9 +196,10 @@ class Beliefs:
     def _hear_of_stranger(
         self, node_id: NodeId, state: NodeState, rumour: Rumour, sender: NodeId, now: float
     ) -> list[Effect]:
-        """Ask for the record of one that lives, and dial a lost member no more that has left."""
-        if state in (NodeState.ALIVE, NodeState.SUSPECT):
+        """Ask for the record of one that lives; of one that is gone, ask and dial no more."""
+        if state in LIVE:
             return self._fetcher.want(rumour, sender, now)
+        self._fetcher.give_up(node_id, rumour.incarnation)
         lost = self._dialler.lost.get(node_id)
         if lost is None or state is not NodeState.LEFT or rumour.incarnation < lost.incarnation:
             return []
@@ -318,6 +319,38 @@ class Beliefs:
         if was_asked_for:  # others have it: a newcomer does not tell them whom they know
             return effects
         return effects + self._pusher.add_record(node_id, sender, now)
+
+    def accept_gone(
+        self, record: MemberRecord, flaw: str | None, sender: NodeId, now: float
+    ) -> list[Effect]:
+        """Take the record of one that is gone by the word of who sent it; that word is heard next.
+
+        It makes nobody alive. A stranger is not taken at all: this node has forgotten it, or never met
+        it, and people would be told of a member that comes and dies in one instant. Of one that is held
+        as gone, the later life passed unseen: its record is held, and nobody is told of its end again.
+
+        Args:
+            record: The record.
+            flaw: Why it may not be spread, whoever signed it, or None.
+            sender: Who sent it.
+            now: Monotonic seconds.
+        """
+        node_id = record.node_id
+        held = self._table.get(node_id)
+        if held is None:
+            return []
+        if held.live or record.incarnation <= held.incarnation:
+            return self.accept(record, flaw, sender, now)
+        reason = flaw or self._signatures.verify_record(record)
+        if reason is not None:
+            return [Emit("member.refused", node_id, f"{reason} (from {sender})")]
+        self._fetcher.give_up(node_id, record.incarnation)
+        member = self._table.put(record, NodeState.DEAD, now)
+        assert member is not None
+        # It is passed on as any death: should the member live, it is to hear of it and refute.
+        rumour = self._table.rumour(member)
+        self._outbox.rumours.add(rumour)
+        return [*self._pusher.add_rumour(rumour, sender, now), *self._persist_soon()]
 
     def _announce(self, member: Member, held: Member | None, sender: NodeId) -> Effect:
         node_id = member.node_id

@@ -77,6 +77,12 @@ class Fetcher:
         del self._wanted[pack_id(node_id)]
         return wanted.tries > 0
 
+    def give_up(self, node_id: NodeId, incarnation: Incarnation) -> None:
+        """Ask no more for the record of a life that has ended, in this incarnation."""
+        wanted = self._wanted.get(pack_id(node_id))
+        if wanted is not None and wanted.incarnation <= incarnation:
+            self.drop(node_id)
+
     def drop(self, node_id: NodeId) -> None:
         """Ask for a member's record no more."""
         self._wanted.pop(pack_id(node_id), None)

@@ -25,7 +25,7 @@ are not touched here: something is about to be learnt over them.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from functools import lru_cache
 from heapq import nlargest
 from typing import TYPE_CHECKING, Final
@@ -86,7 +86,7 @@ class Linking:
         self._outbox = outbox
         self._config = config
         self._rng = rng
-        self._ranked: list[tuple[int, NodeId]] = []  # live members, the first in rank last
+        self._ranked: list[NodeId] = []  # live members, the first in rank last
         self._nearest: frozenset[NodeId] | None = None
         self._asked_for: frozenset[NodeId] = frozenset()
         self._unwanted: dict[NodeId, float] = {}  # linked peers: since when
@@ -107,19 +107,20 @@ class Linking:
 
     def member_live(self, node_id: NodeId) -> None:
         """Rank a member that became live."""
-        entry = (rank(self._table.own_id, node_id), node_id)
-        place = bisect_left(self._ranked, entry)
-        if self._ranked[place : place + 1] != [entry]:
-            insort(self._ranked, entry)
+        place = bisect_left(self._ranked, self._place_of(node_id), key=self._place_of)
+        if self._ranked[place : place + 1] != [node_id]:
+            self._ranked.insert(place, node_id)
             self._nearest = None
 
     def member_gone(self, node_id: NodeId) -> None:
         """Drop a member that died, left or was evicted."""
-        entry = (rank(self._table.own_id, node_id), node_id)
-        place = bisect_left(self._ranked, entry)
-        if self._ranked[place : place + 1] == [entry]:
+        place = bisect_left(self._ranked, self._place_of(node_id), key=self._place_of)
+        if self._ranked[place : place + 1] == [node_id]:
             del self._ranked[place]
             self._nearest = None
+
+    def _place_of(self, node_id: NodeId) -> tuple[int, NodeId]:
+        return rank(self._table.own_id, node_id), node_id
 
     def ask_for(self, nodes: frozenset[NodeId]) -> bool:
         """Want links with these besides, and return whether that is news."""
@@ -147,7 +148,7 @@ class Linking:
         more = self._asked_for | set(self._outbox.blocked)
         others = (self._table.get(node_id) for node_id in sorted(more - self._nearby()))
         return [
-            *(node_id for _, node_id in self._ranked[-self._config.link_degree :]),
+            *self._ranked[-self._config.link_degree :],
             *(each.node_id for each in others if each is not None and each.live),
         ]
 
@@ -220,7 +221,7 @@ class Linking:
     def _nearby(self) -> frozenset[NodeId]:
         if self._nearest is None:
             degree = self._config.link_degree
-            self._nearest = frozenset(node_id for _, node_id in self._ranked[-degree:])
+            self._nearest = frozenset(self._ranked[-degree:])
         return self._nearest
 
     def _shuffled(self, nodes: tuple[NodeId, ...] | list[NodeId]) -> list[NodeId]:

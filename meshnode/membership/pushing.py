@@ -20,7 +20,7 @@ import msgspec
 
 from meshnode.effects import Effect, SendNote, StartTimer
 from meshnode.membership import antientropy
-from meshnode.membership.messages import CODEC
+from meshnode.membership.messages import CODEC, pack_id
 from meshnode.membership.timers import PushRound
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ class Pusher:
         effects: list[Effect] = []
         for peer in self._rng.sample(linked, min(self._config.push_fanout, len(linked))):
             notes = antientropy.pack_encoded(
-                [record for record, teller in records if teller != peer],
+                [(subject, record) for subject, record, teller in records if teller != peer],
                 [rumour for rumour, teller in rumours if teller != peer],
             )
             effects += [SendNote(peer, note) for note in notes]
         return effects
 
-    def _encoded(self) -> list[tuple[msgspec.Raw, NodeId | None]]:
-        """Return the records that wait, as they are now."""
+    def _encoded(self) -> list[tuple[bytes, msgspec.Raw, NodeId | None]]:
+        """Return whose records wait, the records as they are now, and who told them."""
         held = ((self._table.get(subject), teller) for subject, teller in self._records.items())
         return [
-            (msgspec.Raw(CODEC.encode(member.record)), teller)
+            (pack_id(member.node_id), msgspec.Raw(CODEC.encode(member.record)), teller)
             for member, teller in held
             if member is not None
         ]

@@ -27,6 +27,7 @@ from meshnode.effects import Effect, Emit, SendNote, StartTimer
 from meshnode.errors import ProtocolError
 from meshnode.membership import antientropy
 from meshnode.membership.config import stretch
+from meshnode.membership.dialling import GONE
 from meshnode.membership.messages import (
     CODEC,
     Digest,
@@ -34,7 +35,9 @@ from meshnode.membership.messages import (
     Records,
     Summary,
     Sync,
+    pack_id,
     read_record,
+    state_of,
 )
 from meshnode.membership.timers import CheckDue, LinkSync, SyncRound
 from meshnode.types import NodeId, NodeState
@@ -149,13 +152,21 @@ class Reconciler:
     def _take(self, sender: NodeId, message: Records, now: float) -> list[Effect]:
         effects: list[Effect] = []
         size = self._table.size
+        gone = {
+            rumour.subject: rumour.incarnation
+            for rumour in message.rumours
+            if state_of(rumour.state) in GONE
+        }
         for raw in message.records:
             try:
                 record, flaw = read_record(raw)
             except ProtocolError as error:
                 effects.append(Emit("member.dropped", sender, str(error)))
                 continue
-            effects += self._beliefs.accept(record, flaw, sender, now)
+            end = gone.get(pack_id(record.node_id))
+            is_gone = end is not None and end >= record.incarnation
+            accept = self._beliefs.accept_gone if is_gone else self._beliefs.accept
+            effects += accept(record, flaw, sender, now)
         for rumour in message.rumours:
             effects += self._beliefs.hear(rumour, sender, now)
         if self._table.size > size and not self._is_checking:
