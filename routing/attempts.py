@@ -44,7 +44,7 @@ from meshnode.errors import (
     Saturated,
 )
 from meshnode.routing.breaker import Verdict, verdict_of
-from meshnode.routing.choice import Candidates, Route, choose, drops
+from meshnode.routing.choice import Candidates, Chooser, Route, drops
 from meshnode.routing.header import mesh_route_header
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ class Source(Protocol):
     @property
     def config(self) -> RoutingConfig:
         """Limits on retries."""
+        ...
+
+    @property
+    def choose(self) -> Chooser:
+        """Decides between candidates."""
         ...
 
     def candidates(self, model: str, version: int | None) -> Candidates:
@@ -173,7 +178,7 @@ class Attempts:
             candidates = self._source.candidates(self._model, self._version)
         except MeshError as unknown:
             return self._give_up(unknown)
-        route = choose(
+        route = self._source.choose(
             candidates,
             now,
             self._source.rng,

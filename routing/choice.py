@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshnode.limits import MAX_CANDIDATES_SCORED
 from meshnode.routing.breaker import Breaker, BreakerState
@@ -171,6 +171,22 @@ class Candidates:
             self._weights_at = now
         drawn = rng.choices(self.ready, cum_weights=self._weights, k=MAX_CANDIDATES_SCORED)
         return tuple(dict.fromkeys(drawn))
+
+
+class Chooser(Protocol):
+    """What decides where a request goes: `choose`, or a policy that the simulator compares it with."""
+
+    def __call__(
+        self,
+        candidates: Candidates,
+        now: float,
+        rng: random.Random,
+        *,
+        tried: Collection[NodeId] = (),
+        avoid_regions: Collection[str] = (),
+    ) -> Route | None:
+        """Choose a replica for one request, or None if there is no candidate; see `choose`."""
+        ...
 
 
 def score(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from meshnode.routing.attempts import Attempts
 from meshnode.routing.breaker import Breakers
 from meshnode.routing.budget import RetryBudget
-from meshnode.routing.choice import Candidate, Candidates
+from meshnode.routing.choice import Candidate, Candidates, Chooser, choose
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.load import LinkState, LoadBook
 from meshnode.routing.table import Goal, Replica, ReplicaTable
@@ -35,6 +35,7 @@ class Router:
         budget: The retries that are left.
         rng: Draws every pick; the same seed and events give the same routes.
         config: Settings.
+        choose: Decides between candidates; the simulator puts other policies in its place.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Router:
     ) -> None:
         self.config = config
         self.rng = rng
+        self.choose: Chooser = choose
         self.table = ReplicaTable()
         self.book = LoadBook(config.first_service_ms)
         self.breakers = Breakers(config, rng)
