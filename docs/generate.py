@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Final
 from meshnode import reference
 from meshnode.settings import document
 from meshnode.settings.tuning import TABLE
+from meshnode.sim.running.result import METRICS
+from meshnode.sim.scenario import reference as scenario_reference
+from meshnode.sim.scenario.geography import DATA_CENTRES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -298,11 +301,88 @@ def _story(row: reference.ErrorRow) -> str:
     return "\n".join(told)
 
 
+_SCENARIO_KEYS = """
+All that the file of a scenario may contain; [scenarios.md](scenarios.md) tells how to write one. A key without
+a default that is not required is absent by default. Times are seconds after the load begins.
+`meshnode sim check FILE` finds every mistake.
+"""
+
+_FAULTS = """
+Each `[[faults]]` has a `verb` and the keys of that verb. Where a verb cannot be undone it takes no `for_s`.
+"""
+
+
+def scenario_keys() -> str:
+    """docs/scenario-keys.md: every key, verb, device class, data centre and figure of scenarios."""
+    verbs = (
+        [f"`{row.verb}`", row.meaning, _verb_keys(row), "yes" if row.can_be_undone else "no"]
+        for row in scenario_reference.verbs()
+    )
+    classes = (
+        [
+            f"`{name}`",
+            f"{device.speed:g}",
+            str(device.slots),
+            str(device.cpus),
+            f"{device.memory_gb:g}",
+            "yes" if device.battery else "no",
+            reason,
+        ]
+        for name, device, reason in scenario_reference.devices()
+    )
+    places = (
+        [f"`{centre.city}`", f"{centre.at[0]:g}, {centre.at[1]:g}", _codes(centre.names)]
+        for centre in DATA_CENTRES
+    )
+    figures = ([f"`{name}`", each.unit, each.meaning] for name, each in METRICS.items())
+    return page(
+        "Keys of a scenario",
+        _SCENARIO_KEYS,
+        *(
+            section(title, _keys(scenario_reference.keys(part)))
+            for title, part in scenario_reference.SECTIONS
+        ),
+        section("`[[faults]]`", _FAULTS.lstrip() + "\n" + _keys(scenario_reference.fault_keys())),
+        section("Verbs", table(["verb", "what happens", "its keys", "can be undone"], verbs)),
+        section("Figures for `expect`", table(["metric", "unit", "meaning"], figures)),
+        section(
+            "Device classes",
+            table(["class", "speed", "slots", "cpus", "memory_gb", "battery", "why"], classes),
+        ),
+        section(
+            "Data centres",
+            table(["place", "latitude, longitude", "other names"], places),
+        ),
+    )
+
+
+def _keys(rows: Iterable[scenario_reference.KeyRow]) -> str:
+    cells = (
+        [f"`{row.name}`", row.takes, "required" if row.is_required else row.default, row.meaning]
+        for row in rows
+    )
+    return table(["key", "it is", "default", "meaning"], cells)
+
+
+def _verb_keys(row: scenario_reference.VerbRow) -> str:
+    told = [f"`{name}`" for name in row.selections]
+    for key in row.keys:
+        default = "required" if key.is_required else f"default {key.default}" if key.default else ""
+        meaning = f" {key.meaning}" if key.meaning else ""
+        told.append(f"`{key.name}`: {key.takes}{f', {default}' if default else ''}.{meaning}")
+    return "\n".join(told)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,
     "docs/limits.md": limits,
     "docs/metrics.md": metrics,
+    "docs/scenario-keys.md": scenario_keys,
 }
 """What writes which page."""
 

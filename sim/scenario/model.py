@@ -15,13 +15,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from meshnode.limits import MAX_NAME_LENGTH, MAX_SIMULATED_CORES
 from meshnode.sim.faults import AnyFault
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1, le=5000)]
+Count = Annotated[int, Meta(ge=1, le=MAX_SIMULATED_CORES)]
 Selection = tuple[str, ...]
 Depth = Literal["A", "B", "C"]
 
@@ -164,6 +167,18 @@ class Model(Part, frozen=True, kw_only=True):
     response_kb: Annotated[float, Meta(gt=0, le=65_536)] = 1.0
 
 
+class Arrival(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One request of a trace.
+
+    Attributes:
+        at_s: When it is made, in seconds after the load begins (its `start_s`).
+        gateway: Name of the node that is asked; empty for a random one of the load's `via`.
+    """
+
+    at_s: NotNegative
+    gateway: str = ""
+
+
 class Load(Part, frozen=True, kw_only=True):
     """Requests that clients send.
 
@@ -172,13 +187,15 @@ class Load(Part, frozen=True, kw_only=True):
         shape: `poisson`: `rate_per_s` at random times; `constant`: evenly; `bursts`: `rate_per_s`, and
             `burst_rate_per_s` for `burst_s` of every `every_s`; `ramp`: from `rate_per_s` to
             `to_rate_per_s`; `daily`: a sine from `rate_per_s` at its lowest to `to_rate_per_s`, one day
-            taking `every_s`; `trace`: the times in `file`.
+            taking `every_s`; `trace`: the times in `file` or `arrivals`.
         rate_per_s: Requests per second, of all gateways together.
         to_rate_per_s: See `shape`.
         burst_rate_per_s: See `shape`.
         burst_s: See `shape`.
         every_s: See `shape`.
-        file: One arrival per line: seconds, and optionally the gateway; relative to the scenario's file.
+        file: One arrival per line: seconds, and after a comma optionally the gateway; its path is relative
+            to the scenario's file. Reading puts what it says into `arrivals`.
+        arrivals: The same in the scenario itself: `[seconds]` or `[seconds, gateway]` for each, in order.
         via: Nodes whose gateways are asked; each request goes to a random one of them.
         start_s: When it begins.
         end_s: When it ends; None for the end of the scenario.
@@ -195,6 +212,7 @@ class Load(Part, frozen=True, kw_only=True):
     burst_s: Positive | None = None
     every_s: Positive | None = None
     file: str | None = None
+    arrivals: tuple[Arrival, ...] = ()
     via: Selection = ("all",)
     start_s: NotNegative = 0.0
     end_s: Positive | None = None
@@ -252,10 +270,10 @@ class Scenario(Part, frozen=True, kw_only=True):
     depth: Depth = "A"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
     duration_s: Annotated[float, Meta(gt=0, le=604_800)] = 60.0
-    regions: dict[str, Place]
+    regions: dict[Name, Place]
     paths: tuple[Path, ...] = ()
     network: NetworkPart = NetworkPart()
-    devices: dict[str, Device] = {}
+    devices: dict[Name, Device] = {}
     nodes: tuple[Nodes, ...]
     models: tuple[Model, ...] = ()
     load: tuple[Load, ...] = ()

@@ -1,0 +1,100 @@
+"""Whether a load of a scenario has what its shape needs, and nothing that its shape ignores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meshnode.sim.scenario.mistakes import KeyPath, Mistake, unknown
+from meshnode.sim.scenario.selection import select
+from meshnode.sim.scenario.selection_checks import nobody
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from meshnode.sim.scenario.model import Load, Scenario
+    from meshnode.sim.stage import Machine
+
+_OF_SHAPE: Final[Mapping[str, frozenset[str]]] = {
+    "poisson": frozenset(),
+    "constant": frozenset(),
+    "bursts": frozenset({"burst_rate_per_s", "burst_s", "every_s"}),
+    "ramp": frozenset({"to_rate_per_s"}),
+    "daily": frozenset({"to_rate_per_s", "every_s"}),
+    "trace": frozenset(),
+}
+_SOME_SHAPES: Final = ("to_rate_per_s", "burst_rate_per_s", "burst_s", "every_s")
+"""Keys that some shapes need, and that say nothing with the others."""
+
+
+def mistakes(
+    scenario: Scenario, load: Load, at: KeyPath, machines: Sequence[Machine]
+) -> Iterator[Mistake]:
+    """Yield what is wrong with one load; without machines, what can be told without them."""
+    models = [model.name for model in scenario.models]
+    if load.model not in models:
+        yield Mistake((*at, "model"), unknown("model", load.model, models))
+    yield from _shape(load, at)
+    yield from _moments(scenario, load, at)
+    if machines:
+        yield from _gateways(load, at, machines)
+
+
+def _shape(load: Load, at: KeyPath) -> Iterator[Mistake]:
+    needed = _OF_SHAPE[load.shape]
+    for key in _SOME_SHAPES:
+        is_given = getattr(load, key) is not None
+        if key in needed and not is_given:
+            yield Mistake(at, f"shape {load.shape!r} needs {key!r}, which is missing")
+        elif is_given and key not in needed:
+            shapes = ", ".join(shape for shape, keys in _OF_SHAPE.items() if key in keys)
+            yield Mistake((*at, key), f"shape {load.shape!r} takes none; it is for: {shapes}")
+    if load.shape == "trace":
+        if load.file is None and not load.arrivals:
+            yield Mistake(at, "shape 'trace' needs a 'file' or 'arrivals', and there is neither")
+    elif load.file is not None or load.arrivals:
+        key = "file" if load.file is not None else "arrivals"
+        yield Mistake((*at, key), f"shape {load.shape!r} takes none; it is for: trace")
+    if load.file is not None and load.arrivals:
+        yield Mistake((*at, "arrivals"), "give 'file' or 'arrivals', not both")
+    if load.burst_s is not None and load.every_s is not None and load.burst_s > load.every_s:
+        yield Mistake((*at, "burst_s"), f"a burst of {load.burst_s:g} s each {load.every_s:g} s")
+
+
+def _moments(scenario: Scenario, load: Load, at: KeyPath) -> Iterator[Mistake]:
+    end_s = scenario.duration_s
+    if load.start_s >= end_s:
+        text = f"it is {load.start_s:g} s; the scenario ends after {end_s:g} s already"
+        yield Mistake((*at, "start_s"), text)
+    if load.end_s is not None:
+        if load.end_s > end_s:
+            text = f"it is {load.end_s:g} s; the scenario ends after {end_s:g} s ('duration_s')"
+            yield Mistake((*at, "end_s"), text)
+        if load.end_s <= load.start_s:
+            text = f"it is {load.end_s:g} s, not after 'start_s', {load.start_s:g} s"
+            yield Mistake((*at, "end_s"), text)
+    last_s = 0.0
+    for number, arrival in enumerate(load.arrivals):
+        if arrival.at_s < last_s:
+            text = f"it is at {arrival.at_s:g} s, before the one above it; they must be in order"
+            yield Mistake((*at, "arrivals", number), text)
+            return
+        last_s = arrival.at_s
+
+
+def _gateways(load: Load, at: KeyPath, machines: Sequence[Machine]) -> Iterator[Mistake]:
+    if not load.via:
+        yield Mistake((*at, "via"), 'it is empty; name nodes, or ["all"]')
+    names = [machine.name for machine in machines if machine.gateway]
+    chosen = select(load.via, machines)
+    yield from nobody(load.via, (*at, "via"), machines)
+    if chosen and not any(machine.gateway for machine in chosen):
+        text = "none of these nodes is a gateway ('gateway = false'); " + unknown(
+            "gateway", load.via[0], names
+        )
+        yield Mistake((*at, "via"), text)
+    gateways = {*names}
+    for number, arrival in enumerate(load.arrivals):
+        if arrival.gateway and arrival.gateway not in gateways:
+            text = unknown("gateway", arrival.gateway, names)
+            yield Mistake((*at, "arrivals", number), text)
+            return
