@@ -6,7 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check docs format install bench bench-idle bench-membership soak clean coverage
+.PHONY: help demo test check docs format install bench bench-idle bench-membership bench-policies soak clean coverage
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,6 +42,12 @@ bench-idle: $(STAMP) ## only starts, memory, and CPU of 30 idle members
 
 bench-membership: $(STAMP) ## membership of 10, 100 and 1,000 virtual nodes, next to published figures
 	$(BIN)/python -m bench.membership
+
+bench-sim: $(STAMP) ## the simulator's own speed
+	$(BIN)/python -m bench.virtual_daemons
+
+bench-policies: $(STAMP) ## the reference fleet through every routing policy, next to a reference simulation
+	$(BIN)/python -m bench.policies
 
 soak: $(STAMP) ## the cases of membership with as many seeds as SOAK_CPU_S (1800) seconds of CPU allow
 	$(BIN)/python -m bench.soak

@@ -21,7 +21,12 @@ What can happen to a node:
 | `restart` | a new boot, with a new core | is given to the core | none |
 | `freeze` | stands still; timers and notes queue up, datagrams beyond a socket's buffer are lost | stays | stall; peers give them up in time |
 | `thaw` | runs on, everything queued first | stays | those not given up flow again |
+| `sleep` | stands still, as does its monotonic clock; the machine is off the network | stays | as if frozen |
+| `wake` | runs on: timers have as long to go as when it fell asleep | stays | as after a thaw |
+| `slow_down` | takes up one event after another, each a while later | stays | stay |
 | `leave` | is told, and stops after a grace | stays | closed at the end |
+
+What can happen to its clocks is in `node_clock`, to its disk in `disk`, on the paths in `network`.
 """
 
 from __future__ import annotations
@@ -30,8 +35,7 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from meshnode.effects import (
     CloseLink,
@@ -46,11 +50,17 @@ from meshnode.effects import (
 from meshnode.errors import UsageError
 from meshnode.events import DatagramReceived, Event, Leave, NoteReceived, Start, TimerFired
 from meshnode.options import DEFAULT_MESH_PORT
+from meshnode.sim.core_node import Boot, CoreNode, Factory
 from meshnode.sim.links import LinkHost, Links
 from meshnode.sim.network import Network, NetworkConfig
+from meshnode.sim.node_clock import NodeClock
 from meshnode.sim.scheduler import Scheduler
 from meshnode.sim.trace import Trace
+from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
+from meshnode.state.desired_messages import DESIRED, DesiredEntries
+from meshnode.trust.datagrams import OVERHEAD_BYTES
 from meshnode.types import Address, NodeId, node_id_of
+from meshnode.wire.codec import message_type
 
 MAX_FROZEN_DATAGRAMS: Final = 256
 """Datagrams that wait for a frozen node: Linux' default socket buffer (208 KiB) of small ones."""
@@ -58,40 +68,18 @@ MAX_FROZEN_DATAGRAMS: Final = 256
 MAX_HELD_DATAGRAMS: Final = 65_536
 """Datagrams that a hold keeps back in the whole world; the oldest are lost first."""
 
+HANDLING_S: Final = 0.0001
+"""What an event costs a daemon's loop, about; it counts only where a node is slowed down."""
 
-class Core(Protocol):
-    """What a world drives."""
+PERSIST_RETRY_S: Final = 5.0
+"""How often something is tried to be written that could not be, as in the real driver."""
 
-    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
-        """React to an event at monotonic second `now` and Unix time `wall_s`."""
-        ...
+DATAGRAM_OVERHEAD_BYTES: Final = OVERHEAD_BYTES + 28
+"""What the seal, UDP and IPv4 add to a datagram."""
 
+SAME_TIME_S: Final = 1e-6
+"""A clock's rounding: a timer this early is on time."""
 
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What a core learns when it is made.
-
-    Attributes:
-        node: The node's id.
-        name: Its name in the world.
-        region: Where it is.
-        address: Where it listens.
-        epoch: 1 at the first boot, one more at each later one.
-        disk: What earlier boots persisted.
-        rng: This boot's own stream of random numbers.
-    """
-
-    node: NodeId
-    name: str
-    region: str
-    address: Address
-    epoch: int
-    disk: Mapping[str, bytes]
-    rng: random.Random
-
-
-Factory = Callable[[Boot], Core]
-"""Makes a node's core at each of its boots."""
 
 Driver = Callable[["CoreWorld", str, Any], None]
 """Carries out an effect that worlds do not know: gets the world, the node's name and the effect."""
@@ -99,22 +87,6 @@ Driver = Callable[["CoreWorld", str, Any], None]
 
 class NotReachedError(AssertionError):
     """A predicate did not come true in time; the message has the seed that replays the run."""
-
-
-class _Node:
-    """One node: what lasts through its boots, and its present core."""
-
-    __slots__ = ("core", "disk", "factory", "frozen_datagrams", "host", "inbox", "name", "number")
-
-    def __init__(self, name: str, number: int, host: LinkHost, factory: Factory) -> None:
-        self.name = name
-        self.number = number
-        self.host = host
-        self.factory = factory
-        self.disk: dict[str, bytes] = {}
-        self.inbox: deque[Event] = deque()  # while frozen; timers and links bound it
-        self.frozen_datagrams = 0
-        self.core: Core | None = None
 
 
 class CoreWorld:
@@ -139,12 +111,13 @@ class CoreWorld:
         self.trace = Trace()
         self.scheduler = scheduler or Scheduler()
         self.network = Network(network or NetworkConfig(), random.Random(f"{seed}/network"))
+        self.network.on_change(self._paths_changed)
         self.links = Links(self.scheduler, self.network)
-        self._nodes: dict[str, _Node] = {}
-        self._by_id: dict[NodeId, _Node] = {}
-        self._held: deque[tuple[_Node, SendDatagram]] = deque(maxlen=MAX_HELD_DATAGRAMS)
+        self._nodes: dict[str, CoreNode] = {}
+        self._by_id: dict[NodeId, CoreNode] = {}
+        self._held: deque[tuple[CoreNode, SendDatagram]] = deque(maxlen=MAX_HELD_DATAGRAMS)
         self._drivers = dict(on_effect or {})
-        self._carry: dict[type[Effect], Callable[[_Node, Any], None]] = {
+        self._carry: dict[type[Effect], Callable[[CoreNode, Any], None]] = {
             SendDatagram: self._send_datagram,
             SendNote: self._send_note,
             Dial: self._dial,
@@ -181,7 +154,8 @@ class CoreWorld:
         def tell(boot: int, event: Event) -> None:
             self._tell(node, boot, event)
 
-        node = _Node(name, number, LinkHost(node_id, address, region, tell), factory)
+        host = LinkHost(node_id, address, region, tell)
+        node = CoreNode(name, number, host, factory, NodeClock(self.scheduler))
         self._nodes[name] = self._by_id[node_id] = node
         self.network.place(node_id, region)
         self.links.add(node.host)
@@ -191,6 +165,10 @@ class CoreWorld:
     def names(self) -> list[str]:
         """Return all nodes' names in the order they were added."""
         return [*self._nodes]
+
+    def is_running(self, name: str) -> bool:
+        """Whether a node's process runs, frozen or not."""
+        return self._node(name).host.running
 
     def running(self) -> list[str]:
         """Return the names of the nodes whose process runs, frozen ones included."""
@@ -206,7 +184,20 @@ class CoreWorld:
 
     def disk_of(self, name: str) -> dict[str, bytes]:
         """Return what a node has persisted; tests may tamper with it."""
-        return self._node(name).disk
+        return self._node(name).disk.stored
+
+    def clock_of(self, name: str) -> NodeClock:
+        """Return a node's clocks, to be set or made fast."""
+        return self._node(name).clock
+
+    def is_reachable(self, name: str) -> bool:
+        """Whether a node's machine is on and awake, whatever its process does."""
+        node = self._node(name)
+        return node.is_on_network and (node.host.running or not node.host.frozen)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a node's process stands still, or its machine is off."""
+        return self._node(name).host.frozen
 
     def core(self, name: str) -> Any:
         """Return a node's present core, as its factory made it.
@@ -224,7 +215,7 @@ class CoreWorld:
             action: Gets `now` and `wall_s`, returns the core's effects.
         """
         node = self._running(name)
-        self._perform(node, action(self.now(), self.wall_s()))
+        self._perform(node, action(node.clock.now(), node.clock.wall_s()))
 
     def tell(self, name: str, event: Event) -> None:
         """Tell a node of something from outside, now; a frozen one hears it when it runs on."""
@@ -261,16 +252,41 @@ class CoreWorld:
 
     def crash(self, name: str) -> None:
         """Kill a node's process; what it persisted stays."""
-        self.thaw(name, run_on=False)
+        self.wake(name, run_on=False)
         self._stop(self._running(name), "connection reset")
+
+    def tear_disk(self, name: str, rng: random.Random) -> str:
+        """Damage what a node wrote last, as a loss of power does; return what was done, in words."""
+        return self._node(name).disk.tear(rng)
+
+    def damaged(self, name: str, key: str, why: str) -> None:
+        """A node found a file damaged as it booted, and goes on without it."""
+        self.trace.record(self.now(), name, "disk.damaged", key, why)
+
+    def fill_disk(self, name: str) -> None:
+        """Let nothing more be written to a node's disk."""
+        self._node(name).disk.is_full = True
+
+    def empty_disk(self, name: str) -> None:
+        """Let a node's disk have room again."""
+        self._node(name).disk.is_full = False
+
+    def has_room(self, name: str) -> bool:
+        """Whether a node can write to its disk."""
+        return not self._node(name).disk.is_full
 
     def power_off(self, name: str) -> None:
         """Cut a node's power: its machine says nothing more, not even that connections are closed."""
-        node = self._running(name)
+        node = self._node(name)
+        if not node.is_on_network:
+            node.is_on_network = True
+            node.clock.wake()
+            node.sleeping_timers.clear()
         node.host.running = False
         node.host.frozen = True
         node.core = None
         node.inbox.clear()
+        node.disk.lose_memory()
         self.links.recheck()
 
     def restart(self, name: str) -> None:
@@ -303,6 +319,29 @@ class CoreWorld:
             self.scheduler.after(0, self._tell, node, node.host.boot, event)
         self.links.recheck()
 
+    def sleep(self, name: str) -> None:
+        """Send a node's machine to sleep, as closing a laptop's lid does."""
+        node = self._running(name)
+        if node.is_on_network:
+            node.is_on_network = False
+            node.clock.sleep()
+        self.freeze(name)
+
+    def wake(self, name: str, *, run_on: bool = True) -> None:
+        """Wake a node's machine up, or thaw it; without `run_on` what it missed is lost."""
+        node = self._running(name)
+        if not node.is_on_network:
+            node.is_on_network = True
+            node.clock.wake()
+            timers, node.sleeping_timers = node.sleeping_timers, []
+            for boot, event, due_s in timers:
+                self._timer_due(node, boot, event, due_s)
+        self.thaw(name, run_on=run_on)
+
+    def slow_down(self, name: str, factor: float) -> None:
+        """Let a node take `factor` times as long for each event as usual; 1 for no time at all."""
+        self._node(name).handling_s = HANDLING_S * factor if factor > 1 else 0.0
+
     def leave(self, name: str) -> None:
         """Ask a node to leave, and stop it after the network's `leave_grace_s`."""
         node = self._running(name)
@@ -319,12 +358,10 @@ class CoreWorld:
             for other in sides:
                 if side is not other:
                     self.network.cut(side, other)
-        self.links.recheck()
 
     def partition_one_way(self, sources: Iterable[str], targets: Iterable[str]) -> None:
         """Lose what the sources send to the targets; the other way stays open."""
         self.network.cut(self._ids(sources), self._ids(targets))
-        self.links.recheck()
 
     def block_datagrams(self, sources: Iterable[str], targets: Iterable[str]) -> None:
         """Lose the datagrams that the sources send to the targets, as a firewall does."""
@@ -332,26 +369,25 @@ class CoreWorld:
 
     def heal(self) -> None:
         """Undo all partitions and blocks."""
-        self.network.mend()
-        self.network.unblock()
-        self.links.recheck()
+        self.network.mend_all(lambda laid: laid.cut or laid.blocked)
 
     def hold(self, sources: Iterable[str], targets: Iterable[str]) -> None:
         """Keep back what the sources send to the targets."""
         self.network.hold(self._ids(sources), self._ids(targets))
-        self.links.recheck()
 
     def release(self) -> None:
         """Undo all holds; what was kept back is on its way now."""
-        self.network.release()
+        self.network.mend_all(lambda laid: laid.held)
+
+    def _paths_changed(self) -> None:
         self.links.recheck()
         held, self._held = self._held, deque(maxlen=MAX_HELD_DATAGRAMS)
         for node, effect in held:
-            self._send_datagram(node, effect)
+            self._send_datagram(node, effect)  # what is held still is kept back again
 
     # Carrying out effects.
 
-    def _perform(self, node: _Node, effects: list[Effect]) -> None:
+    def _perform(self, node: CoreNode, effects: list[Effect]) -> None:
         for effect in effects:
             carry = self._carry.get(type(effect))
             if carry is not None:
@@ -363,47 +399,79 @@ class CoreWorld:
                     f"no driver carries out {type(effect).__name__}: give on_effect one"
                 )
 
-    def _send_datagram(self, node: _Node, effect: SendDatagram) -> None:
+    def _send_datagram(self, node: CoreNode, effect: SendDatagram) -> None:
         source, network = node.host.node, self.network
         target = self._by_id.get(effect.to)
-        if target is None or network.loses_datagrams(source, effect.to):
-            return
-        if network.loses_datagram():
+        if target is None or not node.is_on_network:
             return
         if network.is_held(source, effect.to):
             self._held.append((node, effect))
             return
-        self.scheduler.after(
-            network.delay_s(source, effect.to),
-            self._datagram_arrives, target, DatagramReceived(source, effect.payload),
-        )  # fmt: skip
+        scheduler = self.scheduler
+        size_bytes = len(effect.payload) + DATAGRAM_OVERHEAD_BYTES
+        for delay_s in network.arrivals(source, effect.to, size_bytes, scheduler.now()):
+            event = DatagramReceived(source, effect.payload)
+            scheduler.after(delay_s, self._datagram_arrives, target, event)
 
-    def _datagram_arrives(self, target: _Node, event: DatagramReceived) -> None:
+    def _datagram_arrives(self, target: CoreNode, event: DatagramReceived) -> None:
         if target.host.frozen:
             target.frozen_datagrams += 1
-            if target.frozen_datagrams > MAX_FROZEN_DATAGRAMS:
+            if target.frozen_datagrams > MAX_FROZEN_DATAGRAMS or not target.is_on_network:
                 return
+        elif target.queued > MAX_FROZEN_DATAGRAMS:
+            return
         self._tell(target, target.host.boot, event)
 
-    def _send_note(self, node: _Node, effect: SendNote) -> None:
+    def _send_note(self, node: CoreNode, effect: SendNote) -> None:
+        if node.disk.unsaved and _is_withheld(effect.payload, node.disk.unsaved):
+            return
         self.links.send_note(node.host.node, effect.to, effect.payload)
 
-    def _dial(self, node: _Node, effect: Dial) -> None:
+    def _dial(self, node: CoreNode, effect: Dial) -> None:
         self.links.dial(node.host.node, effect)
 
-    def _close_link(self, node: _Node, effect: CloseLink) -> None:
+    def _close_link(self, node: CoreNode, effect: CloseLink) -> None:
         self.links.close(node.host.node, effect.to, effect.reason)
 
-    def _start_timer(self, node: _Node, effect: StartTimer) -> None:
-        self.scheduler.after(
-            effect.delay_s, self._tell, node, node.host.boot, TimerFired(effect.timer)
-        )
+    def _start_timer(self, node: CoreNode, effect: StartTimer) -> None:
+        event, boot, clock = TimerFired(effect.timer), node.host.boot, node.clock
+        delay_s = effect.delay_s
+        due_s = clock.now() + delay_s
+        if not clock.is_true:
+            delay_s /= clock.rate
+        self.scheduler.after(delay_s, self._timer_due, node, boot, event, due_s)
 
-    def _persist(self, node: _Node, effect: Persist) -> None:
-        node.disk[effect.key] = effect.value
+    def _timer_due(self, node: CoreNode, boot: int, event: TimerFired, due_s: float) -> None:
+        """Tell a node of a timer, once it is that late by its own clock."""
+        clock = node.clock
+        if not clock.is_true:
+            if not node.is_on_network:  # it sleeps: the rest of the wait is to come
+                node.sleeping_timers.append((boot, event, due_s))
+                return
+            wait_s = due_s - clock.now()
+            if wait_s > SAME_TIME_S:
+                self.scheduler.after(wait_s / clock.rate, self._timer_due, node, boot, event, due_s)
+                return
+        self._tell(node, boot, event)
 
-    def _emit(self, node: _Node, effect: Emit) -> None:
-        self.trace.record(self.now(), node.name, effect.kind, effect.subject, effect.detail)
+    def _persist(self, node: CoreNode, effect: Persist) -> None:
+        if not node.disk.write(effect.key, effect.value):
+            self._write_later(node)
+
+    def _write_later(self, node: CoreNode) -> None:
+        if not node.tries_to_write:
+            node.tries_to_write = True
+            self.scheduler.after(PERSIST_RETRY_S, self._write_again, node)
+
+    def _write_again(self, node: CoreNode) -> None:
+        node.tries_to_write = False
+        if not node.disk.write_unsaved():
+            self._write_later(node)
+
+    def _emit(self, node: CoreNode, effect: Emit) -> None:
+        about = self._by_id.get(NodeId(effect.subject))
+        subject = effect.subject if about is None else about.name
+        self.trace.record(self.now(), node.name, effect.kind, subject, effect.detail)
 
     def _place(self, number: int) -> Address:
         """Return where the node with this number listens."""
@@ -411,53 +479,80 @@ class CoreWorld:
 
     # Telling cores.
 
-    def _tell(self, node: _Node, boot: int, event: Event) -> None:
+    def _tell(self, node: CoreNode, boot: int, event: Event) -> None:
         host = node.host
         if host.boot != boot or not host.running:
             return
         if host.frozen:
             node.inbox.append(event)
             return
+        if node.handling_s:
+            self._queue(node, boot, event)
+        else:
+            self._hand(node, event)
+
+    def _queue(self, node: CoreNode, boot: int, event: Event) -> None:
+        """A slow node takes up one event after the other, and acts on it when it has thought."""
         now = self.scheduler.now()
-        self.trace.step(now, node.number, _fingerprint(event))
+        node.busy_until = max(node.busy_until, now) + node.handling_s
+        node.queued += 1
+        self.scheduler.at(node.busy_until, self._next_in_queue, node, boot, event)
+
+    def _next_in_queue(self, node: CoreNode, boot: int, event: Event) -> None:
+        node.queued -= 1
+        host = node.host
+        if host.boot != boot or not host.running:
+            return
+        if host.frozen:
+            node.inbox.append(event)
+        else:
+            self._hand(node, event)
+
+    def _hand(self, node: CoreNode, event: Event) -> None:
+        """Let a core react to an event, now."""
+        world_now = self.scheduler.now()
+        self.trace.step(world_now, node.number, _fingerprint(event))
+        clock = node.clock
         assert node.core is not None
         try:
-            effects = node.core.handle(event, now, self.scheduler.wall_s())
+            effects = node.core.handle(event, clock.now(), clock.wall_s())
         except Exception as error:
             error.add_note(
-                f"at {now:.6f} s of CoreWorld(seed={self.seed}), {node.name} handling {event}"
+                f"at {world_now:.6f} s of CoreWorld(seed={self.seed}), {node.name} handling {event}"
             )
             raise
         self._perform(node, effects)
 
-    def _boot(self, node: _Node) -> None:
-        host = node.host
+    def _boot(self, node: CoreNode) -> None:
+        host, disk = node.host, node.disk
         host.boot += 1
         host.running = True
         rng = random.Random(f"{self.seed}/node/{node.name}/{host.boot}")
         node.core = node.factory(
-            Boot(host.node, node.name, host.region, host.address, host.boot, dict(node.disk), rng)
+            Boot(host.node, node.name, host.region, host.address, host.boot, dict(disk.stored), rng)
         )
         self.scheduler.after(0, self._tell, node, host.boot, Start())
 
-    def _stop_boot(self, node: _Node, boot: int) -> None:
+    def _stop_boot(self, node: CoreNode, boot: int) -> None:
         if node.host.boot == boot and node.host.running:
+            node.disk.write_unsaved()  # once more at the end, as the real driver does
             self._stop(node, "the node left")
 
-    def _stop(self, node: _Node, reason: str) -> None:
+    def _stop(self, node: CoreNode, reason: str) -> None:
         node.host.running = False
         node.core = None
+        node.disk.lose_memory()
         self.links.drop_all(node.host.node, reason)
 
     # Looking nodes up.
 
-    def _node(self, name: str) -> _Node:
+    def _node(self, name: str) -> CoreNode:
         node = self._nodes.get(name)
         if node is None:
             raise UsageError(f"there is no node {name!r}")
         return node
 
-    def _running(self, name: str) -> _Node:
+    def _running(self, name: str) -> CoreNode:
         node = self._node(name)
         if not node.host.running:
             raise UsageError(f"{name!r} does not run")
@@ -466,6 +561,13 @@ class CoreWorld:
     def _ids(self, names: Iterable[str]) -> list[NodeId]:
         return [self._node(name).host.node for name in names]
 
+
+def _is_withheld(payload: bytes, unsaved: Mapping[str, bytes]) -> bool:
+    """Whether a note must not be sent yet: entries of the desired state that are not on disk."""
+    return DESIRED_KEY in unsaved and message_type(payload) == _ENTRIES
+
+
+_ENTRIES: Final = message_type(DESIRED.encode(DesiredEntries(())))
 
 _NAMES: dict[type, bytes] = {}  # one entry per class of event or timer
 

@@ -1,6 +1,56 @@
-"""What must hold whatever happens: the invariants that every run checks all the time."""
+"""What must hold whatever happens: the invariants that every run checks all the time.
+
+| name | what must hold | checked |
+|---|---|---|
+| `one-answer` | every call gets exactly one outcome | at each outcome, and when all is quiet |
+| `no-hang` | no call takes longer than its client waits | at each outcome |
+| `attempts-within-budget` | a request is sent to at most `1 + max_retries` replicas per gateway, and a gateway's retries of any 10 s stay within their share of its requests | at each send |
+| `not-to-the-left` | nothing is sent to a node that the gateway knows to have left | at each send |
+| `in-flight-conserved` | each send is counted once and ends once, no count is below zero, none stays open beyond every time-out, and none is open when all is quiet | at each send and end, at each look |
+| `incarnation-never-falls` | a node's own incarnation never falls, across its boots | at each event |
+| `suspicion-time` | who is held dead was suspected before, for as long as Lifeguard gives it | at each event |
+| `views-agree` | when all is quiet, all running nodes take exactly the running nodes to be alive, and have the same desired state | at the end |
+| `no-leak` | a node's timers stay as few as its members allow (depth B: tasks and handles of its host too) | at each look |
+| `tables-bounded` | no table of a node grows beyond what members and models allow | at each look, in turn |
+| `no-error` | no core raises an exception | at each event |
+
+They watch the real cores from outside: `watch_node` is told of each boot's `Node` and puts itself
+around what goes into that instance and comes out of it. Each rule is written a second time here, from
+the papers and from docs/ARCHITECTURE.md; it is not asked of the code that it checks.
+"""
 
 from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from meshnode.routing.config import RoutingConfig
+from meshnode.sim.flight_watch import FlightWatch
+from meshnode.sim.node_watch import NodeWatch, Steps
+from meshnode.sim.table_sizes import table_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshnode.node import Node
+    from meshnode.sim.running.result import Step
+    from meshnode.sim.stage import Call, Outcome, Sample
+
+SLACK_S: Final = 1.0
+"""Seconds that an outcome may come after its client's patience: the way back of the last word."""
+
+OPEN_SLACK_S: Final = 10.0
+"""Seconds that a send may stay open beyond the longest patience: a peer's cancellation in transit."""
+
+TABLES_PER_LOOK: Final = 4
+"""Nodes whose tables are measured at one look, in turn: looks are many, and tables grow slowly."""
+
+TABLE_FLOOR: Final = 128
+"""Entries that any table may have: the fixed ones (64 ranges of members, a window's seconds) are smaller."""
+
+TABLE_PER_MEMBER: Final = 8
+"""Entries per node that was ever there, and per replica that it may have: records, states, hints of
+each, and the tombstones of the former."""
 
 
 class InvariantBroken(AssertionError):
@@ -8,6 +58,7 @@ class InvariantBroken(AssertionError):
 
     Attributes:
         invariant: Its name.
+        what: What was seen, without the name, seed and time.
         seed: Of the world in which it happened.
         time_s: Stage seconds.
     """
@@ -16,5 +67,185 @@ class InvariantBroken(AssertionError):
         """Say what broke."""
         super().__init__(f"{invariant}: {message} (seed {seed}, at {time_s:.3f} s)")
         self.invariant = invariant
+        self.what = message
         self.seed = seed
         self.time_s = time_s
+
+
+class Invariants:
+    """Watches one stage; see the module's table.
+
+    Attributes:
+        first: What broke first, or None: a daemon that swallows exceptions cannot hide it.
+        models: How many model versions there may be at most, for the bounds of tables.
+    """
+
+    def __init__(self, seed: int, now: Callable[[], float]) -> None:
+        """Watch nobody yet.
+
+        Args:
+            seed: Of the stage, for messages.
+            now: Its seconds.
+        """
+        self.first: InvariantBroken | None = None
+        self.models = 1
+        self._seed = seed
+        self._now = now
+        self._calls: dict[int, Call] = {}
+        self._ended: set[int] = set()
+        self._nodes: dict[str, NodeWatch] = {}
+        self._ever: dict[str, None] = {}
+        self._names: dict[str, str] = {}
+        self._incarnations: dict[str, tuple[int, int]] = {}
+        self._steps = Steps(now)
+        self._patience_s = 0.0
+        self._turn = 0
+        self._were_up: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<Invariants of {len(self._nodes)} nodes, {len(self._calls)} calls open>"
+
+    def broken(self, invariant: str, message: str) -> NoReturn:
+        """Report that an invariant does not hold.
+
+        Raises:
+            InvariantBroken: always.
+        """
+        found = InvariantBroken(invariant, self.named(message), self._seed, self._now())
+        if self.first is None:
+            self.first = found
+        raise found
+
+    def check(self) -> None:
+        """Raise what broke first, if something did."""
+        if self.first is not None:
+            raise self.first
+
+    def last_steps(self) -> list[Step]:
+        """Return what nodes were told last, routine left out, in stage seconds."""
+        return self._steps.steps()
+
+    def named(self, text: str) -> str:
+        """Return a text with the names of nodes in the place of their ids."""
+        return _NODE_ID.sub(lambda found: self._names.get(found[0], found[0]), text)
+
+    # Calls.
+
+    def call_made(self, call: Call) -> None:
+        """A client makes a call."""
+        if call.number in self._calls or call.number in self._ended:
+            self.broken("one-answer", f"call {call.number} was made twice")
+        self._calls[call.number] = call
+        self._patience_s = max(self._patience_s, call.timeout_s)
+
+    def call_ended(self, call: Call, outcome: Outcome) -> None:
+        """A call has its outcome."""
+        where = f"call {call.number} of {call.model!r} at {call.gateway}"
+        if call.number in self._ended:
+            self.broken("one-answer", f"{where} ended a second time, with {outcome.code}")
+        if self._calls.pop(call.number, None) is None:
+            self.broken("one-answer", f"{where} was never made and ended with {outcome.code}")
+        self._ended.add(call.number)
+        if outcome.took_s > call.timeout_s + SLACK_S:
+            self.broken(
+                "no-hang",
+                f"{where} took {outcome.took_s:.3f} s; its client waits {call.timeout_s:g} s",
+            )
+        allowed = (1 + _ROUTING.max_retries) * outcome.gateways
+        if outcome.attempts > allowed:
+            self.broken(
+                "attempts-within-budget",
+                f"{where} was sent to {outcome.attempts} replicas by {outcome.gateways} gateways; "
+                f"allowed are {allowed}",
+            )
+
+    # Nodes.
+
+    def watch_node(self, name: str, node: Node) -> None:
+        """A node boots with these cores; call it before they are told anything."""
+        self._ever[name] = None
+        self._names[node.me] = name
+        flights = FlightWatch(name, node, self._now, self.broken)
+        self._nodes[name] = NodeWatch(
+            name, node, flights, self._steps, self._incarnations, self.broken
+        )
+
+    def node_gone(self, name: str) -> None:
+        """A node's process is gone, with all that it had."""
+        self._nodes.pop(name, None)
+
+    def disk_restored(self, name: str) -> None:
+        """A node boots with an older disk: its next incarnation may be lower, until the mesh tells it."""
+        self._incarnations.pop(name, None)
+
+    # Now and then.
+
+    def look(self, sample: Sample) -> None:
+        """Check what is too dear to be checked at each event.
+
+        Args:
+            sample: How the nodes fare now.
+        """
+        self.check()
+        up = frozenset(name for name, node in sample.nodes.items() if node.state == "up")
+        for name, watch in self._nodes.items():
+            if name in up and name in self._were_up:  # a frozen one's time-outs wait for the thaw
+                watch.flights.look(self._patience_s + OPEN_SLACK_S)
+            watch.look()
+        self._were_up = up
+        names = [*self._nodes]
+        for _ in range(min(TABLES_PER_LOOK, len(names))):
+            self._turn += 1
+            self._measure(names[self._turn % len(names)])
+
+    def quiet(self) -> None:
+        """Check what must hold when no call is open, no fault stands and all had time to agree."""
+        self.check()
+        if self._calls:
+            numbers = ", ".join(map(str, [*self._calls][:5]))
+            self.broken(
+                "one-answer",
+                f"{len(self._calls)} calls never got an outcome, such as those numbered {numbers}",
+            )
+        for name, watch in self._nodes.items():
+            watch.look()
+            watch.flights.look(0.0)
+            watch.flights.quiet()
+            if len(self._nodes) <= _MEASURE_ALL:
+                self._measure(name)
+        self._agree()
+
+    def _measure(self, name: str) -> None:
+        members = TABLE_PER_MEMBER * len(self._ever) * (1 + self.models)
+        bound = TABLE_FLOOR + members + len(self._calls)
+        for path, size in table_sizes(self._nodes[name].node).items():
+            if size > bound:
+                self.broken(
+                    "tables-bounded",
+                    f"{path} of {name} has {size} entries; {len(self._ever)} nodes, "
+                    f"{self.models} model versions and {len(self._calls)} open calls allow {bound}",
+                )
+
+    def _agree(self) -> None:
+        """All running nodes see exactly the running nodes, and have the same desired state."""
+        running = {watch.node.me: name for name, watch in self._nodes.items()}
+        states: dict[tuple[tuple[str, bytes], ...], str] = {}
+        for name, watch in self._nodes.items():
+            members = watch.node.membership.members
+            seen = {each for each, member in members.items() if member.live}
+            missed = sorted(running[each] for each in running.keys() - seen)
+            ghosts = sorted(members[each].record.name for each in seen - running.keys())
+            if missed or ghosts:
+                self.broken(
+                    "views-agree",
+                    f"{name} does not see {missed} and takes {ghosts} to be alive that do not run",
+                )
+            states.setdefault(tuple(watch.node.desired.items()), name)
+        if len(states) > 1:
+            first, second = [*states.values()][:2]
+            self.broken("views-agree", f"{first} and {second} have different desired states")
+
+
+_NODE_ID: Final = re.compile(r"\b[a-z2-7]{32}\b")
+_ROUTING: Final = RoutingConfig()
+_MEASURE_ALL: Final = 100  # nodes whose tables are all measured at the end

@@ -9,7 +9,7 @@ node's kernel keeps them open, so its peers notice only after `dead_after_s`.
 | what happens | this end | other end |
 |---|---|---|
 | dial succeeds | `LinkUp` after 1.5 RTT | `LinkUp` at the same time |
-| nobody at the address, path blocked, frozen | `DialFailed` after `dial_timeout_s` | nothing |
+| nobody at the address, path blocked, frozen, behind a router | `DialFailed` after `dial_timeout_s` | nothing |
 | host up, daemon down | `DialFailed` after 1 RTT | nothing |
 | one refuses the other's hello | `DialFailed` after 1.5 RTT | nothing |
 | `CloseLink` | `LinkDown` at once | `LinkDown` one latency later |
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from meshnode.sim.network import Network
     from meshnode.sim.scheduler import Scheduler
     from meshnode.types import Address, NodeId
+
+NOTE_OVERHEAD_BYTES: Final = 100
+"""What a frame, a TLS record, TCP and IP add to a note, about."""
+
+_SMALL_BYTES: Final = 100  # what has no size of its own: a frame without a body
 
 MAX_WAITING_NOTES: Final = 4096
 """Notes that wait on one stalled link; later ones are dropped, as a full socket's are."""
@@ -66,6 +71,7 @@ class _End:
     host: LinkHost
     boot: int
     last_arrival_s: float = 0.0
+    last_note_s: float = 0.0  # of notes that came later than what was sent with them
     open: bool = True  # until the host has been told that the link is down
 
 
@@ -129,7 +135,11 @@ class Links:
             self._scheduler.after(0, host.tell, boot, failed)
             return
         target = self._by_address.get(dial.addresses[index])
-        if target is None or not self._flows(host, target):
+        if (
+            target is None
+            or not self._flows(host, target)
+            or not self._network.may_dial(host.node, target.node)
+        ):
             wait_s = self._network.config.dial_timeout_s
             self._scheduler.after(wait_s, self._dial_next, host, boot, dial, index + 1, "timed out")
             return
@@ -186,10 +196,19 @@ class Links:
 
     def _carry(self, link: _Link, source: NodeId, event: Event) -> None:
         target = link.other(source)
-        delay_s = self._network.delay_s(source, target.host.node)
-        if self._network.loses_datagram():
-            delay_s += self._network.config.retransmit_s
-        self._arrive(target, delay_s, event)
+        network, peer = self._network, target.host.node
+        if isinstance(event, NoteReceived):
+            size_bytes = len(event.payload) + NOTE_OVERHEAD_BYTES
+            late_s = network.extra_gossip_s(source, peer)
+        else:
+            size_bytes, late_s = getattr(event, "size_bytes", _SMALL_BYTES), 0.0
+        delay_s = network.stream_delay_s(source, peer, size_bytes, self._scheduler.now())
+        if late_s:  # gossip alone waits: it must not hold up the requests behind it
+            at_s = max(self._scheduler.now() + delay_s + late_s, target.last_note_s)
+            target.last_note_s = at_s
+            self._scheduler.at(at_s, self._deliver, target, event)
+        else:
+            self._arrive(target, delay_s, event)
 
     def _arrive(self, target: _End, delay_s: float, event: Event) -> None:
         """Deliver in order: nothing overtakes what was sent before it on this link."""
@@ -223,7 +242,9 @@ class Links:
     def _end(self, link: _Link, by: NodeId, reason: str) -> None:
         target = link.other(by)
         if link.stall is None:
-            self._arrive(target, self._network.delay_s(by, target.host.node), LinkDown(by, reason))
+            now = self._scheduler.now()
+            delay_s = self._network.stream_delay_s(by, target.host.node, _SMALL_BYTES, now)
+            self._arrive(target, delay_s, LinkDown(by, reason))
         else:  # nothing gets through: the other side finds out by itself
             wait_s = self._network.config.dead_after_s
             self._scheduler.after(wait_s, self._deliver, target, LinkDown(by, "stalled"))

@@ -22,201 +22,42 @@ routing counts nothing as in flight any more.
 from __future__ import annotations
 
 import random
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
-from meshnode.events import Event, LinkDown, LinkUp, NoteReceived, Start, TimerFired
-from meshnode.membership.messages import MemberRecord, read_members, sign_record
-from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
-from meshnode.routing.load import LinkState
-from meshnode.sim.core_world import Boot, CoreWorld
+from meshnode.events import NoteReceived
+from meshnode.node import CapabilitiesChanged, Node, NodeConfig
+from meshnode.owner_limits import OwnerLimits
+from meshnode.sim.core_world import CoreWorld
+from meshnode.sim.mesh_daemon import Daemon, Device
+from meshnode.sim.policies.catalogue import MESH, regime
 from meshnode.sim.requests import (
     GATEWAY_LOST,
-    Ask,
-    Gateway,
-    GatewayTimer,
     Request,
     RequestMade,
     Stream,
-    Withdrawn,
 )
 from meshnode.sim.serving import (
-    Answered,
-    Asked,
-    Host,
-    HostTimer,
     Library,
     ModelBehaviour,
-    Reply,
-    Told,
 )
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
 from meshnode.types import NodeId, Role
+from meshnode.wire.config import LinkConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from meshnode.advertisement import NodeLoad
     from meshnode.drafts import Drafts
+    from meshnode.effects import Effect
     from meshnode.models.manifest import Manifest
+    from meshnode.routing.table import Replica
+    from meshnode.sim.core_node import Boot
+    from meshnode.sim.invariants import Invariants
     from meshnode.sim.network import NetworkConfig
     from meshnode.state.desired import Draft
     from meshnode.trust.invite import Invite
-    from meshnode.types import Address
-
-LOAD_INTERVAL_S: Final = 1.0
-"""How often a node looks at its own load, as the real daemon does."""
-
-
-@dataclass(frozen=True, slots=True)
-class _LoadTick:
-    """Time for a node to look at its own load."""
-
-
-@dataclass(eq=False, slots=True)
-class _Device:
-    """What lasts through a node's boots, beyond its disk in the world."""
-
-    papers: Papers
-    cpus: int
-    speed: float
-    folder: tuple[Manifest, ...]
-    seeds: tuple[Address, ...]
-    files: set[str] = field(default_factory=set)
-    obedient: bool = True
-
-
-class Daemon:
-    """One boot of a virtual node: drives its `Node` as the real driver does.
-
-    Attributes:
-        node: The cores.
-        host: Its model server.
-        gateway: Its gateway.
-    """
-
-    def __init__(self, mesh: SimMesh, device: _Device, boot: Boot, config: NodeConfig) -> None:
-        """Boot from what the device has on disk."""
-        self._mesh = mesh
-        self._device = device
-        papers = device.papers
-        papers.boot(boot.disk.get("desired"))
-        saved = boot.disk.get("members")
-        self.node = Node(
-            record=_record(device, boot),
-            trust=NodeTrust(papers.identity, papers.authority),
-            rng=random.Random(boot.rng.getrandbits(64)),
-            config=config,
-            seeds=device.seeds,
-            known=read_members(saved) if saved is not None else (),
-            stored_desired=boot.disk.get("desired"),
-        )
-        links = mesh.world.links
-        me = self.node.me
-        self.host = Host(
-            me, device.speed, device.files, mesh.library, random.Random(boot.rng.getrandbits(64))
-        )
-        self.gateway = Gateway(
-            me,
-            self.node.router,
-            lambda peer: peer in links.peers(me),
-            lambda peer: links.stalled_since(me, peer),
-            mesh.ended,
-        )
-        self._told: NodeLoad | None = None
-
-    def __repr__(self) -> str:
-        return f"<Daemon of {self.node!r}>"
-
-    def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
-        """Take an event of the world; return what is left for the world to do."""
-        return self.carry_out(self._react(event, now, wall_s), now, wall_s)
-
-    def carry_out(self, effects: Iterable[Effect], now: float, wall_s: float) -> list[Effect]:
-        """Do what concerns models and requests here; return the rest, in order."""
-        rest: list[Effect] = []
-        queue = deque(effects)
-        while queue:
-            effect = queue.popleft()
-            match effect:
-                case LoadModel(model, version, _, holders):
-                    manifest = self.node.own[model, version].manifest
-                    queue += self.host.load(manifest, holders)
-                case UnloadModel(model, version):
-                    queue += self.host.unload(model, version)
-                case Emit("trust.evicted") if self._device.obedient:
-                    rest.append(effect)
-                    self._mesh.world.scheduler.after(0, self._end)
-                case Told(event):
-                    queue += self.node.handle(event, now, wall_s)
-                case Ask(asked):
-                    queue += self.host.ask(asked)
-                case Reply(to, answered) if to == self.node.me:
-                    queue += self.gateway.answered(answered, now)
-                case Reply(to, answered):
-                    rest.append(Stream(to, answered))
-                case Stream(to, event) if to == self.node.me:
-                    queue += self._react(event, now, wall_s)
-                case _:
-                    rest.append(effect)
-        return rest
-
-    def write(self, draft: Draft, now: float, wall_s: float) -> list[Effect]:
-        """Let a change of this node count; a simulated disk takes everything."""
-        durable = [] if draft.persist is None else [draft.persist]
-        return [*durable, *self.carry_out(self.node.commit(draft, now), now, wall_s)]
-
-    def _react(self, event: Event, now: float, wall_s: float) -> list[Effect]:
-        match event:
-            case TimerFired(HostTimer() as timer):
-                return self.host.due(timer)
-            case TimerFired(GatewayTimer() as timer):
-                return self.gateway.due(timer, now)
-            case TimerFired(_LoadTick()):
-                return self._look_at_load(now, wall_s)
-            case RequestMade(request):
-                return self.gateway.begin(request, now)
-            case Asked():
-                return self.host.ask(event)
-            case Answered():
-                return self.gateway.answered(event, now)
-            case Withdrawn(number, attempt):
-                self.host.cancel(number, attempt)
-                return []
-            case _:
-                return self._tell_node(event, now, wall_s)
-
-    def _tell_node(self, event: Event, now: float, wall_s: float) -> list[Effect]:
-        effects: list[Effect] = []
-        if isinstance(event, LinkUp):
-            self._device.papers.authority.learn(self._mesh.admissions.papers[event.peer].member)
-            self.node.router.link_changed(event.peer, LinkState.UP)
-            rtt_s = self._mesh.world.network.rtt_s(self.node.me, event.peer)
-            self.node.router.rtt_measured(event.peer, rtt_s)
-        elif isinstance(event, LinkDown):
-            effects = self.gateway.lost(event.peer, now)
-        elif isinstance(event, Start):
-            effects = [StartTimer(_LoadTick(), LOAD_INTERVAL_S)]
-            for manifest in self._device.folder:
-                effects += self.host.load(manifest, deployed=False)
-        return [*effects, *self.node.handle(event, now, wall_s)]
-
-    def _end(self) -> None:
-        """The mesh has excluded this node: its process ends."""
-        name = self._mesh.name_of(self.node.me)
-        if name in self._mesh.world.running() and self._mesh.daemon(name) is self:
-            self._mesh.crash(name)
-
-    def _look_at_load(self, now: float, wall_s: float) -> list[Effect]:
-        effects: list[Effect] = [StartTimer(_LoadTick(), LOAD_INTERVAL_S)]
-        load = self.host.load_now()
-        if load != self._told:
-            self._told = load
-            effects += self.node.handle(LoadSampled(load), now, wall_s)
-        return effects
 
 
 @dataclass(eq=False, slots=True)
@@ -244,10 +85,16 @@ class SimMesh:
         admissions: Who belongs to the mesh.
         library: How models behave, and who has whose files.
         requests: Every request ever made.
+        invariants: Watch all boots from then on, if set.
+        regime: Who chooses between replicas.
     """
 
     def __init__(
-        self, seed: int, network: NetworkConfig | None = None, config: NodeConfig | None = None
+        self,
+        seed: int,
+        network: NetworkConfig | None = None,
+        config: NodeConfig | None = None,
+        policy: str = MESH,
     ) -> None:
         """Make a mesh without nodes.
 
@@ -255,16 +102,23 @@ class SimMesh:
             seed: Decides everything.
             network: How the network behaves.
             config: Settings of all nodes.
+            policy: Who chooses between replicas; one of `meshnode.sim.policies.catalogue`.
         """
         self.world = CoreWorld(seed, network, {Stream: self._send})
         self.world.links.refusal = self._refusal
+        self.world.network.on_change(self._paths_changed)
         self.admissions = Admissions(seed)
         self.library = Library(self._linked)
         self.requests: list[Request] = []
+        self.regime = regime(policy, _Surroundings(self))
+        self.invariants: Invariants | None = None
         self._config = config or NodeConfig()
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Device] = {}
+        self._names: dict[NodeId, str] = {}
         self._boots: dict[str, Daemon] = {}
         self._loads = 0
+        self._left: set[str] = set()
+        self._measures = False
 
     def __repr__(self) -> str:
         return f"<SimMesh {self.world!r}, {len(self.requests)} requests>"
@@ -283,6 +137,11 @@ class SimMesh:
         invite: Invite | None = None,
         through: str | None = None,
         obedient: bool = True,
+        slots: int | None = None,
+        memory_bytes: int = 0,
+        limits: OwnerLimits | None = None,
+        nat: bool = False,
+        is_acquainted: bool = False,
     ) -> NodeId:
         """Add a device and boot it; the first founds the mesh, the others join through it.
 
@@ -296,6 +155,12 @@ class SimMesh:
             invite: With which it joins, instead of one of the founder's.
             through: Who admits it then.
             obedient: Whether it ends when the mesh excludes it; a hostile one goes on.
+            slots: Runs of one version at once; None for what the model's behaviour says.
+            memory_bytes: What it advertises; 0 for nothing.
+            limits: What its owner allows; everything by default.
+            nat: Whether a router lets nobody dial it.
+            is_acquainted: Whether it does not look for the mesh at its first start, since it will be
+                told (`meshnode.sim.acquaintance`).
 
         Raises:
             TrustError: if it is refused.
@@ -307,16 +172,30 @@ class SimMesh:
             papers = self.admissions.admit(name, role, wall_s)
         else:
             papers = self.admissions.join(name, invite, self._devices[through].papers, wall_s)
-        device = self._devices[name] = _Device(
-            papers, cpus, speed, tuple(folder), seeds, obedient=obedient
+        device = self._devices[name] = Device(
+            papers,
+            cpus,
+            speed,
+            tuple(folder),
+            () if is_acquainted else seeds,
+            slots,
+            memory_bytes,
+            limits or OwnerLimits(),
+            obedient,
         )
+        if nat:
+            self.world.network.put_behind_router(papers.identity.node_id)
+        self._names[papers.identity.node_id] = name
 
         def boot(boot: Boot) -> Daemon:
             self._end_open(name)
+            self._left.discard(name)
             made = self._boots[name] = Daemon(self, device, boot, self._config)
             return made
 
-        return self.world.add_node(name, region, boot, papers.identity.node_id)
+        made = self.world.add_node(name, region, boot, papers.identity.node_id)
+        device.seeds = seeds  # for its later starts
+        return made
 
     def node(self, name: str) -> Node:
         """Return a running node's cores."""
@@ -327,10 +206,23 @@ class SimMesh:
         daemon: Daemon = self.world.core(name)
         return daemon
 
+    def device(self, name: str) -> Device:
+        """Return what lasts through a node's boots."""
+        return self._devices[name]
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether a node has said goodbye and is about to end."""
+        daemon = self._boots.get(name)
+        return daemon is not None and daemon.is_leaving
+
+    def has_left(self, name: str) -> bool:
+        """Whether a node that does not run said goodbye."""
+        return name in self._left
+
     def name_of(self, node: NodeId | None) -> str:
         """Return the name of a node."""
-        names = (name for name, each in self._devices.items() if each.papers.member.node_id == node)
-        return next(names)
+        assert node is not None
+        return self._names[node]
 
     # Who belongs to the mesh.
 
@@ -372,12 +264,28 @@ class SimMesh:
         self.world.crash(name)
         self._end_open(name)
 
+    def power_off(self, name: str) -> None:
+        """Cut a node's power: its clients hear nothing more, and wait as long as they will."""
+        self.world.power_off(name)
+        gone = self._forget(name)
+        if gone is None:
+            return
+        for request in gone.gateway.drop(self.world.now()):
+            self.world.scheduler.at(request.made_at + request.timeout_s, self._strand, request)
+
+    def _strand(self, request: Request) -> None:
+        if request.outcome is None:
+            request.end(GATEWAY_LOST, self.world.now())
+            self.ended(request)
+
     def leave(self, name: str) -> None:
         """Ask a node to leave; requests that it has not answered by then end with it."""
         leaving = self._boots[name]
+        leaving.is_leaving = True
 
         def stopped() -> None:
             if self._boots.get(name) is leaving:
+                self._left.add(name)
                 self._end_open(name)
 
         self.world.leave(name)
@@ -451,14 +359,34 @@ class SimMesh:
     # Requests.
 
     def request(
-        self, gateway: str, model: str, *, version: int | None = None, timeout_s: float = 30.0
+        self,
+        gateway: str,
+        model: str,
+        *,
+        version: int | None = None,
+        timeout_s: float = 30.0,
+        work_s: float | None = None,
+        sizes: tuple[int, int] = (1024, 1024),
+        on_end: Callable[[Request], None] | None = None,
     ) -> Request:
-        """Send a request to a node now; it ends as time passes."""
+        """Send a request to a node now; it ends as time passes.
+
+        Args:
+            gateway: The node.
+            model: What for.
+            version: Which version it insists on, or None.
+            timeout_s: Seconds that it may take.
+            work_s: How long it runs on a device of speed 1; None for what the model's behaviour says.
+            sizes: Bytes of its body and of the answer's.
+            on_end: Told once it has its outcome.
+        """
         made_at = self.world.now()
         number = len(self.requests)
-        request = Request(number, gateway, model, version, timeout_s, made_at)
+        request = Request(
+            number, gateway, model, version, timeout_s, made_at, work_s, *sizes, on_end
+        )
         self.requests.append(request)
-        if gateway in self.world.running():
+        if self.world.is_running(gateway):
             self.world.tell(gateway, RequestMade(request))
         else:
             request.end(GATEWAY_LOST, made_at)
@@ -483,11 +411,14 @@ class SimMesh:
         return load
 
     def ended(self, request: Request) -> None:
-        """Note in the trace how a request ended."""
+        """Note in the trace how a request ended, and tell who made it."""
+        request.ended_at = self.world.now()  # a gateway whose clock is wrong would say otherwise
         by = self.name_of(request.served_by) if request.served_by is not None else ""
         self.world.trace.record(
             self.world.now(), request.gateway, f"request.{request.outcome}", request.model, by
         )
+        if request.on_end is not None:
+            request.on_end(request)
 
     def finish(self, limit_s: float = 120.0) -> None:
         """Let all requests end, and check that nothing is left of them.
@@ -504,14 +435,31 @@ class SimMesh:
                 for version in versions:
                     for replica in table.replicas(model, version):
                         load = router.book.load(replica.node, model, version)
-                        assert load.outstanding == 0, f"{name} counts {load} in {self!r}"
+                        if load.outstanding:
+                            self._left_over(f"{name} counts {load} in {self!r}")
+
+    def _left_over(self, message: str) -> NoReturn:
+        """Report that routing counts a request as in flight that is over."""
+        if self.invariants is not None:
+            self.invariants.broken("in-flight-conserved", message)
+        raise AssertionError(message)
 
     def _end_open(self, name: str) -> None:
         """A node's process is gone: so are its host and the requests that its gateway had."""
+        gone = self._forget(name)
+        if gone is not None:
+            gone.gateway.close(self.world.now())
+
+    def _forget(self, name: str) -> Daemon | None:
+        """A node's process is gone: so is its host."""
         gone = self._boots.pop(name, None)
         if gone is not None:
+            if self.invariants is not None:
+                self.invariants.node_gone(name)
             self.library.hosts.pop(gone.node.me)
-            gone.gateway.close(self.world.now())
+            if gone.attendant is not None:
+                gone.attendant.closed()
+        return gone
 
     def _refusal(self, dialler: NodeId, acceptor: NodeId) -> str | None:
         """Let two nodes say hello; one that is refused is shown why."""
@@ -526,25 +474,42 @@ class SimMesh:
     def _send(self, world: CoreWorld, source: str, effect: Stream) -> None:
         world.links.send(world.id_of(source), effect.to, effect.event)
 
+    def _paths_changed(self) -> None:
+        """Let links measure their round trips anew, as real ones do with each ping."""
+        if not self._measures:
+            self._measures = True
+            self.world.scheduler.after(LinkConfig().idle_ping_after_s, self._measure)
+
+    def _measure(self) -> None:
+        self._measures = False
+        for daemon in self._boots.values():
+            daemon.measure_links()
+
     def _linked(self, node: NodeId) -> list[NodeId]:
         links = self.world.links
         return [peer for peer in links.peers(node) if links.stalled_since(node, peer) is None]
 
 
-def _record(device: _Device, boot: Boot) -> MemberRecord:
-    papers = device.papers
-    unsigned = MemberRecord(
-        public_key=papers.identity.public_key,
-        name=boot.name,
-        region=boot.region,
-        zone="",
-        labels={},
-        addresses=(boot.address,),
-        http="",
-        epoch=boot.epoch,
-        counter=0,
-        boot=boot.rng.getrandbits(64),
-        capabilities={"cpus": device.cpus, "runtimes": ["onnx"]},
-        chain=papers.member.chain,
-    )
-    return sign_record(unsigned, papers.identity.sign)
+_STANDS_STILL: Final = 1e-9
+"""The speed of a node that is down or frozen, as oracles see it: nothing is ever done there."""
+
+
+class _Surroundings:
+    """What is true of a mesh, for oracles."""
+
+    def __init__(self, mesh: SimMesh) -> None:
+        self._mesh = mesh
+
+    def now(self) -> float:
+        return self._mesh.world.now()
+
+    def speed_of(self, node: NodeId) -> float:
+        host = self._mesh.library.hosts.get(node)
+        stands = host is None or self._mesh.world.is_frozen(self._mesh.name_of(node))
+        return _STANDS_STILL if host is None or stands else host.speed
+
+    def mean_work_s(self, replica: Replica) -> float:
+        return self._mesh.library.behaviour(replica.digest).service_s
+
+    def rtt_s(self, node: NodeId, other: NodeId) -> float:
+        return self._mesh.world.network.rtt_s(node, other) if node != other else 0.0

@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meshnode.effects import Effect, StartTimer
-from meshnode.errors import LinkLost, MeshError, error_of
+from meshnode.errors import Cancelled, LinkLost, MeshError, error_of
 from meshnode.events import Event
 from meshnode.routing.attempts import Attempts, GiveUp, Try
 from meshnode.routing.load import LinkState
-from meshnode.sim.serving import Answered, Asked
+from meshnode.sim.policies.policy import Job, Policy, ProbeReply, ReplicaKey
+from meshnode.sim.serving import ENVELOPE_BYTES, Answered, Asked
 from meshnode.wire.config import LinkConfig
 from meshnode.wire.liveness import STALL_WAIT_RTTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from meshnode.routing.router import Router
     from meshnode.types import NodeId
@@ -34,6 +35,16 @@ GATEWAY_LOST: Final = "gateway_lost"
 
 _LINK: Final = LinkConfig()
 _SAME_TIME_S: Final = 1e-6  # a clock's rounding: a timer this early is on time
+
+
+class EndedTwice(AssertionError):
+    """A request got a second outcome.
+
+    Attributes:
+        invariant: Its name in `meshnode.sim.invariants`.
+    """
+
+    invariant = "one-answer"
 
 
 @dataclass(eq=False, slots=True)
@@ -47,11 +58,16 @@ class Request:
         version: The version it insists on, or None.
         timeout_s: Seconds that it may take.
         made_at: When it was made (virtual seconds).
+        work_s: How long it runs on a device of speed 1; None for what the model's behaviour says.
+        request_bytes: Size of its body.
+        response_bytes: Size of the answer's body.
+        on_end: Told of it once it has its outcome.
         outcome: `ok`, an error's code, `gateway_lost`, or None while it is open.
         ended_at: When it ended.
         served_by: The node that answered.
         served_version: The version that answered.
         tried: Node name and error code of each try that failed.
+        sends: How often it was sent to a replica.
     """
 
     number: int
@@ -60,11 +76,16 @@ class Request:
     version: int | None
     timeout_s: float
     made_at: float
+    work_s: float | None = None
+    request_bytes: int = 1024
+    response_bytes: int = 1024
+    on_end: Callable[[Request], None] | None = None
     outcome: str | None = None
     ended_at: float = 0.0
     served_by: NodeId | None = None
     served_version: int | None = None
     tried: tuple[tuple[str, str], ...] = ()
+    sends: int = 0
 
     @property
     def ok(self) -> bool:
@@ -79,7 +100,7 @@ class Request:
     def end(self, outcome: str, now: float) -> None:
         """Take the outcome; there is exactly one."""
         if self.outcome is not None:
-            raise AssertionError(f"{self} ended a second time, with {outcome}")
+            raise EndedTwice(f"{self} ended a second time, with {outcome}")
         self.outcome = outcome
         self.ended_at = now
 
@@ -92,11 +113,35 @@ class RequestMade(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ClientGone(Event):
+    """A client does not wait for its answer any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn(Event):
     """A gateway no longer waits for a try."""
 
     number: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probed(Event):
+    """A gateway's policy asks how busy a replica is."""
+
+    gateway: NodeId
+    replica: ReplicaKey
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswered(Event):
+    """What a probed replica says."""
+
+    probed: Probed
+    reply: ProbeReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +174,7 @@ class _Open:
     attempts: Attempts
     attempt: int = 0
     step: Try | None = None
+    sent_at: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -151,6 +197,7 @@ class Gateway:
         is_linked: Callable[[NodeId], bool],
         stalled_since: Callable[[NodeId], float | None],
         on_end: Callable[[Request], None],
+        policy: Policy | None = None,
     ) -> None:
         """Route with `router`.
 
@@ -160,7 +207,11 @@ class Gateway:
             is_linked: Whether there is an open link to a peer.
             stalled_since: Since when nothing gets through on it, or None.
             on_end: Told of each request that has its outcome.
+            policy: Chooses instead of the router's own.
         """
+        self._policy = policy
+        if policy is not None:
+            router.choose = policy.choose
         self._me = me
         self._router = router
         self._is_linked = is_linked
@@ -184,7 +235,7 @@ class Gateway:
         if opened is None or opened.attempt != answer.attempt or opened.step is None:
             return []
         replica = opened.step.route.replica
-        self._landed(opened)
+        self._landed(opened, now)
         report = answer.report if answer.server == self._me else None
         if answer.report is not None and answer.server != self._me:
             load = answer.report
@@ -204,10 +255,29 @@ class Gateway:
         opened = self._open.get(timer.number)
         if opened is None or opened.attempt != timer.attempt:
             return []
-        self._landed(opened)
+        self._landed(opened, now)
         opened.attempts.timed_out(now)
         withdrawn = Stream(timer.peer, Withdrawn(timer.number, timer.attempt))
         return [withdrawn, *self._next(opened, now)]
+
+    def abandon(self, number: int, now: float) -> list[Effect]:
+        """The client is gone: end its request, and the work on it wherever that is done."""
+        opened = self._open.get(number)
+        if opened is None:
+            return []
+        effects: list[Effect] = []
+        if opened.step is not None:
+            node, attempt = opened.step.route.replica.node, opened.attempt
+            self._landed(opened, now)
+            effects = [Stream(node, Withdrawn(number, attempt))]
+        opened.attempts.close(now)
+        return effects + self._end(opened, Cancelled.code, now)
+
+    def probed(self, answer: ProbeAnswered, now: float) -> None:
+        """Hand a replica's reply to the policy that asked."""
+        if self._policy is not None:
+            probed = answer.probed
+            self._policy.probed(probed.replica, answer.reply, now, now - probed.sent_at)
 
     def lost(self, peer: NodeId, now: float) -> list[Effect]:
         """The link to a peer is gone, and what it owed with it."""
@@ -220,11 +290,25 @@ class Gateway:
     def close(self, now: float) -> None:
         """The gateway's process is gone: its clients see their connections break."""
         for opened in [*self._open.values()]:
+            if opened.step is not None:
+                self._landed(opened, now)
             opened.attempts.close(now)
             self._end(opened, GATEWAY_LOST, now)
 
+    def drop(self, now: float) -> list[Request]:
+        """The gateway's machine is off: its clients hear nothing. Return the requests that were open."""
+        dropped = [*self._open.values()]
+        for opened in dropped:
+            if opened.step is not None:
+                self._landed(opened, now)
+            opened.attempts.close(now)
+        self._open.clear()
+        return [opened.request for opened in dropped]
+
     def _next(self, opened: _Open, now: float) -> list[Effect]:
         while True:
+            if self._policy is not None:
+                self._policy.facing(opened.request.work_s)
             step = opened.attempts.next(now)
             if isinstance(step, GiveUp):
                 return self._end(opened, step.error.code, now)
@@ -237,26 +321,52 @@ class Gateway:
 
     def _send(self, opened: _Open, step: Try, now: float) -> list[Effect]:
         replica = step.route.replica
-        number = opened.request.number
-        asked = Asked(self._me, number, opened.attempt, replica.model, replica.version)
+        request = opened.request
+        number = request.number
+        request.sends += 1
+        asked = Asked(
+            self._me,
+            number,
+            opened.attempt,
+            replica.model,
+            replica.version,
+            request.work_s,
+            ENVELOPE_BYTES + request.request_bytes,
+            ENVELOPE_BYTES + request.response_bytes,
+        )
+        opened.sent_at = now
         late = GatewayTimer(number, opened.attempt, replica.node)
-        timer = StartTimer(late, step.first_byte_timeout_s)
+        effects: list[Effect] = [StartTimer(late, step.first_byte_timeout_s)]
+        if self._policy is not None:
+            self._policy.sent(replica, Job(number, opened.attempt), request.work_s, now)
+            effects += self._probes(now)
         if replica.node == self._me:
-            return [timer, Ask(asked)]
+            effects.append(Ask(asked))
+            return effects
         peer = self._peers.setdefault(replica.node, _Peer())
         if not peer.owes:
             peer.since = now
         peer.owes[number] = None
-        effects: list[Effect] = [timer, Stream(replica.node, asked)]
+        effects.append(Stream(replica.node, asked))
         if not peer.is_watched:
             peer.is_watched = True
             effects.append(self._look_at(replica.node, _LINK.stall_ping_after_s))
         return effects
 
-    def _landed(self, opened: _Open) -> None:
+    def _probes(self, now: float) -> Iterator[Effect]:
+        assert self._policy is not None
+        for replica in self._policy.to_probe(self._router.rng):
+            if replica.node == self._me or self._is_usable(replica.node):
+                yield Stream(replica.node, Probed(self._me, replica, now))
+
+    def _landed(self, opened: _Open, now: float) -> None:
         """A try is over: its peer owes nothing for it any more."""
         assert opened.step is not None
-        peer = self._peers.get(opened.step.route.replica.node)
+        replica = opened.step.route.replica
+        if self._policy is not None:
+            job = Job(opened.request.number, opened.attempt)
+            self._policy.ended(replica, job, now, now - opened.sent_at)
+        peer = self._peers.get(replica.node)
         if peer is not None:
             peer.owes.pop(opened.request.number, None)
         opened.step = None
@@ -304,7 +414,7 @@ class Gateway:
         effects: list[Effect] = []
         for number in [*known.owes] if known is not None else []:
             opened = self._open[number]
-            self._landed(opened)
+            self._landed(opened, now)
             opened.attempts.failed(error, now)
             effects += self._next(opened, now)
         return effects

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.advertisement import ModelLoad, NodeLoad
 from meshnode.effects import Effect, StartTimer
-from meshnode.errors import NotServing, Saturated
+from meshnode.errors import InferenceFailed, NotServing, Saturated
 from meshnode.events import Event
 from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
 from meshnode.node import ReplicaChanged, ReplicaGone
+from meshnode.sim.serving_faults import ServingFaults
 from meshnode.types import DataType, NodeId, ReplicaState
 from meshnode.wire.messages import LoadReport
 
@@ -34,6 +35,9 @@ MAX_WAITING: Final = 256
 
 UNLOAD_GRACE_S: Final = 1.0
 """Seconds for which a replica that is about to go still answers, as in the real daemon."""
+
+ENVELOPE_BYTES: Final = 200
+"""What a request and an answer take beside their bodies: frames, names, records, TCP and IP, about."""
 
 _FREE_MEMORY_BYTES: Final = 8 * 1024**3
 _SERVICE_GAIN: Final = 0.1  # share of the newest run in the reported average
@@ -76,6 +80,7 @@ class Answered(Event):
     attempt: int
     code: str
     report: LoadReport | None
+    size_bytes: int = ENVELOPE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,9 @@ class Asked(Event):
     attempt: int
     model: str
     version: int
+    work_s: float | None = None  # on a device of speed 1; None: as the model behaves
+    size_bytes: int = ENVELOPE_BYTES
+    answer_bytes: int = ENVELOPE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,7 @@ class _Served:
 
     manifest: Manifest
     behaviour: ModelBehaviour
+    slots: int
     service_ms: float
     deployed: bool
     holders: tuple[NodeId, ...] = ()
@@ -157,15 +166,7 @@ class _Served:
     queue: deque[Asked] = field(default_factory=deque)
 
     def report(self) -> LoadReport:
-        in_system = self.running + len(self.queue)
-        return LoadReport(in_system, self.behaviour.slots, self.service_ms)
-
-    def load(self) -> ModelLoad:
-        report = self.report()
-        manifest = self.manifest
-        return ModelLoad(
-            manifest.model, manifest.version, report.in_system, report.slots, report.service_ms
-        )
+        return LoadReport(self.running + len(self.queue), self.slots, self.service_ms)
 
 
 class Host:
@@ -178,6 +179,10 @@ class Host:
         files: set[str],
         library: Library,
         rng: random.Random,
+        *,
+        now: Callable[[], float] = lambda: 0.0,
+        slots: int | None = None,
+        faults: ServingFaults | None = None,
     ) -> None:
         """Serve nothing yet.
 
@@ -186,7 +191,10 @@ class Host:
             speed: Of the device; 2 halves all run times.
             files: Digests of the models on its disk; kept across boots by the caller.
             library: Shared by all hosts; this one enters itself.
-            rng: Draws run times.
+            rng: Draws run times, and which requests fail.
+            now: The seconds of the world.
+            slots: Runs of one version at once; None for what the model's behaviour says.
+            faults: What is wrong with it; kept across boots by the caller.
         """
         self.node = node
         self.files = files
@@ -194,7 +202,15 @@ class Host:
         """Models whose files it has fetched since it booted."""
         self.loaded: list[tuple[str, int]] = []
         """Versions that it has begun to load since it booted, in order."""
-        self._speed = speed
+        self.faults = faults or ServingFaults()
+        self.refusing = ""
+        """Why it takes no requests at present, or empty: its owner's limits."""
+        self._full_speed = speed
+        self._slots = slots
+        self._now = now
+        self._busy = 0  # runs
+        self._busy_since = now()
+        self._busy_s = 0.0
         self._library = library
         self._rng = rng
         self._served: dict[tuple[str, int], _Served] = {}
@@ -202,6 +218,31 @@ class Host:
 
     def __repr__(self) -> str:
         return f"<Host {self.node[:8]} serves {self.serving()}>"
+
+    @property
+    def speed(self) -> float:
+        """How fast it is at present; 2 halves all run times."""
+        return self._full_speed / self.faults.slowness
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that its slots have worked since it booted, added up."""
+        return self._busy_s + self._busy * (self._now() - self._busy_since)
+
+    @property
+    def has_models(self) -> bool:
+        """Whether any model is here, ready or not."""
+        return bool(self._served)
+
+    @property
+    def in_system(self) -> int:
+        """Requests that run or wait."""
+        return sum(served.running + len(served.queue) for served in self._served.values())
+
+    @property
+    def slots(self) -> int:
+        """Slots of all versions that are ready."""
+        return sum(served.slots for served in self._served.values() if served.is_ready)
 
     def serving(self) -> list[tuple[str, int]]:
         """Return the versions that are ready here, sorted."""
@@ -213,10 +254,11 @@ class Host:
         """Begin to fetch, if need be, and load a version."""
         digest = manifest.digest
         behaviour = self._library.behaviour(digest)
-        service_ms = 1000 * behaviour.service_s / self._speed
+        service_ms = 1000 * behaviour.service_s / self.speed
         key = (manifest.model, manifest.version)
         assert key not in self._served, f"{key} is here already"
-        self._served[key] = _Served(manifest, behaviour, service_ms, deployed, holders)
+        slots = self._slots or behaviour.slots
+        self._served[key] = _Served(manifest, behaviour, slots, service_ms, deployed, holders)
         if not deployed:
             self.files.add(digest)
         return self._load_or_fetch(key)
@@ -249,9 +291,11 @@ class Host:
     def ask(self, asked: Asked) -> list[Effect]:
         """Run a model in its turn, or refuse."""
         served = self._served.get((asked.model, asked.version))
-        if served is None or not served.is_ready or served.is_draining:
+        if served is None or not served.is_ready or served.is_draining or self.refusing:
             return [self._answer(asked, NotServing.code, None)]
-        if served.running < served.behaviour.slots:
+        if self.faults.failing and self._rng.random() < self.faults.failing:
+            return [self._answer(asked, InferenceFailed.code, served)]
+        if served.running < served.slots:
             return self._run(served, asked)
         if len(served.queue) >= MAX_WAITING:
             return [self._answer(asked, Saturated.code, served)]
@@ -268,8 +312,19 @@ class Host:
 
     def load_now(self) -> NodeLoad:
         """Return how busy this host is."""
-        models = [served.load() for served in self._served.values() if served.is_ready]
+        models = [self._load_of(served) for served in self._served.values() if served.is_ready]
         return NodeLoad(0.0, _FREE_MEMORY_BYTES, tuple(models))
+
+    def _load_of(self, served: _Served) -> ModelLoad:
+        report, manifest = self._report(served), served.manifest
+        return ModelLoad(
+            manifest.model, manifest.version, report.in_system, report.slots, report.service_ms
+        )
+
+    def _report(self, served: _Served) -> LoadReport:
+        """Return what it says of a version's load."""
+        key = (served.manifest.model, served.manifest.version)
+        return self.faults.told(key, served.report(), self._now())
 
     def _load_or_fetch(self, key: tuple[str, int]) -> list[Effect]:
         served = self._served[key]
@@ -294,29 +349,40 @@ class Host:
         return [self._told(served, ReplicaState.READY)]
 
     def _told(self, served: _Served, state: ReplicaState, reason: str = "") -> Told:
-        slots = served.behaviour.slots
         return Told(
             ReplicaChanged(
-                served.manifest, state, reason, slots, served.service_ms, served.deployed
+                served.manifest, state, reason, served.slots, served.service_ms, served.deployed
             )
         )
 
     def _run(self, served: _Served, asked: Asked) -> list[Effect]:
         served.running += 1
+        self._work(1)
         behaviour = served.behaviour
-        spread = behaviour.spread
-        factor = self._rng.lognormvariate(-spread * spread / 2, spread)  # its mean is 1
-        run_s = behaviour.service_s / self._speed * factor
+        work_s = asked.work_s
+        if work_s is None:
+            spread = behaviour.spread
+            factor = self._rng.lognormvariate(-spread * spread / 2, spread)  # its mean is 1
+            work_s = behaviour.service_s * factor
+        run_s = work_s / self.speed
         served.service_ms += _SERVICE_GAIN * (1000 * run_s - served.service_ms)
         return [StartTimer(HostTimer("run", asked.model, asked.version, asked), run_s)]
 
     def _run_ended(self, key: tuple[str, int], asked: Asked) -> list[Effect]:
         served = self._served[key]
         served.running -= 1
+        self._work(-1)
         effects: list[Effect] = [self._answer(asked, "", served)]
         if served.queue:
             return effects + self._run(served, served.queue.popleft())
         return effects + self._gone_if_idle(key)
+
+    def _work(self, runs: int) -> None:
+        """Count that so many more runs are going on, or fewer."""
+        now = self._now()
+        self._busy_s += self._busy * (now - self._busy_since)
+        self._busy_since = now
+        self._busy += runs
 
     def _gone_if_idle(self, key: tuple[str, int]) -> list[Effect]:
         served = self._served[key]
@@ -326,8 +392,9 @@ class Host:
         return [Told(ReplicaGone(*key))]
 
     def _answer(self, asked: Asked, code: str, served: _Served | None) -> Reply:
-        report = served.report() if served is not None else None
-        answered = Answered(self.node, asked.number, asked.attempt, code, report)
+        report = self._report(served) if served is not None else None
+        size_bytes = ENVELOPE_BYTES if code else asked.answer_bytes
+        answered = Answered(self.node, asked.number, asked.attempt, code, report, size_bytes)
         return Reply(asked.gateway, answered)
 
 

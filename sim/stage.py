@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meshnode.sim.faults import Fault
+    from meshnode.sim.invariants import Invariants
     from meshnode.sim.scenario.model import Device, Scenario
     from meshnode.sim.trace import Trace
 
@@ -141,13 +142,18 @@ class Stage(Protocol):
         scenario: What is played.
         seed: Decides every draw.
         trace: What happened: the hash of everything, and the events that nodes reported.
-        machines: The nodes.
+        invariants: What watches it; `now` of it is the stage's.
     """
 
     scenario: Scenario
     seed: int
     trace: Trace
-    machines: Sequence[Machine]
+    invariants: Invariants
+
+    @property
+    def machines(self) -> Sequence[Machine]:
+        """The nodes, in the order of the scenario."""
+        ...
 
     def start(self, progress: Callable[[str], None]) -> None:
         """Boot all nodes, wait until all know all, deploy the models, wait until they are ready.

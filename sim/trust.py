@@ -38,7 +38,7 @@ class Papers:
         """Know nobody but oneself."""
         self.identity = identity
         self._admitted = member
-        self._saved: bytes | None = None
+        self._saved: Roster | None = None
         self.boot(None)
 
     def boot(self, desired: bytes | None) -> None:
@@ -47,7 +47,7 @@ class Papers:
         self.roster = Roster(self._admitted.mesh_id)
         self.authority = Authority(self.roster, self._save)
         if saved is not None:
-            self.roster.load(saved)
+            self.roster.load(saved.to_bytes())
         self.authority.learn(self._admitted)
         for entry in unpack(desired).entries if desired is not None else ():
             if is_statement(entry.key):
@@ -55,7 +55,8 @@ class Papers:
         self.authority.settle()
 
     def _save(self) -> None:
-        self._saved = self.roster.to_bytes()
+        # Its bytes are made when they are read: a start of n nodes would make n³ chains of them.
+        self._saved = self.roster
 
     @property
     def member(self) -> VerifiedMember:

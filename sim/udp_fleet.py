@@ -236,7 +236,7 @@ class SocketWorld(CoreWorld):
 
     def _send_datagram(self, node: Any, effect: SendDatagram) -> None:
         source, network = node.host.node, self.network
-        if network.loses_datagrams(source, effect.to) or network.loses_datagram():
+        if not network.arrivals(source, effect.to, len(effect.payload), self.now()):
             return
         process: SealedProcess = node.core
         member = process.membership.members.get(effect.to)

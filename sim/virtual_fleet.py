@@ -20,7 +20,7 @@ import msgspec
 from meshnode.events import DatagramReceived, NoteReceived
 from meshnode.membership import LAN, Membership, MembershipConfig, read_members
 from meshnode.membership.messages import CODEC, Incarnation, MemberRecord
-from meshnode.sim.core_world import Boot, CoreWorld
+from meshnode.sim.core_world import CoreWorld
 from meshnode.sim.fleet import (
     FleetEvent,
     Sight,
@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meshnode.effects import Effect
+    from meshnode.sim.core_node import Boot
     from meshnode.wire.codec import Message
 
-LAN_NETWORK: Final = NetworkConfig(near_rtt_s=0.002, jitter=0.5)
-"""One site: a millisecond each way, half of it uncertain, so that datagrams overtake each other."""
+LAN_NETWORK: Final = NetworkConfig(near_rtt_s=0.002, jitter=0.5, max_retransmits=1)
+"""One site: a millisecond each way, half of it uncertain, so that datagrams overtake each other. Its losses
+are those of datagrams, as in the published figures; links lose little."""
 
 IDLE_LINK_BYTES_PER_S: Final = (HEADER_BYTES + 8 + 22 + 52 + 52) / LinkConfig().idle_ping_after_s
 """What one end of a link at rest sends: a ping or its answer, in a TLS record and a TCP segment, and an ACK
@@ -333,7 +335,7 @@ class SimFleet:
         if self._disagreeing in processes:  # most likely it still does
             wanted.insert(0, self._disagreeing)
         for name in wanted:
-            if not _sees(processes[name].membership, truth):
+            if not sees(processes[name].membership, truth):
                 self._disagreeing = name
                 return False
         return True
@@ -368,7 +370,8 @@ class SimFleet:
         """Nothing outlives a virtual fleet."""
 
 
-def _sees(membership: Membership, truth: Mapping[NodeId, tuple[int, int, int]]) -> bool:
+def sees(membership: Membership, truth: Mapping[NodeId, tuple[int, int, int]]) -> bool:
+    """Whether a core sees just these nodes alive, in these versions, and nobody else live or suspect."""
     live = 0
     for node_id, member in membership.members.items():
         state = member.state

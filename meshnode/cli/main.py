@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "undeploy": "deploy:undeploy",
     "infer": "infer:infer",
     "demo": "demo:demo",
+    "sim": "sim:app",
     "config": "config:app",
 }
 """Commands in the order of the help, with the module below `meshnode.cli` and the function or group."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+from meshnode.sim.stage import GATEWAY_LOST, OK, TIMED_OUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
     from meshnode.sim.scenario.model import Expect, Scenario
-    from meshnode.sim.stage import Call, Machine, Outcome, Sample
+    from meshnode.sim.stage import Call, Machine, NodeSample, Outcome, Sample
     from meshnode.sim.trace import Record
 
 
@@ -45,6 +53,15 @@ class FaultMark:
     undone: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that a node was told: when, which one (its name), and what in words."""
+
+    time_s: float
+    node: str
+    what: str
+
+
 @dataclass(slots=True)
 class Result:
     """One run.
@@ -54,6 +71,7 @@ class Result:
         depth: At which depth.
         seed: With which seed.
         policy: Who chose replicas: `mesh`, or one of `meshnode.sim.policies`.
+        source: The file or the name that the scenario was read from; "" if it was made in Python.
         trace_hash: The same for the same scenario, depth, seed, policy and version; "" at depth C.
         machines: Who was there.
         calls: Every call with its outcome, in the order of their making. One without an outcome has None:
@@ -63,6 +81,8 @@ class Result:
         events: What nodes reported (joins, deaths, deployments ...), times as in `calls`.
         violations: Invariants that did not hold; the run ends with the first.
         verdicts: What was expected.
+        steps: What nodes were told last before the end, such as timers; for the timeline of a failure.
+        broken_off: Whether somebody ended it before its time (Ctrl-C).
         started_after_s: Stage seconds that the mesh took to start.
         simulated_s: Stage seconds in all.
         cpu_s: Seconds of CPU that the run took.
@@ -72,6 +92,7 @@ class Result:
     depth: str
     seed: int
     policy: str = "mesh"
+    source: str = ""
     trace_hash: str = ""
     machines: tuple[Machine, ...] = ()
     calls: list[tuple[Call, Outcome | None]] = field(default_factory=list)
@@ -80,6 +101,8 @@ class Result:
     events: list[Record] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    broken_off: bool = False
     started_after_s: float = 0.0
     simulated_s: float = 0.0
     cpu_s: float = 0.0
@@ -87,4 +110,269 @@ class Result:
     @property
     def ok(self) -> bool:
         """Whether all invariants and all that was expected hold."""
-        return not self.violations and all(verdict.holds for verdict in self.verdicts)
+        return (
+            not self.violations
+            and not self.broken_off
+            and all(verdict.holds for verdict in self.verdicts)
+        )
+
+
+# What is made of a run.
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The part of a run that a figure is made from.
+
+    Attributes:
+        calls: Calls that have an outcome, in the order of their making.
+        samples: Looks at all nodes while the load ran.
+        events: What nodes reported.
+        seconds: How long that part took.
+    """
+
+    calls: Sequence[tuple[Call, Outcome]]
+    samples: Sequence[Sample]
+    events: Sequence[Record]
+    seconds: float
+
+    @property
+    def answered(self) -> list[tuple[Call, Outcome]]:
+        """The calls that were answered."""
+        return [(call, outcome) for call, outcome in self.calls if outcome.code == OK]
+
+    def latency_ms(self, share: float) -> float:
+        """Return a percentile of the answered calls' latencies, in milliseconds."""
+        return 1000 * percentile([outcome.took_s for _, outcome in self.answered], share)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure that scenarios may expect something of.
+
+    Attributes:
+        unit: `ms`, `s`, `share` (0 to 1), `1/s` or `` for a count.
+        meaning: What it says.
+        find: Makes it; NaN where there is nothing to make it from, of which nothing holds.
+    """
+
+    unit: str
+    meaning: str
+    find: Callable[[Chosen], float]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values does not exceed; NaN for none."""
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def choose(
+    result: Result,
+    *,
+    model: str | None = None,
+    after_s: float | None = None,
+    before_s: float | None = None,
+    gateways: Collection[str] | None = None,
+) -> Chosen:
+    """Return the part of a run that an expectation is about.
+
+    Args:
+        result: The run.
+        model: Only calls for this model.
+        after_s: Only what was made or seen at this time or later.
+        before_s: Only what was made or seen before this time.
+        gateways: Only calls made at these nodes.
+    """
+    begin_s = after_s if after_s is not None else 0.0
+    end_s = before_s if before_s is not None else math.inf
+    calls = [
+        (call, outcome)
+        for call, outcome in result.calls
+        if outcome is not None
+        and begin_s <= call.made_at_s < end_s
+        and (model is None or call.model == model)
+        and (gateways is None or call.gateway in gateways)
+    ]
+    last_s = min(end_s, result.scenario.duration_s)
+    samples = [sample for sample in result.samples if begin_s <= sample.time_s <= last_s]
+    events = [event for event in result.events if begin_s <= event.time_s <= last_s]
+    return Chosen(calls, samples, events, max(0.0, last_s - begin_s))
+
+
+def _share(found: int, of: int) -> float:
+    return found / of if of else math.nan
+
+
+def _error_rate(chosen: Chosen) -> float:
+    return _share(len(chosen.calls) - len(chosen.answered), len(chosen.calls))
+
+
+def _in_time(chosen: Chosen) -> int:
+    return sum(outcome.took_s <= call.deadline_s for call, outcome in chosen.answered)
+
+
+def _goodput(chosen: Chosen) -> float:
+    return _in_time(chosen) / chosen.seconds if chosen.seconds else math.nan
+
+
+def _with_code(code: str) -> Callable[[Chosen], float]:
+    return lambda chosen: _share(
+        sum(outcome.code == code for _, outcome in chosen.calls), len(chosen.calls)
+    )
+
+
+def _failed_attempt_share(chosen: Chosen) -> float:
+    attempts = sum(outcome.attempts for _, outcome in chosen.calls)
+    return _share(sum(len(outcome.failed_on) for _, outcome in chosen.calls), attempts)
+
+
+def _longest_outage(chosen: Chosen) -> float:
+    """Return the longest time in which calls were made and none of them was answered."""
+    longest_s, began_s = 0.0, None
+    for call, outcome in chosen.calls:
+        if outcome.code != OK:
+            began_s = call.made_at_s if began_s is None else began_s
+            longest_s = max(longest_s, call.made_at_s - began_s)
+        elif began_s is not None:
+            longest_s, began_s = max(longest_s, call.made_at_s - began_s), None
+    return longest_s
+
+
+def _busiest_share(chosen: Chosen) -> float:
+    served = Counter(outcome.served_by for _, outcome in chosen.answered)
+    return _share(max(served.values(), default=0), served.total())
+
+
+def _at_end(find: Callable[[list[NodeSample]], float]) -> Callable[[Chosen], float]:
+    """Make a figure of the nodes that ran at the last look."""
+
+    def found(chosen: Chosen) -> float:
+        if not chosen.samples:
+            return math.nan
+        up = [node for node in chosen.samples[-1].nodes.values() if node.state == "up"]
+        return find(up) if up else math.nan
+
+    return found
+
+
+def _agree(up: list[NodeSample]) -> float:
+    return _share(sum(node.alive == len(up) for node in up), len(up))
+
+
+def _utilisation(chosen: Chosen) -> float:
+    slots = busy = 0.0
+    for sample in chosen.samples:
+        for node in sample.nodes.values():
+            slots += node.slots
+            busy += node.slots * node.busy
+    return busy / slots if slots else math.nan
+
+
+def _utilisation_of_busiest(chosen: Chosen) -> float:
+    shares: dict[str, list[float]] = {}
+    for sample in chosen.samples:
+        for name, node in sample.nodes.items():
+            if node.slots:
+                shares.setdefault(name, []).append(node.busy)
+    return max((sum(each) / len(each) for each in shares.values()), default=math.nan)
+
+
+def _longest_queue(chosen: Chosen) -> float:
+    looks = [node.in_system for sample in chosen.samples for node in sample.nodes.values()]
+    return float(max(looks)) if looks else math.nan
+
+
+def _false_deaths(chosen: Chosen) -> float:
+    """Return how often a node held another for dead that ran at the looks before and after."""
+    times = [sample.time_s for sample in chosen.samples]
+    found = 0
+    for event in chosen.events:
+        if event.kind == "member.dead":
+            at = bisect(times, event.time_s)
+            around = chosen.samples[max(0, at - 1) : at + 1]
+            states = [
+                each.nodes[event.subject].state for each in around if event.subject in each.nodes
+            ]
+            found += bool(states) and all(state == "up" for state in states)
+    return float(found)
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "requests": Metric("", "requests that clients made", lambda of: float(len(of.calls))),
+    "errors": Metric(
+        "", "requests without an answer", lambda of: float(len(of.calls) - len(of.answered))
+    ),
+    "error_rate": Metric("share", "requests without an answer, of all", _error_rate),
+    "gateway_lost_share": Metric(
+        "share", "requests of which the client lost every gateway that it asked, of all",
+        _with_code(GATEWAY_LOST),
+    ),
+    "timeout_share": Metric(
+        "share", "requests that the client gave up, of all", _with_code(TIMED_OUT)
+    ),
+    "saturated_share": Metric(
+        "share", "requests refused because all replicas were full, of all", _with_code("saturated")
+    ),
+    "longest_outage_s": Metric(
+        "s", "the longest time in which no request that was made was answered", _longest_outage
+    ),
+    "mean_ms": Metric(
+        "ms", "mean latency of answers",
+        lambda of: 1000 * fmean(outcome.took_s for _, outcome in of.answered) if of.answered else math.nan,
+    ),
+    "p50_ms": Metric("ms", "median latency of answers", lambda of: of.latency_ms(0.5)),
+    "p90_ms": Metric("ms", "90th percentile of answers' latency", lambda of: of.latency_ms(0.9)),
+    "p99_ms": Metric("ms", "99th percentile of answers' latency", lambda of: of.latency_ms(0.99)),
+    "p99_9_ms": Metric(
+        "ms", "99.9th percentile of answers' latency", lambda of: of.latency_ms(0.999)
+    ),
+    "max_ms": Metric("ms", "latency of the slowest answer", lambda of: of.latency_ms(1.0)),
+    "goodput": Metric("1/s", "answers within their deadline, per second", _goodput),
+    "goodput_share": Metric(
+        "share", "requests answered within their deadline, of all",
+        lambda of: _share(_in_time(of), len(of.calls)),
+    ),
+    "attempts_per_request": Metric(
+        "", "mean number of sends to replicas",
+        lambda of: fmean(outcome.attempts for _, outcome in of.calls) if of.calls else math.nan,
+    ),
+    "failed_attempt_share": Metric(
+        "share", "sends to replicas that failed, of all sends", _failed_attempt_share
+    ),
+    "gateways_per_request": Metric(
+        "", "mean number of gateways that a client asked",
+        lambda of: fmean(outcome.gateways for _, outcome in of.calls) if of.calls else math.nan,
+    ),
+    "busiest_share": Metric(
+        "share", "answers of the node that gave most of them, of all answers", _busiest_share
+    ),
+    "oldest_version": Metric(
+        "", "the lowest model version that answered",
+        lambda of: float(min((outcome.version for _, outcome in of.answered), default=math.nan)),
+    ),
+    "utilisation": Metric("share", "slots that worked, of all ready slots; mean", _utilisation),
+    "utilisation_of_busiest": Metric(
+        "share", "slots that worked at the node where it was most; mean", _utilisation_of_busiest
+    ),
+    "longest_queue": Metric(
+        "", "the most requests that ran or waited at one node, as seen at the looks", _longest_queue
+    ),
+    "running": Metric("", "nodes that run at the end", _at_end(lambda up: float(len(up)))),
+    "serving": Metric(
+        "", "nodes with a model ready at the end", _at_end(lambda up: float(sum(each.serving > 0 for each in up)))
+    ),
+    "alive_seen": Metric(
+        "", "the fewest nodes that a running node takes to be alive at the end",
+        _at_end(lambda up: float(min(each.alive for each in up))),
+    ),
+    "agree": Metric(
+        "share", "running nodes that take as many nodes to be alive as run at the end", _at_end(_agree)
+    ),
+    "false_deaths": Metric(
+        "", "times that a node held another for dead that ran", _false_deaths
+    ),
+}  # fmt: skip
+"""Every figure that scenarios may expect something of, and that results tell."""

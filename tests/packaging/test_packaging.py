@@ -36,6 +36,16 @@ def test_the_wheel_holds_every_module_below_meshnode_and_nothing_beside_it(
     assert "meshnode/py.typed" in names
     assert "meshnode/examples/digits/digits.onnx" in names
     assert sum(name.endswith(".png") for name in names) >= 10
+    scenarios = {f"meshnode/{name}" for name in listed("sim/scenarios/*.toml")}
+    assert len(scenarios) >= 12
+    assert scenarios <= names
+
+
+def test_the_wheel_brings_the_pytest_plugin(built: tuple[Path, Path, Path]) -> None:
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+        declared = wheel.read(name).decode()
+    assert "[pytest11]\nmeshnode = meshnode.sim.pytest_plugin" in declared
 
 
 def test_the_sdist_builds_the_same_wheel_although_it_has_no_links(

@@ -12,13 +12,14 @@ import pytest
 
 from meshnode.effects import Dial, Effect, StartTimer
 from meshnode.events import DialFailed, Event, LinkDown, Start, TimerFired
-from meshnode.sim.core_world import Boot, CoreWorld
+from meshnode.sim.core_world import CoreWorld
 from meshnode.sim.network import NetworkConfig
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.desired import DesiredState
 from meshnode.state.owner import OwnerStates, OwnerTrust
 
 if TYPE_CHECKING:
+    from meshnode.sim.core_node import Boot
     from meshnode.state.desired_messages import Entry
     from meshnode.types import Address, NodeId
 

@@ -1,0 +1,207 @@
+"""Watches what a gateway sends: each send is counted once, allowed, and ends once.
+
+It takes the place of a node's `LoadBook` and `RetryBudget` with subclasses that behave the same and
+tell what they are told. That is where every gateway, virtual or real, opens and closes its sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from meshnode.routing.budget import RetryBudget
+from meshnode.routing.config import RoutingConfig
+from meshnode.routing.load import Flight, LoadBook, ReplicaLoad
+from meshnode.types import NodeState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from meshnode.node import Node
+    from meshnode.types import NodeId
+    from meshnode.wire.messages import LoadReport
+
+BUDGET_WINDOW_S: Final = 10.0
+"""Seconds over which docs/ARCHITECTURE.md compares a gateway's retries with its requests."""
+
+_CONFIG: Final = RoutingConfig()
+
+
+class FlightWatch:
+    """One boot of one gateway.
+
+    Attributes:
+        open: Sends that have no end yet, with the stage second of their beginning.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        node: Node,
+        now: Callable[[], float],
+        broken: Callable[[str, str], NoReturn],
+    ) -> None:
+        """Take the place of the node's book and budget; both must be new.
+
+        Args:
+            name: The node's name.
+            node: Its cores.
+            now: Stage seconds.
+            broken: Reports an invariant and what was seen; raises.
+        """
+        self.open: dict[Flight, float] = {}
+        self._name = name
+        self._node = node
+        self._now = now
+        self._broken = broken
+        self._sent = 0
+        self._planned = 0
+        self._granted = 0
+        self._requests: deque[float] = deque()  # node seconds, of one window
+        self._retries: deque[float] = deque()
+        router = node.router
+        router.book = _Book(self, router.book)
+        router.budget = _Budget(self)
+
+    def __repr__(self) -> str:
+        return f"<FlightWatch of {self._name}: {len(self.open)} open>"
+
+    def starting(self, target: NodeId) -> None:
+        """A request is about to be sent to a replica."""
+        member = self._node.membership.members.get(target)
+        if member is not None and member.state is NodeState.LEFT:
+            self._broken(
+                "not-to-the-left",
+                f"{self._name} sends a request to {member.record.name}, which it knows to have left",
+            )
+        self._sent += 1
+        if self._sent > self._planned + self._granted:
+            self._broken(
+                "attempts-within-budget",
+                f"{self._name} sent {self._sent} times for {self._planned} requests and "
+                f"{self._granted} granted retries",
+            )
+
+    def started(self, flight: Flight) -> None:
+        """A send was counted."""
+        self.open[flight] = self._now()
+
+    def finishing(self, flight: Flight, load: ReplicaLoad) -> None:
+        """A send is about to be counted as ended."""
+        if self.open.pop(flight, None) is None:
+            self._broken("in-flight-conserved", f"{self._name} ended {flight!r} a second time")
+        if load.outstanding < 1:
+            self._broken(
+                "in-flight-conserved", f"{self._name} counts less than nothing in {load!r}"
+            )
+
+    def planned(self, now: float) -> None:
+        """A request came in, at this second of the node's clock."""
+        self._planned += 1
+        self._requests.append(now)
+        self._forget(now)
+
+    def granted(self, now: float) -> None:
+        """A retry was granted."""
+        self._granted += 1
+        self._retries.append(now)
+        self._forget(now)
+        allowed = max(
+            _CONFIG.retry_ratio * len(self._requests),
+            _CONFIG.retry_floor_per_s * BUDGET_WINDOW_S,
+        )
+        if len(self._retries) > allowed:
+            self._broken(
+                "attempts-within-budget",
+                f"{self._name} made {len(self._retries)} retries in {BUDGET_WINDOW_S:g} s; its "
+                f"{len(self._requests)} requests allow {allowed:g}",
+            )
+
+    def look(self, longest_s: float) -> None:
+        """Check that no send has been open for longer than this."""
+        before = self._now() - longest_s
+        for flight, since in self.open.items():
+            if since < before:
+                self._broken(
+                    "in-flight-conserved",
+                    f"{self._name} still counts {flight!r} of {flight.load!r}, "
+                    f"{self._now() - since:.1f} s after it was sent",
+                )
+            return  # the others are younger
+
+    def quiet(self) -> None:
+        """Check that nothing is counted as in flight."""
+        router = self._node.router
+        for model, versions in router.table.models().items():
+            for version in versions:
+                for replica in router.table.replicas(model, version):
+                    load = router.book.load(replica.node, model, version)
+                    if load.outstanding:
+                        self._broken(
+                            "in-flight-conserved",
+                            f"{self._name} counts {load!r} of {replica.node_name} with no call open",
+                        )
+
+    def _forget(self, now: float) -> None:
+        before = now - BUDGET_WINDOW_S
+        for times in (self._requests, self._retries):
+            while times and times[0] <= before:
+                times.popleft()
+
+
+class _Load(ReplicaLoad):
+    """The beliefs about one replica; tells of each send."""
+
+    __slots__ = ("_node", "_watch")
+
+    def __init__(self, watch: FlightWatch, node: NodeId, slots: int, service_ms: float) -> None:
+        super().__init__(slots, service_ms)
+        self._watch = watch
+        self._node = node
+
+    def start(self, now: float, rtt_ms: float) -> Flight:
+        self._watch.starting(self._node)
+        flight = super().start(now, rtt_ms)
+        self._watch.started(flight)
+        return flight
+
+    def finish(
+        self, flight: Flight, now: float, ok: bool | None, report: LoadReport | None = None
+    ) -> None:
+        self._watch.finishing(flight, self)
+        super().finish(flight, now, ok, report)
+
+
+class _Book(LoadBook):
+    """The beliefs about all replicas; those about a replica are a `_Load`."""
+
+    def __init__(self, watch: FlightWatch, before: LoadBook) -> None:
+        super().__init__(before._first_service_ms)
+        self._watch = watch
+        self._paths = before._paths
+
+    def load(self, node: NodeId, model: str, version: int, slots: int = 1) -> ReplicaLoad:
+        load = super().load(node, model, version, slots)
+        if not isinstance(load, _Load):
+            load = _Load(self._watch, node, load.slots, load.service_ms)
+            self._loads[model, version][node] = load
+        return load
+
+
+class _Budget(RetryBudget):
+    """The retries that are left; tells of each request and retry."""
+
+    def __init__(self, watch: FlightWatch) -> None:
+        super().__init__(_CONFIG.retry_ratio, _CONFIG.retry_floor_per_s)
+        self._watch = watch
+
+    def request(self, now: float) -> None:
+        super().request(now)
+        self._watch.planned(now)
+
+    def take(self, now: float) -> bool:
+        is_granted = super().take(now)
+        if is_granted:
+            self._watch.granted(now)
+        return is_granted

@@ -1,0 +1,75 @@
+"""A model server that may be told to report a load that is not, or no longer, true."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.models.server import ModelServer, ServerConfig
+from meshnode.wire.messages import LoadReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meshnode.models.runtimes.base import Runtime
+
+LOOK_EVERY_S: Final = 0.05
+"""Seconds between remembered reports; a report of the past is right to as much."""
+
+_MAX_REMEMBERED: Final = 2_000  # a minute and a half of looks
+
+
+class StandInServer(ModelServer):
+    """A device's model server: its slots are the device's, however long runs take.
+
+    Attributes:
+        load_share: It reports this share of its true load; 1 is honest.
+        load_age_s: What it reports is as old as this.
+    """
+
+    def __init__(
+        self,
+        runtimes: Mapping[str, Runtime],
+        *,
+        cores: int,
+        slots: int,
+        now: Callable[[], float],
+        **options: Any,
+    ) -> None:
+        """Start with no models.
+
+        Args:
+            runtimes: By name.
+            cores: Processors of the device.
+            slots: Requests of one model that it runs at once.
+            now: The device's monotonic seconds.
+            options: Of `ModelServer`.
+        """
+        config = ServerConfig(slots=slots, inline_limit_s=0.0)
+        super().__init__(runtimes, cores=cores, config=config, **options)
+        self.load_share = 1.0
+        self.load_age_s = 0.0
+        self._now = now
+        self._past: dict[tuple[str, int | None], deque[tuple[float, LoadReport]]] = {}
+
+    def load_report(self, model: str, version: int | None) -> LoadReport:
+        """Return how busy a version is, as far as this server tells the truth."""
+        report = super().load_report(model, version)
+        if self.load_age_s == 0:
+            self._past.clear()
+        else:
+            report = self._as_it_was(model, version, report)
+        if self.load_share != 1.0:
+            in_system = round(report.in_system * self.load_share)
+            report = LoadReport(in_system, report.slots, report.service_ms)
+        return report
+
+    def _as_it_was(self, model: str, version: int | None, report: LoadReport) -> LoadReport:
+        """Remember a report; return one that is old enough, or the oldest that is remembered."""
+        now = self._now()
+        past = self._past.setdefault((model, version), deque(maxlen=_MAX_REMEMBERED))
+        if not past or now - past[-1][0] >= LOOK_EVERY_S:
+            past.append((now, report))
+        while len(past) > 1 and past[1][0] <= now - self.load_age_s:
+            past.popleft()
+        return past[0][1]

@@ -1,0 +1,235 @@
+"""Cores that were broken on purpose: each is caught by the invariant that its flaw offends.
+
+The flaws are put into the real code for the time of one test. What catches them watches from outside
+and knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meshnode.effects import Effect, StartTimer
+from meshnode.errors import DeadlineExceeded
+from meshnode.events import Event, TimerFired
+from meshnode.membership import suspicion
+from meshnode.membership.beliefs import Beliefs
+from meshnode.membership.core import Membership
+from meshnode.membership.messages import Incarnation
+from meshnode.membership.timers import SyncRound
+from meshnode.routing.attempts import Attempts
+from meshnode.routing.budget import RetryBudget
+from meshnode.routing.load import ReplicaLoad
+from meshnode.routing.router import Router
+from meshnode.sim.faults import Crash, FailRequests, Freeze, Leave
+from meshnode.sim.requests import Gateway
+from meshnode.sim.running.playing import play
+from meshnode.sim.running.timeline import failure
+from meshnode.types import NodeState
+from tests.broken.rehearsals import broken_by, rehearsal
+
+if TYPE_CHECKING:
+    from meshnode.sim.running.result import Result
+    from meshnode.sim.scenario.model import Scenario
+
+Patch = pytest.MonkeyPatch
+
+
+def suspicion_timer_is_off_by_one(patch: Patch) -> Scenario:
+    """A suspect with no further accuser gets the time of one with one."""
+    right = suspicion.timeout_s
+    patch.setattr(
+        suspicion,
+        "timeout_s",
+        lambda least_s, most_s, accusers, wanted: right(least_s, most_s, accusers + 1, wanted),
+    )
+    return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0)
+
+
+def stale_suspicion_timer_kills(patch: Patch) -> Scenario:
+    """The timer of a suspicion that was refuted still holds its subject for dead."""
+    patch.setattr(suspicion.Suspicions, "is_due", lambda _self, _timer: True)
+    right = Beliefs.suspicion_expired
+
+    def expired(self: Beliefs, timer: Any, now: float) -> list[Effect]:
+        return right(self, timer, now)
+
+    patch.setattr(Beliefs, "suspicion_expired", expired)
+    return rehearsal(Freeze(at_s=2.0, for_s=6.0, nodes=("us-1",)), rate_per_s=0.0, duration_s=40.0)
+
+
+def cancel_is_lost(patch: Patch) -> Scenario:
+    """A try that is given up, because its time is over, stays counted as in flight."""
+    right = Attempts._land
+
+    def land(self: Attempts, verdict: Any, cause: str, now: float, report: Any) -> Any:
+        if cause != DeadlineExceeded.code:
+            return right(self, verdict, cause, now, report)
+        self._flight = None
+        assert self.route is not None
+        return self.route.replica
+
+    patch.setattr(Attempts, "_land", land)
+    return rehearsal(timeout_s=0.3, mean_ms=600.0, duration_s=8.0)
+
+
+def flight_ends_twice(patch: Patch) -> Scenario:
+    """A failed try is counted as ended, and once more when its late answer comes."""
+    right = ReplicaLoad.finish
+
+    def finish(self: ReplicaLoad, *args: Any) -> None:
+        right(self, *args)
+        self.outstanding -= 1
+
+    patch.setattr(ReplicaLoad, "finish", finish)
+    return rehearsal(duration_s=5.0)
+
+
+def answer_is_given_twice(patch: Patch) -> Scenario:
+    """A gateway forgets that a request was answered, and answers again."""
+    right = Gateway._end
+
+    def end(self: Gateway, opened: Any, outcome: str, now: float) -> list[Effect]:
+        effects = right(self, opened, outcome, now)
+        self._open[opened.request.number] = opened
+        return effects + right(self, opened, outcome, now)
+
+    patch.setattr(Gateway, "_end", end)
+    return rehearsal(duration_s=5.0)
+
+
+def _overload() -> Scenario:
+    """Two nodes that refuse most of what they are asked, because their queues are full."""
+    return rehearsal(nodes=1, rate_per_s=300.0, mean_ms=400.0, duration_s=6.0)
+
+
+def retries_need_no_budget(patch: Patch) -> Scenario:
+    """Whatever fails is tried again, however much fails."""
+    patch.setattr(RetryBudget, "take", lambda _self, _now: True)
+    return _overload()
+
+
+def retries_ask_no_budget(patch: Patch) -> Scenario:
+    """A gateway sends again without asking whether it may."""
+    right = Attempts.next
+
+    def ask_nobody(self: Attempts, now: float) -> Any:
+        source = self._source
+        patch.setattr(source.budget, "take", lambda _now: True, raising=False)
+        return right(self, now)
+
+    patch.setattr(Attempts, "next", ask_nobody)
+    return _overload()
+
+
+def requests_are_tried_for_ever(patch: Patch) -> Scenario:
+    """A request goes to one replica after the other until none is left."""
+    patch.setattr(Attempts, "_why_not_again", lambda _self: None)
+    failing = FailRequests(at_s=1.0, nodes=("all",), share=1.0)
+    return rehearsal(failing, rate_per_s=2.0, duration_s=6.0)
+
+
+def the_left_are_asked(patch: Patch) -> Scenario:
+    """Routing does not hear that a node has left."""
+    right = Router.node_changed
+
+    def changed(self: Router, node: Any, state: NodeState) -> None:
+        right(self, node, NodeState.ALIVE if state is NodeState.LEFT else state)
+
+    patch.setattr(Router, "node_changed", changed)
+    return rehearsal(Leave(at_s=2.0, nodes=("us-1",)), rate_per_s=200.0, duration_s=8.0)
+
+
+def incarnation_falls(patch: Patch) -> Scenario:
+    """A node that refutes takes the counter from before."""
+    right = Beliefs.renew
+
+    def renew(self: Beliefs, record: Any, incarnation: Incarnation, now: float) -> list[Effect]:
+        lower = Incarnation(incarnation.epoch - 1, incarnation.counter)
+        return right(self, record, lower, now)
+
+    patch.setattr(Beliefs, "renew", renew)
+    return rehearsal(Freeze(at_s=2.0, for_s=8.0, nodes=("us-1",)), rate_per_s=0.0)
+
+
+def nobody_is_held_dead(patch: Patch) -> Scenario:
+    """Suspicions have no end, so the dead are never given up."""
+    patch.setattr(Beliefs, "suspicion_expired", lambda _self, _timer, _now: [])
+    return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0, nodes=2, duration_s=5.0)
+
+
+def timers_breed(patch: Patch) -> Scenario:
+    """Each round of one kind starts two more."""
+    right = Membership.handle
+
+    def handle(self: Membership, event: Event, now: float) -> list[Effect]:
+        effects = right(self, event, now)
+        if isinstance(event, TimerFired) and isinstance(event.timer, SyncRound):
+            effects.append(StartTimer(SyncRound(), 1.0))
+        return effects
+
+    patch.setattr(Membership, "handle", handle)
+    return rehearsal(rate_per_s=0.0)
+
+
+def requests_are_remembered(patch: Patch) -> Scenario:
+    """Routing keeps a note of each request for ever."""
+    right = Router.plan
+
+    def plan(self: Router, *args: Any) -> Attempts:
+        self.__dict__.setdefault("notes", []).append(args)
+        return right(self, *args)
+
+    patch.setattr(Router, "plan", plan)
+    return rehearsal(rate_per_s=150.0, mean_ms=5.0)
+
+
+def core_raises(patch: Patch) -> Scenario:
+    """A core stumbles over a member that is suspected."""
+
+    def suspect(_self: Beliefs, member: Any, _now: float) -> list[Effect]:
+        raise KeyError(member.node_id)
+
+    patch.setattr(Beliefs, "suspect", suspect)
+    return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0)
+
+
+FLAWS = {
+    suspicion_timer_is_off_by_one: "suspicion-time",
+    stale_suspicion_timer_kills: "suspicion-time",
+    cancel_is_lost: "in-flight-conserved",
+    flight_ends_twice: "in-flight-conserved",
+    answer_is_given_twice: "one-answer",
+    retries_need_no_budget: "attempts-within-budget",
+    retries_ask_no_budget: "attempts-within-budget",
+    requests_are_tried_for_ever: "attempts-within-budget",
+    the_left_are_asked: "not-to-the-left",
+    incarnation_falls: "incarnation-never-falls",
+    nobody_is_held_dead: "views-agree",
+    timers_breed: "no-leak",
+    requests_are_remembered: "tables-bounded",
+    core_raises: "no-error",
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS, ids=lambda flaw: flaw.__name__)
+def test_a_broken_core_is_caught_with_its_invariant_and_a_seed(
+    flaw: Any, monkeypatch: Patch
+) -> None:
+    scenario = flaw(monkeypatch)
+    result: Result = broken_by(scenario, seed=3)
+    assert result.violations[0].invariant == FLAWS[flaw], result.violations[0].message
+    told = failure(result)
+    assert told.startswith(f"seed 3 at depth A: {FLAWS[flaw]} broken at ")
+    assert "meshnode sim run rehearsal.toml --seed 3 --depth A" in told
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [suspicion_timer_is_off_by_one, cancel_is_lost, timers_breed],
+    ids=lambda it: it.__name__,
+)
+def test_a_broken_core_inside_a_whole_daemon_is_caught_too(flaw: Any, monkeypatch: Patch) -> None:
+    result = play(flaw(monkeypatch), seed=3, depth="B")
+    assert [each.invariant for each in result.violations] == [FLAWS[flaw]]
