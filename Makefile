@@ -43,7 +43,8 @@ bench-idle: $(STAMP) ## only starts, memory, and CPU of 30 idle members
 bench-membership: $(STAMP) ## membership of 10, 100 and 1,000 virtual nodes, next to published figures
 	$(BIN)/python -m bench.membership
 
-bench-sim: $(STAMP) ## the simulator's own speed
+bench-sim: $(STAMP) ## the simulator's own speed: cores from 100 to 5,000 nodes, and whole daemons
+	$(BIN)/python -m bench.simulator
 	$(BIN)/python -m bench.virtual_daemons
 
 bench-policies: $(STAMP) ## the reference fleet through every routing policy, next to a reference simulation

@@ -24,11 +24,14 @@ JOINED_BYTES: Final = 64 * KIB
 """Up to it one copy of an answer is cheaper than a second write."""
 
 
-async def send(raw: web.BaseRequest, response: HttpResponse, request_id: str) -> web.StreamResponse:
+async def send(
+    raw: web.BaseRequest, response: HttpResponse, request_id: str, date: str
+) -> web.StreamResponse:
     """Return an answer that aiohttp writes, or write a large one without joining it."""
     headers = CIMultiDict(response.headers)
     headers["Server"] = "meshnode"
     headers["X-Request-Id"] = request_id
+    headers["Date"] = date  # by the node's clock; aiohttp's own would be the machine's
     body = response.body
     if response.size_bytes > JOINED_BYTES:
         parts = [body] if isinstance(body, bytes) else body

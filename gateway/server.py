@@ -275,7 +275,7 @@ class HttpServer:
             response = msgspec.structs.replace(
                 response, headers={**response.headers, "Connection": "close"}
             )
-        return await send(raw, response, request_id)
+        return await send(raw, response, request_id, self._date.text())
 
     def _admit(self, raw: web.BaseRequest, authority: str | None) -> Caller:
         """Say who asks, before anything else of a request is looked at.

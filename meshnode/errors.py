@@ -132,6 +132,8 @@ class ConfigError(UsageError):
     """
 
     code = "config"
+    lines: tuple[str, ...] = ()
+    """The message in lines, where a file has several mistakes and each is told on a line of its own."""
 
 
 class InviteError(UsageError):

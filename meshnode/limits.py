@@ -981,6 +981,16 @@ MAX_TRACE_ARRIVALS: Final = 500_000
 MAX_SCENARIO_MISTAKES: Final = 20
 """Mistakes that are told at once: who made more has made one many times, or read the wrong file."""
 
+MAX_SCENARIO_MISTAKES_SOUGHT: Final = 200
+"""After so many mistakes the rest of a scenario is not looked through: each costs the search for a near name."""
+
+MAX_SCENARIO_REQUESTS: Final = 2_000_000
+"""Requests that all loads of a scenario may make: a run keeps them all, a gigabyte or two, and takes half an
+hour at a millisecond each."""
+
+MAX_SEED: Final = 2**63 - 1
+"""The greatest seed: a whole number of a TOML file has 64 bits with its sign."""
+
 MAX_SIMULATED_CORES: Final = 5000
 """Nodes at depth A: what fits into 16 GB; a core that knows 5,000 others takes about 2 MB."""
 
@@ -989,6 +999,10 @@ MAX_SIMULATED_DAEMONS: Final = 100
 
 MAX_SIMULATED_PROCESSES: Final = 30
 """Nodes at depth C: processes of 70 MB on one machine, which share its processors."""
+
+MAX_CLOCK_JUMP_S: Final = 50 * 31_557_600.0
+"""Seconds by which a fault sets a clock, fifty years: from worlds' 2025 back to 1975, which is after the start
+of Unix time, where a machine begins whose clock has no battery."""
 
 # Disk
 

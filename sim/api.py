@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 import msgspec
 
 from meshnode.errors import UsageError
-from meshnode.sim.asking import APP_PORT, Body, call_of, limited, serving
+from meshnode.sim.asking import (
+    APP_PORT,
+    Body,
+    call_of,
+    limited,
+    raise_unhandled,
+    require_seconds,
+    serving,
+)
 from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.recording import Recording
 from meshnode.sim.region import Region, nodes_of
@@ -265,9 +273,11 @@ class World:
         """Let time pass.
 
         Raises:
+            UsageError: if these are no seconds.
             InvariantBroken: if something happens that never may.
         """
         self._only_outside("run_for", "await asyncio.sleep(...)")
+        require_seconds("run_for", seconds)
         self.stage.run_to(self.stage.now() + seconds)
         self._record.invariants.check()
 
@@ -287,6 +297,7 @@ class World:
         Raises:
             NotReachedError: if it is not so after `limit_s`.
         """
+        require_seconds("limit_s", limit_s)
         began = self.now
         while not condition():
             if self.now - began >= limit_s:
@@ -319,6 +330,7 @@ class World:
             UsageError: if the time has passed, the fault selects nothing, or this depth cannot do it.
         """
         self._possible(fault)
+        require_seconds("the time of a fault", time_s)
         if time_s < self.now:
             raise UsageError(
                 f"{time_s:g} s has passed already, it is {self.now:.3f} s; name a later time"
@@ -346,6 +358,8 @@ class World:
             others: Gateways that are asked next if that one is lost.
         """
         self._only_outside("call", "session()")
+        require_seconds("timeout_s", timeout_s)
+        require_seconds("work_s", work_s or 0.0)
         call = call_of(self.scenario, self.machines, model, via, others, work_s, timeout_s)
         ends: list[Outcome] = []
         self._record.make(call, ends.append)
@@ -374,7 +388,8 @@ class World:
     def check(self, limit_s: float = SETTLE_S) -> None:
         """Let the mesh come to rest, then check all invariants: nothing lost, leaked or disagreed on.
 
-        Faults that split the network must be undone before; nodes may be down.
+        Faults that split the network or let nodes stand still (freeze, sleep) must be undone before;
+        nodes may be down.
 
         Args:
             limit_s: How long it may take.
@@ -384,12 +399,15 @@ class World:
             InvariantBroken: if something is left over.
         """
         self._only_outside("check", "world.run first")
+        require_seconds("limit_s", limit_s)
         self.stage.settle(limit_s)
         self._record.invariants.quiet()
 
     def result(self) -> Result:
-        """Return what happened since the start, for a report or figures of one's own."""
-        return self._record.result()
+        """Return what happened since the start, for a report or figures of one's own; also once it is closed."""
+        if self._recording is None:
+            return self._record.result()  # which says why there is none
+        return self._recording.result()
 
     def report(self, path: str | pathlib.Path) -> None:
         """Write an HTML report of what happened since the start."""
@@ -411,17 +429,23 @@ class World:
         Raises:
             UsageError: at depth A, or inside another body.
             TimeoutError: if it takes longer.
+            Exception: what a task in the background raised and nobody awaited, with a note that says so.
             InvariantBroken: if something happens that never may.
         """
         self._only_outside("run", "await the coroutine")
+        require_seconds("limit_s", limit_s)
         stage = self._daemons
         host = stage.client_host(region or next(iter(self.scenario.regions)))
+        told_before = [error for _, error in stage.loop.unhandled]
         self._inside = True
         try:
             with sessions_of_the_world():
                 found = stage.run(limited(body, limit_s), host)
         finally:
             self._inside = False
+        for each in (host, *(app_host for _, app_host in self._apps)):
+            each.process.drop_done()  # so that a task which nobody keeps tells what it raised
+        raise_unhandled(stage.loop.unhandled, told_before)
         self._record.invariants.check()
         return found
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meshnode.errors import UsageError
@@ -88,6 +89,31 @@ def stand_in_inputs(
         {"name": spec.name, "datatype": str(spec.datatype), "shape": [1], "data": [value]}
         for spec, value in values
     ]
+
+
+def require_seconds(what: str, seconds: float) -> None:
+    """Refuse what is no length of time.
+
+    Raises:
+        UsageError: if it is negative, infinite or not a number.
+    """
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{what} is {seconds!r}; it must be seconds, 0 or more")
+
+
+def raise_unhandled(
+    unhandled: Iterable[tuple[str, BaseException]], told_before: Sequence[BaseException]
+) -> None:
+    """Raise the first exception that nobody caught, so that a test does not pass over it.
+
+    Args:
+        unhandled: Who raised them on the loop, and what; the oldest first.
+        told_before: Those that are no news.
+    """
+    for who, error in unhandled:
+        if not any(error is each for each in told_before):
+            error.add_note(f"Nobody awaited what raised this in the background of {who}.")
+            raise error
 
 
 async def limited(body: Body[T], limit_s: float) -> T:

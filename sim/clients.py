@@ -38,6 +38,9 @@ SILENT_S: Final = MAX_CLIENT_SILENCE_S + CLIENT_PROBE_TIMEOUT_S
 PATIENCE_S: Final = 0.25
 """For how long a client waits beyond its own limit for the gateway to say that the time is over."""
 
+GRACE_S: Final = 0.05
+"""Seconds by which a gateway's answer may come after its deadline; where computing takes no time, that is long."""
+
 
 @dataclass(eq=False, slots=True)
 class _Client:
@@ -128,6 +131,7 @@ class Clients:
             work_s=call.work_s,
             sizes=(call.request_bytes, call.response_bytes),
             on_end=ended,
+            good_until=client.made_at + call.deadline_s - self._rtt_s(client) / 2,
         )
         if client.left and now + SILENT_S < client.until:
             self._at(now + SILENT_S, self._look_for_life, client, asked)
@@ -170,10 +174,22 @@ class Clients:
             and request.outcome is None
             and self._world.is_running(client.gateway)
         ):
+            self._look_whether_late(client, request)
             # The connection is closed under the gateway, half a round trip later.
             gone_at = self._now() + self._rtt_s(client) / 2
             self._at(gone_at, self._hang_up, client.gateway, request)
         self._end(client, TIMED_OUT)
+
+    def _look_whether_late(self, client: _Client, request: Request) -> None:
+        """A gateway that ran all the time, and was told the deadline, must have answered by now."""
+        gateway, world, invariants = client.gateway, self._world, self._mesh.invariants
+        if invariants is None or not world.ran_freely(gateway, request.made_at):
+            return
+        had_s = (self._now() - request.made_at) * world.clock_of(gateway).rate
+        if had_s > request.timeout_s + GRACE_S:
+            invariants.broken(
+                "one-answer", unanswered(gateway, client.call, had_s, request.timeout_s)
+            )
 
     def _hang_up(self, gateway: str, request: Request) -> None:
         if request.outcome is None and self._world.is_running(gateway):
@@ -204,3 +220,11 @@ class Clients:
                 gateways=client.asked,
             ),
         )
+
+
+def unanswered(gateway: str, call: Call, had_s: float, timeout_s: float) -> str:
+    """Return in words that a gateway owes an answer: it has had a call for so long, with this deadline."""
+    return (
+        f"{gateway} lives, has had call {call.number} of {call.model!r} for {had_s:.3f} s, and has not "
+        f"answered it; its deadline was {timeout_s:g} s"
+    )

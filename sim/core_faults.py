@@ -122,6 +122,8 @@ class CoreFaults:
         if isinstance(fault, PowerOff | RegionDown):
             self._mesh.power_off(name)
             self._frozen.pop(name, None)
+            if isinstance(fault, PowerOff) and fault.torn:
+                self._tear(name)
         elif self._world.is_running(name):
             if isinstance(fault, Leave) and not self._world.is_frozen(name):
                 self._mesh.leave(name)
@@ -146,6 +148,8 @@ class CoreFaults:
         down = self._down.get(name, [])
         if standing in down:
             down.remove(standing)
+            if not any(isinstance(each.fault, PowerOff | RegionDown) for each in down):
+                self._world.power_on(name)
             self._boot(name)
         elif isinstance(standing.fault, Flap):
             self._boot(name)
@@ -228,7 +232,8 @@ class CoreFaults:
             case DiskFull():
                 (world.fill_disk if present else world.empty_disk)(name)
             case Drain():
-                device.on_mains = not present
+                charges = [f.percent for f in present if isinstance(f, Drain)]
+                device.drained_to = min(charges, default=None)
             case LyingLoad():
                 shares = [f.share for f in present if isinstance(f, LyingLoad)]
                 device.faults.told_share = shares[-1] if shares else 1.0

@@ -11,6 +11,7 @@ from meshnode.sim.disk import Disk
 
 if TYPE_CHECKING:
     import random
+
     from meshnode.effects import Effect
     from meshnode.events import Event, TimerFired
     from meshnode.sim.links import LinkHost
@@ -68,6 +69,7 @@ class CoreNode:
         frozen_datagrams: How many datagrams came while it was frozen.
         is_on_network: Whether its machine is awake.
         sleeping_timers: Timers that were due while its machine slept: boot, event, and when by its clock.
+        hindered_at: When it last ran on after standing still, or its speed changed.
         handling_s: What each event costs it; 0 unless it is slow.
         busy_until: When it has handled all that is queued (seconds of the world).
         queued: Events that a slow node has yet to handle.
@@ -75,7 +77,7 @@ class CoreNode:
     """
 
     __slots__ = (
-        "busy_until", "clock", "core", "disk", "factory", "frozen_datagrams", "handling_s", "host",
+        "busy_until", "clock", "core", "disk", "factory", "frozen_datagrams", "handling_s", "hindered_at", "host",
         "inbox", "is_on_network", "name", "number", "queued", "sleeping_timers", "tries_to_write",
     )  # fmt: skip
 
@@ -94,6 +96,7 @@ class CoreNode:
         self.frozen_datagrams = 0
         self.is_on_network = True
         self.sleeping_timers: list[tuple[int, TimerFired, float]] = []
+        self.hindered_at = float("-inf")
         self.handling_s = 0.0
         self.busy_until = 0.0
         self.queued = 0

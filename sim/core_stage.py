@@ -26,6 +26,7 @@ from meshnode.sim.acquaintance import acquaint
 from meshnode.sim.clients import Clients
 from meshnode.sim.core_faults import CoreFaults
 from meshnode.sim.core_world import NotReachedError
+from meshnode.sim.fault_steps import cover
 from meshnode.sim.faults import NetworkFault, RegionDown, Release
 from meshnode.sim.invariants import Invariants
 from meshnode.sim.mesh import SimMesh
@@ -114,6 +115,8 @@ class CoreStage:
         Raises:
             NotReachedError: if that does not come about; its message names the seed.
         """
+        self._thresholds = gc.get_threshold()
+        gc.set_threshold(*_RARE_COLLECTIONS)
         is_large = len(self.machines) > MAX_MEETING
         progress(f"{len(self.machines)} nodes {'link up' if is_large else 'find each other'}")
         # Whoever founds the mesh must be there to be dialled.
@@ -126,8 +129,6 @@ class CoreStage:
             # What was made until now stays until the end. A full collection would look through all of
             # it, gigabytes, again and again.
             gc.freeze()
-            self._thresholds = gc.get_threshold()
-            gc.set_threshold(*_RARE_COLLECTIONS)
             self.run_to(self.now() + LINK_UP_S)
         self._until(self._agree, JOIN_LIMIT_S, "not all nodes know all others")
         for model in self.scenario.models:
@@ -151,18 +152,27 @@ class CoreStage:
             nat=machine.nat,
             is_acquainted=is_acquainted,
         )
+        self.mesh.device(machine.name).has_battery = device.battery
 
     def _deploy(self, model: Model) -> None:
-        """Deploy the next version of a model, from the first node that can."""
+        """Deploy the next version of a model, from the first node that takes it."""
         version = self._versions[model.name] + 1
         on = [machine.name for machine in select(model.on, self.machines)]
         wanted = model.replicas or len(on) or len(self.machines)
         manifest = manifest_of(model, version)
         self.mesh.behave(manifest, behaviour_of(model))
-        by = next((name for name in self._up() if self.world.has_room(name)), None)
-        if by is None:
-            raise UsageError(f"no node runs that could deploy {model.name!r}")
-        self.mesh.deploy(by, manifest, replicas=min(wanted, MAX_DEPLOYMENT_REPLICAS), on=on)
+        replicas = min(wanted, MAX_DEPLOYMENT_REPLICAS)
+        refusal = "no node runs that has room on its disk"
+        for by in filter(self.world.has_room, self._up()):
+            try:
+                self.mesh.deploy(by, manifest, replicas=replicas, on=on)
+            except UsageError as error:  # its clock is wrong; whoever releases tries another node
+                refusal = f"{by} says: {error}"
+                self.trace.record(self.now(), by, "deploy.refused", model.name, str(error))
+            else:
+                break
+        else:
+            raise UsageError(f"{model.name!r} could not be deployed: {refusal}")
         self._versions[model.name] = version
 
     def _is_ready(self, model: Model) -> bool:
@@ -208,7 +218,7 @@ class CoreStage:
         while not is_so():
             if self.now() >= until:
                 raise NotReachedError(
-                    f"{otherwise} after {limit_s:g} s, at {self.now():.3f} s of {self!r}"
+                    f"{otherwise} after {limit_s:g} s, at {self.now():.3f} s (seed {self.seed})"
                     f"{self._why_not()}"
                 )
             self.run_to(self.now() + STEP_S)
@@ -220,6 +230,7 @@ class CoreStage:
 
     def apply(self, fault: Fault) -> None:
         """Do a fault now."""
+        cover(self.trace, self.now(), fault, self.machines, undone=False)
         if isinstance(fault, Release):
             self._deploy(next(m for m in self.scenario.models if m.name == fault.model))
         elif isinstance(fault, NetworkFault):
@@ -233,6 +244,7 @@ class CoreStage:
 
     def undo(self, fault: Fault) -> None:
         """Undo a fault now; nothing happens to nodes that another fault keeps down."""
+        cover(self.trace, self.now(), fault, self.machines, undone=True)
         if not isinstance(fault, NetworkFault):
             self._faults.undo(fault)
             return

@@ -16,6 +16,8 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from msgspec import Meta
 
+from meshnode.limits import MAX_CLOCK_JUMP_S
+
 Seconds = Annotated[float, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -59,9 +61,15 @@ class Crash(Fault, tag="crash", frozen=True, kw_only=True):
 
 
 class PowerOff(Fault, tag="power-off", frozen=True, kw_only=True):
-    """The machine is gone: not even its connections are closed. Undone: it boots again."""
+    """The machine is gone: not even its connections are closed. Undone: it boots again.
+
+    Attributes:
+        nodes: To whom.
+        torn: Whether what was written last before the power failed is half on disk.
+    """
 
     nodes: Selection
+    torn: bool = False
 
 
 class Restart(Fault, tag="restart", frozen=True, kw_only=True):
@@ -125,7 +133,7 @@ class ClockJump(Fault, tag="clock-jump", frozen=True, kw_only=True):
     """The node's wall clock is set by so many seconds, back if negative. Undone: it is set back."""
 
     nodes: Selection
-    by_s: float
+    by_s: Annotated[float, Meta(ge=-MAX_CLOCK_JUMP_S, le=MAX_CLOCK_JUMP_S)]
 
 
 class DiskFull(Fault, tag="disk-full", frozen=True, kw_only=True):

@@ -90,10 +90,14 @@ class FlightWatch:
     def finishing(self, flight: Flight, load: ReplicaLoad) -> None:
         """A send is about to be counted as ended."""
         if self.open.pop(flight, None) is None:
-            self._broken("in-flight-conserved", f"{self._name} ended {flight!r} a second time")
+            self._broken(
+                "in-flight-conserved",
+                f"{self._name} ended a request to {self._target(load)} a second time",
+            )
         if load.outstanding < 1:
             self._broken(
-                "in-flight-conserved", f"{self._name} counts less than nothing in {load!r}"
+                "in-flight-conserved",
+                f"{self._name} counts {load.outstanding} requests to {self._target(load)} as in flight",
             )
 
     def planned(self, now: float) -> None:
@@ -125,7 +129,7 @@ class FlightWatch:
             if since < before:
                 self._broken(
                     "in-flight-conserved",
-                    f"{self._name} still counts {flight!r} of {flight.load!r}, "
+                    f"{self._name} still counts a request to {self._target(flight.load)} as in flight, "
                     f"{self._now() - since:.1f} s after it was sent",
                 )
             return  # the others are younger
@@ -140,8 +144,16 @@ class FlightWatch:
                     if load.outstanding:
                         self._broken(
                             "in-flight-conserved",
-                            f"{self._name} counts {load!r} of {replica.node_name} with no call open",
+                            f"{self._name} counts {load.outstanding} requests to {replica.node_name} "
+                            f"as in flight with no call open",
                         )
+
+    def _target(self, load: ReplicaLoad) -> str:
+        """Return the name of the node that a load is of."""
+        if not isinstance(load, _Load):
+            return "a node"
+        member = self._node.membership.members.get(load.node)
+        return member.record.name if member is not None else load.node
 
     def _forget(self, now: float) -> None:
         before = now - BUDGET_WINDOW_S
@@ -153,15 +165,15 @@ class FlightWatch:
 class _Load(ReplicaLoad):
     """The beliefs about one replica; tells of each send."""
 
-    __slots__ = ("_node", "_watch")
+    __slots__ = ("_watch", "node")
 
     def __init__(self, watch: FlightWatch, node: NodeId, slots: int, service_ms: float) -> None:
         super().__init__(slots, service_ms)
         self._watch = watch
-        self._node = node
+        self.node = node
 
     def start(self, now: float, rtt_ms: float) -> Flight:
-        self._watch.starting(self._node)
+        self._watch.starting(self.node)
         flight = super().start(now, rtt_ms)
         self._watch.started(flight)
         return flight

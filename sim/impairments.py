@@ -8,6 +8,7 @@ the narrowest bandwidth counts. Each is taken off by itself, so faults that over
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -142,6 +143,20 @@ class Condition:
             or self.gossip_s > 0 or self.bytes_per_s is not None
         )  # fmt: skip
         object.__setattr__(self, "is_plain", not special)
+
+    def eases(self, before: Condition) -> bool:
+        """Whether what is on its way on a stream may come sooner than it would have come before."""
+        return (
+            self.mean_s < before.mean_s
+            or self.jitter < before.jitter
+            or self.loss < before.loss
+            or self.gossip_s < before.gossip_s
+            or _rate(self.bytes_per_s) > _rate(before.bytes_per_s)
+        )
+
+
+def _rate(bytes_per_s: float | None) -> float:
+    return math.inf if bytes_per_s is None else bytes_per_s
 
 
 def impaired(path: Condition, impairments: Iterable[Impairment]) -> Condition:

@@ -2,17 +2,18 @@
 
 | name | what must hold | checked |
 |---|---|---|
-| `one-answer` | every call gets exactly one outcome | at each outcome, and when all is quiet |
+| `one-answer` | every call gets exactly one outcome, and a gateway that lives has answered by its own deadline (depth B: on the wire, once, and nothing unasked) | at each outcome, and when all is quiet |
 | `no-hang` | no call takes longer than its client waits | at each outcome |
-| `attempts-within-budget` | a request is sent to at most `1 + max_retries` replicas per gateway, and a gateway's retries of any 10 s stay within their share of its requests | at each send |
+| `attempts-within-budget` | a request is sent to at most `1 + max_retries` replicas per gateway, and a gateway's retries of any 10 s stay within their share of its requests; depth B: models are given a call no more often than its gateway says | at each send |
 | `not-to-the-left` | nothing is sent to a node that the gateway knows to have left | at each send |
 | `in-flight-conserved` | each send is counted once and ends once, no count is below zero, none stays open beyond every time-out, and none is open when all is quiet | at each send and end, at each look |
 | `incarnation-never-falls` | a node's own incarnation never falls, across its boots | at each event |
-| `suspicion-time` | who is held dead was suspected before, for as long as Lifeguard gives it | at each event |
+| `suspicion-time` | who is held dead was suspected before, for just as long as Lifeguard gives it with so many accusers | at each event |
 | `views-agree` | when all is quiet, all running nodes take exactly the running nodes to be alive, and have the same desired state | at the end |
-| `no-leak` | a node's timers stay as few as its members allow (depth B: tasks and handles of its host too) | at each look |
-| `tables-bounded` | no table of a node grows beyond what members and models allow | at each look, in turn |
+| `no-leak` | a node's timers stay as few as its members allow (depth B: tasks and timers of its process too, by what they do) | at each look |
+| `tables-bounded` | no table of a node (depth B: of its whole daemon) grows beyond what members and models allow, no bytes-like value beyond what bodies and records do | at each look, in turn |
 | `no-error` | no core raises an exception | at each event |
+| `no-unhandled` | depth B: no daemon leaves an exception to its event loop, or writes one to its log as an error | at each |
 
 They watch the real cores from outside: `watch_node` is told of each boot's `Node` and puts itself
 around what goes into that instance and comes out of it. Each rule is written a second time here, from
@@ -24,6 +25,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from meshnode.limits import KIB, MAX_META_BYTES
 from meshnode.routing.config import RoutingConfig
 from meshnode.sim.flight_watch import FlightWatch
 from meshnode.sim.node_watch import NodeWatch, Steps
@@ -42,8 +44,20 @@ SLACK_S: Final = 1.0
 OPEN_SLACK_S: Final = 10.0
 """Seconds that a send may stay open beyond the longest patience: a peer's cancellation in transit."""
 
-TABLES_PER_LOOK: Final = 4
+TABLES_PER_LOOK: Final = 2
 """Nodes whose tables are measured at one look, in turn: looks are many, and tables grow slowly."""
+
+DAEMONS_PER_LOOK: Final = 1
+"""The same at depth B, where a node has ten times as many objects."""
+
+TEXT_FLOOR_BYTES: Final = MAX_META_BYTES
+"""Bytes that any bytes-like value may have: the largest head of a message."""
+
+TEXT_PER_MEMBER_BYTES: Final = 2 * KIB
+"""Bytes per node that was ever there, and per replica that it may have: lists of all records."""
+
+TEXT_PER_BODY: Final = 4
+"""Times the largest body that a value may have, per open call: a body in JSON, in a buffer that is being read."""
 
 TABLE_FLOOR: Final = 128
 """Entries that any table may have: the fixed ones (64 ranges of members, a window's seconds) are smaller."""
@@ -78,6 +92,10 @@ class Invariants:
     Attributes:
         first: What broke first, or None: a daemon that swallows exceptions cannot hide it.
         models: How many model versions there may be at most, for the bounds of tables.
+        largest_body_bytes: Of all requests and answers, for the bounds of bytes-like values.
+        daemon_of: Returns what there is of a node beside its cores, by its name; None where there is
+            nothing (depth A), or no more. Its tables are measured too.
+        looks: What else is checked at each look; each raises what it finds with `broken`.
     """
 
     def __init__(self, seed: int, now: Callable[[], float]) -> None:
@@ -89,6 +107,9 @@ class Invariants:
         """
         self.first: InvariantBroken | None = None
         self.models = 1
+        self.largest_body_bytes = 0
+        self.daemon_of: Callable[[str], object | None] = lambda _name: None
+        self.looks: list[Callable[[], None]] = []
         self._seed = seed
         self._now = now
         self._calls: dict[int, Call] = {}
@@ -123,7 +144,7 @@ class Invariants:
 
     def last_steps(self) -> list[Step]:
         """Return what nodes were told last, routine left out, in stage seconds."""
-        return self._steps.steps()
+        return self._steps.steps(self.named)
 
     def named(self, text: str) -> str:
         """Return a text with the names of nodes in the place of their ids."""
@@ -137,6 +158,8 @@ class Invariants:
             self.broken("one-answer", f"call {call.number} was made twice")
         self._calls[call.number] = call
         self._patience_s = max(self._patience_s, call.timeout_s)
+        body_bytes = max(call.request_bytes, call.response_bytes)
+        self.largest_body_bytes = max(self.largest_body_bytes, body_bytes)
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """A call has its outcome."""
@@ -157,6 +180,15 @@ class Invariants:
                 "attempts-within-budget",
                 f"{where} was sent to {outcome.attempts} replicas by {outcome.gateways} gateways; "
                 f"allowed are {allowed}",
+            )
+
+    def all_answered(self) -> None:
+        """Check that every call has its outcome, when all had the time for it."""
+        if self._calls:
+            numbers = ", ".join(map(str, [*self._calls][:5]))
+            self.broken(
+                "one-answer",
+                f"{len(self._calls)} calls never got an outcome, such as those numbered {numbers}",
             )
 
     # Nodes.
@@ -193,38 +225,45 @@ class Invariants:
                 watch.flights.look(self._patience_s + OPEN_SLACK_S)
             watch.look()
         self._were_up = up
+        for check in self.looks:
+            check()
         names = [*self._nodes]
-        for _ in range(min(TABLES_PER_LOOK, len(names))):
+        has_daemons = any(self.daemon_of(name) is not None for name in names)
+        for _ in range(min(DAEMONS_PER_LOOK if has_daemons else TABLES_PER_LOOK, len(names))):
             self._turn += 1
-            self._measure(names[self._turn % len(names)])
+            self._measure(names[self._turn % len(names)], self._turn // len(names))
 
     def quiet(self) -> None:
         """Check what must hold when no call is open, no fault stands and all had time to agree."""
         self.check()
-        if self._calls:
-            numbers = ", ".join(map(str, [*self._calls][:5]))
-            self.broken(
-                "one-answer",
-                f"{len(self._calls)} calls never got an outcome, such as those numbered {numbers}",
-            )
+        self.all_answered()
         for name, watch in self._nodes.items():
             watch.look()
             watch.flights.look(0.0)
             watch.flights.quiet()
             if len(self._nodes) <= _MEASURE_ALL:
-                self._measure(name)
+                self._measure(name, None if len(self._nodes) <= _MEASURE_WHOLE else self._turn)
         self._agree()
 
-    def _measure(self, name: str) -> None:
-        members = TABLE_PER_MEMBER * len(self._ever) * (1 + self.models)
-        bound = TABLE_FLOOR + members + len(self._calls)
-        for path, size in table_sizes(self._nodes[name].node).items():
-            if size > bound:
-                self.broken(
-                    "tables-bounded",
-                    f"{path} of {name} has {size} entries; {len(self._ever)} nodes, "
-                    f"{self.models} model versions and {len(self._calls)} open calls allow {bound}",
-                )
+    def _measure(self, name: str, turn: int | None = None) -> None:
+        """Check how large a node's tables are: all entries, or one window of them (`table_sizes`)."""
+        daemon = self.daemon_of(name)
+        root = self._nodes[name].node if daemon is None else daemon
+        sizes = table_sizes(root, turn)
+        nodes, calls = len(self._ever), len(self._calls)
+        there_are = f"{nodes} nodes, {self.models} model versions and {calls} open calls allow"
+        replicas = nodes * (1 + self.models)
+        entries = TABLE_FLOOR + TABLE_PER_MEMBER * replicas + calls
+        for path, size in sizes.tables.items():
+            if size > entries:
+                message = f"{path} of {name} has {size} entries; {there_are} {entries}"
+                self.broken("tables-bounded", message)
+        bodies = TEXT_PER_BODY * (1 + calls) * self.largest_body_bytes
+        most = TEXT_FLOOR_BYTES + TEXT_PER_MEMBER_BYTES * replicas + bodies
+        for path, size in sizes.texts.items():
+            if size > most:
+                message = f"{path} of {name} has {size} bytes; {there_are} {most}"
+                self.broken("tables-bounded", message)
 
     def _agree(self) -> None:
         """All running nodes see exactly the running nodes, and have the same desired state."""
@@ -249,3 +288,4 @@ class Invariants:
 _NODE_ID: Final = re.compile(r"\b[a-z2-7]{32}\b")
 _ROUTING: Final = RoutingConfig()
 _MEASURE_ALL: Final = 100  # nodes whose tables are all measured at the end
+_MEASURE_WHOLE: Final = 20  # nodes of whose tables all entries are looked into then

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp, NoteReceived
+from meshnode.sim.lines import Line, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,8 @@ NOTE_OVERHEAD_BYTES: Final = 100
 _SMALL_BYTES: Final = 100  # what has no size of its own: a frame without a body
 
 MAX_WAITING_NOTES: Final = 4096
-"""Notes that wait on one stalled link; later ones are dropped, as a full socket's are."""
+"""Notes that wait on one stalled link, or are on their way on one that is too narrow or too long for them;
+later ones are dropped, as a full socket's are."""
 
 
 class LinkHost:
@@ -66,12 +68,12 @@ class LinkHost:
 
 @dataclass(eq=False, slots=True)
 class _End:
-    """One direction of a link: from this host to the other."""
+    """One end of a link, and what is on its way to it."""
 
     host: LinkHost
     boot: int
-    last_arrival_s: float = 0.0
-    last_note_s: float = 0.0  # of notes that came later than what was sent with them
+    line: Line
+    late_line: Line  # of notes that come later than what is sent with them
     open: bool = True  # until the host has been told that the link is down
 
 
@@ -80,14 +82,19 @@ class _Link:
 
     __slots__ = ("ends", "stall", "stalled_at", "waiting")
 
-    def __init__(self, one: LinkHost, other: LinkHost) -> None:
-        self.ends = {one.node: _End(one, one.boot), other.node: _End(other, other.boot)}
+    def __init__(self, one: LinkHost, other: LinkHost, lines: Lines) -> None:
+        self.ends = {one.node: _end(one, other, lines), other.node: _end(other, one, lines)}
         self.waiting: deque[tuple[NodeId, Event]] = deque()
         self.stall: object | None = None  # a new token for each stall, None while it flows
         self.stalled_at = 0.0
 
     def other(self, node: NodeId) -> _End:
         return next(end for name, end in self.ends.items() if name != node)
+
+
+def _end(host: LinkHost, other: LinkHost, lines: Lines) -> _End:
+    line = Line(lines, other.node, host.node)
+    return _End(host, host.boot, line, Line(lines, other.node, host.node, is_gossip=True))
 
 
 class Links:
@@ -103,6 +110,7 @@ class Links:
         self.refusal: Callable[[NodeId, NodeId], str | None] = lambda _dialler, _acceptor: None
         self._scheduler = scheduler
         self._network = network
+        self._lines = Lines(network, scheduler)
         self._hosts: dict[NodeId, LinkHost] = {}
         self._by_address: dict[Address, LinkHost] = {}
         self._links: dict[tuple[NodeId, NodeId], _Link] = {}
@@ -166,7 +174,7 @@ class Links:
             self._dial_next(host, boot, dial, index + 1, refusal)
             return
         if target.node not in self._of[host.node]:
-            link = _Link(host, target)
+            link = _Link(host, target, self._lines)
             self._links[_pair(host.node, target.node)] = link
             self._of[host.node][target.node] = self._of[target.node][host.node] = link
             target.tell(target_boot, LinkUp(host.node, host.address))
@@ -196,25 +204,16 @@ class Links:
 
     def _carry(self, link: _Link, source: NodeId, event: Event) -> None:
         target = link.other(source)
-        network, peer = self._network, target.host.node
+        line = target.line
         if isinstance(event, NoteReceived):
             size_bytes = len(event.payload) + NOTE_OVERHEAD_BYTES
-            late_s = network.extra_gossip_s(source, peer)
+            if self._network.extra_gossip_s(source, target.host.node):
+                # Gossip alone waits: it must not hold up the requests behind it.
+                line = target.late_line
         else:
-            size_bytes, late_s = getattr(event, "size_bytes", _SMALL_BYTES), 0.0
-        delay_s = network.stream_delay_s(source, peer, size_bytes, self._scheduler.now())
-        if late_s:  # gossip alone waits: it must not hold up the requests behind it
-            at_s = max(self._scheduler.now() + delay_s + late_s, target.last_note_s)
-            target.last_note_s = at_s
-            self._scheduler.at(at_s, self._deliver, target, event)
-        else:
-            self._arrive(target, delay_s, event)
-
-    def _arrive(self, target: _End, delay_s: float, event: Event) -> None:
-        """Deliver in order: nothing overtakes what was sent before it on this link."""
-        at_s = max(self._scheduler.now() + delay_s, target.last_arrival_s)
-        target.last_arrival_s = at_s
-        self._scheduler.at(at_s, self._deliver, target, event)
+            size_bytes = getattr(event, "size_bytes", _SMALL_BYTES)
+        if len(line) < MAX_WAITING_NOTES:
+            line.send(size_bytes, self._deliver, target, event)
 
     def _deliver(self, target: _End, event: Event) -> None:
         if not target.open:
@@ -242,9 +241,7 @@ class Links:
     def _end(self, link: _Link, by: NodeId, reason: str) -> None:
         target = link.other(by)
         if link.stall is None:
-            now = self._scheduler.now()
-            delay_s = self._network.stream_delay_s(by, target.host.node, _SMALL_BYTES, now)
-            self._arrive(target, delay_s, LinkDown(by, reason))
+            target.line.send(_SMALL_BYTES, self._deliver, target, LinkDown(by, reason))
         else:  # nothing gets through: the other side finds out by itself
             wait_s = self._network.config.dead_after_s
             self._scheduler.after(wait_s, self._deliver, target, LinkDown(by, "stalled"))
@@ -259,6 +256,7 @@ class Links:
 
     def recheck(self) -> None:
         """Look at every link after paths or hosts have changed: stall it, or let it flow again."""
+        self._lines.paths_changed()
         for link in [*self._links.values()]:
             one, other = (end.host for end in link.ends.values())
             flows = self._flows(one, other)

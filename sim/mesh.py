@@ -21,6 +21,7 @@ routing counts nothing as in flight any more.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from meshnode.events import NoteReceived
 from meshnode.node import CapabilitiesChanged, Node, NodeConfig
 from meshnode.owner_limits import OwnerLimits
-from meshnode.sim.core_world import CoreWorld
+from meshnode.sim.core_world import CoreWorld, NotReachedError
 from meshnode.sim.mesh_daemon import Daemon, Device
 from meshnode.sim.policies.catalogue import MESH, regime
 from meshnode.sim.requests import (
@@ -116,6 +117,8 @@ class SimMesh:
         self._devices: dict[str, Device] = {}
         self._names: dict[NodeId, str] = {}
         self._boots: dict[str, Daemon] = {}
+        # By gateway: every request that it was sent, whether it has heard of it or not.
+        self._unanswered: dict[str, dict[int, Request]] = {}
         self._loads = 0
         self._left: set[str] = set()
         self._measures = False
@@ -270,10 +273,12 @@ class SimMesh:
         gone = self._forget(name)
         if gone is None:
             return
-        for request in gone.gateway.drop(self.world.now()):
+        gone.gateway.drop(self.world.now())
+        for request in self._unanswered.pop(name, {}).values():
             self.world.scheduler.at(request.made_at + request.timeout_s, self._strand, request)
 
     def _strand(self, request: Request) -> None:
+        """Nobody has answered a client of a machine that lost its power, for all its time."""
         if request.outcome is None:
             request.end(GATEWAY_LOST, self.world.now())
             self.ended(request)
@@ -368,6 +373,7 @@ class SimMesh:
         work_s: float | None = None,
         sizes: tuple[int, int] = (1024, 1024),
         on_end: Callable[[Request], None] | None = None,
+        good_until: float = math.inf,
     ) -> Request:
         """Send a request to a node now; it ends as time passes.
 
@@ -379,14 +385,16 @@ class SimMesh:
             work_s: How long it runs on a device of speed 1; None for what the model's behaviour says.
             sizes: Bytes of its body and of the answer's.
             on_end: Told once it has its outcome.
+            good_until: When the answer has to be at the gateway, to be of use (virtual seconds).
         """
         made_at = self.world.now()
         number = len(self.requests)
         request = Request(
-            number, gateway, model, version, timeout_s, made_at, work_s, *sizes, on_end
+            number, gateway, model, version, timeout_s, made_at, work_s, *sizes, on_end, good_until
         )
         self.requests.append(request)
         if self.world.is_running(gateway):
+            self._unanswered.setdefault(gateway, {})[number] = request
             self.world.tell(gateway, RequestMade(request))
         else:
             request.end(GATEWAY_LOST, made_at)
@@ -412,6 +420,7 @@ class SimMesh:
 
     def ended(self, request: Request) -> None:
         """Note in the trace how a request ended, and tell who made it."""
+        self._unanswered.get(request.gateway, {}).pop(request.number, None)
         request.ended_at = self.world.now()  # a gateway whose clock is wrong would say otherwise
         by = self.name_of(request.served_by) if request.served_by is not None else ""
         self.world.trace.record(
@@ -427,7 +436,17 @@ class SimMesh:
             NotReachedError: if some have not ended in time.
             AssertionError: if routing still counts one as in flight.
         """
-        self.run_until(lambda: all(each.outcome is not None for each in self.requests), limit_s)
+        try:
+            self.run_until(lambda: all(each.outcome is not None for each in self.requests), limit_s)
+        except NotReachedError:
+            if self.invariants is not None:
+                endless = [each for each in self.requests if each.outcome is None]
+                self.invariants.broken(
+                    "one-answer",
+                    f"{len(endless)} requests never ended, such as number {endless[0].number}, for "
+                    f"{endless[0].model!r} at {endless[0].gateway}",
+                )
+            raise
         for name in self.world.running():
             router = self.node(name).router
             table = router.table
@@ -436,7 +455,10 @@ class SimMesh:
                     for replica in table.replicas(model, version):
                         load = router.book.load(replica.node, model, version)
                         if load.outstanding:
-                            self._left_over(f"{name} counts {load} in {self!r}")
+                            self._left_over(
+                                f"{name} counts {load.outstanding} requests to {replica.node_name} as "
+                                f"in flight with no call open"
+                            )
 
     def _left_over(self, message: str) -> NoReturn:
         """Report that routing counts a request as in flight that is over."""
@@ -445,10 +467,17 @@ class SimMesh:
         raise AssertionError(message)
 
     def _end_open(self, name: str) -> None:
-        """A node's process is gone: so are its host and the requests that its gateway had."""
+        """A node's process is gone: so are its host and all requests that were sent to it.
+
+        Its gateway knows of those that it has begun. Others were still waiting to be read, by a process that
+        stood still or was slow.
+        """
         gone = self._forget(name)
         if gone is not None:
             gone.gateway.close(self.world.now())
+        for request in self._unanswered.pop(name, {}).values():
+            request.end(GATEWAY_LOST, self.world.now())
+            self.ended(request)
 
     def _forget(self, name: str) -> Daemon | None:
         """A node's process is gone: so is its host."""
@@ -508,8 +537,18 @@ class _Surroundings:
         stands = host is None or self._mesh.world.is_frozen(self._mesh.name_of(node))
         return _STANDS_STILL if host is None or stands else host.speed
 
+    def failing_share(self, node: NodeId) -> float:
+        host = self._mesh.library.hosts.get(node)
+        return host.faults.failing if host is not None else 1.0
+
     def mean_work_s(self, replica: Replica) -> float:
         return self._mesh.library.behaviour(replica.digest).service_s
 
     def rtt_s(self, node: NodeId, other: NodeId) -> float:
-        return self._mesh.world.network.rtt_s(node, other) if node != other else 0.0
+        if node == other:
+            return 0.0
+        network = self._mesh.world.network
+        for way in ((node, other), (other, node)):
+            if network.is_cut(*way) or network.is_held(*way):
+                return math.inf
+        return network.rtt_s(node, other)

@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from meshnode.effects import (
     CloseLink,
     Dial,
@@ -24,7 +26,15 @@ from meshnode.effects import (
     UnloadModel,
 )
 from meshnode.errors import ConfigError, ProtocolError
-from meshnode.events import DatagramReceived, Event, LinkDown, LinkUp, Start, TimerFired
+from meshnode.events import (
+    DatagramReceived,
+    Event,
+    LinkDown,
+    LinkUp,
+    NoteReceived,
+    Start,
+    TimerFired,
+)
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
 from meshnode.membership.timers import MembershipTimer
 from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
@@ -44,6 +54,7 @@ from meshnode.sim.requests import (
 )
 from meshnode.sim.serving import Answered, Asked, Host, HostTimer, Reply, Told
 from meshnode.sim.serving_faults import ServingFaults
+from meshnode.sim.stand_in_machine import CHARGE_ON_MAINS_PERCENT
 from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
 from meshnode.state.desired_store import unpack
 
@@ -64,6 +75,9 @@ LOAD_INTERVAL_S: Final = 1.0
 
 _FOR_THE_WORLD: Final = frozenset({SendDatagram, SendNote, StartTimer, Persist, Dial, CloseLink})
 """Effects with which a daemon itself has nothing to do."""
+
+_FROM_PEERS: Final = frozenset({DatagramReceived, NoteReceived})
+"""Events that are the cores' alone."""
 
 _NO_LIMITS: Final = OwnerLimits()
 
@@ -89,7 +103,8 @@ class Device:
         obedient: Whether it ends when the mesh excludes it.
         files: Digests of the models on its disk.
         faults: What is wrong with its model server.
-        on_mains: Whether it is plugged in.
+        has_battery: Whether it runs on one while it is unplugged.
+        drained_to: Charge of that while it is off the mains; None on them.
     """
 
     papers: Papers
@@ -103,7 +118,20 @@ class Device:
     obedient: bool = True
     files: set[str] = field(default_factory=set)
     faults: ServingFaults = field(default_factory=ServingFaults)
-    on_mains: bool = True
+    has_battery: bool = False
+    drained_to: float | None = None
+
+    @property
+    def on_mains(self) -> bool:
+        """Whether it is plugged in."""
+        return self.drained_to is None
+
+    @property
+    def battery_percent(self) -> float | None:
+        """Charge of its battery; None without one."""
+        if self.drained_to is None:
+            return CHARGE_ON_MAINS_PERCENT if self.has_battery else None
+        return self.drained_to
 
 
 class Daemon:
@@ -215,7 +243,7 @@ class Daemon:
 
     def handle(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         """Take an event of the world; return what is left for the world to do."""
-        if type(event) is DatagramReceived or (
+        if type(event) in _FROM_PEERS or (
             type(event) is TimerFired and isinstance(event.timer, MembershipTimer)
         ):  # most of what a node at rest is told
             return self.carry_out(self.node.handle(event, now, wall_s), now, wall_s)
@@ -350,10 +378,13 @@ class Daemon:
         effects = [*self._begin_to_look()]
         if self._device.limits.only_on_mains:
             effects += self._look_at_power(now, wall_s)
-        load = self.host.load_now()
+        load = msgspec.structs.replace(
+            self.host.load_now(), battery_percent=self._device.battery_percent
+        )
         # A node that has never served says nothing of its load: in a large mesh that would be the square
         # of its size in notes. (The real daemon does tell its free memory.)
-        if load != self._told and (load.models or self._told is not None):
+        says_something = load.models or not self._device.on_mains or self._told is not None
+        if load != self._told and says_something:
             self._told = load
             effects += self.node.handle(LoadSampled(load), now, wall_s)
         return effects

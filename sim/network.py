@@ -113,9 +113,8 @@ class Network:
         self._rules: dict[Rule, None] = {}  # in the order in which they were laid
         self._by_regions: dict[tuple[str, str], Condition] = {}
         self._by_pair: dict[tuple[str, str], Condition] = {}  # while there are rules
-        self._free_at: dict[
-            tuple[str, str], float
-        ] = {}  # when the queue of a limited path is empty
+        # When the queue of a limited path is empty, and how the path was when it was filled.
+        self._queues: dict[tuple[str, str], tuple[float, Condition]] = {}
         self._behind_router: set[str] = set()
         self._inside: set[tuple[str, str]] = (
             set()
@@ -192,7 +191,7 @@ class Network:
             queue_s = self._queue_s(source, target, now)
             if queue_s > MAX_QUEUE_S:
                 return ()
-            delay_s += self._enqueue(source, target, size_bytes, condition.bytes_per_s, now)
+            delay_s += self._enqueue(source, target, size_bytes, condition, now)
         if condition.reordering and rng.random() < condition.reordering:
             delay_s += condition.reorder_by_s * rng.random()
         if condition.duplication and rng.random() < condition.duplication:
@@ -213,7 +212,7 @@ class Network:
         if condition.loss:
             delay_s += self._retransmission_s(condition, size_bytes)
         if condition.bytes_per_s is not None:
-            delay_s += self._enqueue(source, target, size_bytes, condition.bytes_per_s, now)
+            delay_s += self._enqueue(source, target, size_bytes, condition, now)
         return delay_s
 
     def extra_gossip_s(self, source: str, target: str) -> float:
@@ -307,10 +306,20 @@ class Network:
 
     def _changed(self) -> None:
         self._by_pair.clear()
+        # Whoever has something in the queue of a path that has become easier puts it there anew.
+        self._queues = {
+            pair: (free_at, condition)
+            for pair, (free_at, before) in self._queues.items()
+            if not (condition := self._condition(*pair)).eases(before)
+        }
         for call in self._watchers:
             call()
 
     # Conditions.
+
+    def condition(self, source: str, target: str) -> Condition:
+        """Return how a path is now, in one direction."""
+        return self._condition(source, target)
 
     def _condition(self, source: str, target: str) -> Condition:
         if not self._rules:
@@ -349,16 +358,18 @@ class Network:
     # Queues, losses, routers.
 
     def _queue_s(self, source: str, target: str, now: float) -> float:
-        return max(0.0, self._free_at.get((source, target), now) - now)
+        queue = self._queues.get((source, target))
+        return 0.0 if queue is None else max(0.0, queue[0] - now)
 
     def _enqueue(
-        self, source: str, target: str, size_bytes: int, bytes_per_s: float, now: float
+        self, source: str, target: str, size_bytes: int, condition: Condition, now: float
     ) -> float:
         """Put bytes at the end of a path's queue; return after how many seconds they have left it."""
-        if len(self._free_at) >= _MAX_IDLE_QUEUES:
-            self._free_at = {pair: free for pair, free in self._free_at.items() if free > now}
-        waited_s = self._queue_s(source, target, now) + size_bytes / bytes_per_s
-        self._free_at[source, target] = now + waited_s
+        if len(self._queues) >= _MAX_IDLE_QUEUES:
+            self._queues = {pair: queue for pair, queue in self._queues.items() if queue[0] > now}
+        assert condition.bytes_per_s is not None
+        waited_s = self._queue_s(source, target, now) + size_bytes / condition.bytes_per_s
+        self._queues[source, target] = now + waited_s, condition
         return waited_s
 
     def _retransmission_s(self, condition: Condition, size_bytes: int) -> float:

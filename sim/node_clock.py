@@ -38,6 +38,11 @@ class NodeClock:
         """How fast it runs; 1 is right."""
         return self._rate
 
+    @property
+    def since_s(self) -> float:
+        """The world's second in which it was last set, stopped or made to run otherwise."""
+        return self._since_s
+
     def now(self) -> float:
         """Return the node's monotonic seconds."""
         if self.is_true:

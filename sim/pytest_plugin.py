@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,8 +65,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each seed where the mark asks for several."""
     mark = metafunc.definition.get_closest_marker("mesh_seeds")
-    if mark is None or "mesh_seed" not in metafunc.fixturenames:
+    if mark is None:
         return
+    if "mesh_seed" not in metafunc.fixturenames:
+        pytest.fail(
+            f"{metafunc.definition.nodeid}: mesh_seeds is for tests that take mesh_world or mesh_seed; "
+            "this one takes neither, so take the mark away or ask for one of them",
+            pytrace=False,
+        )
     if len(mark.args) != 1 or not isinstance(mark.args[0], int) or mark.args[0] < 1:
         pytest.fail(
             f"{metafunc.definition.nodeid}: mesh_seeds takes one number of seeds, such as "
@@ -80,12 +87,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _told_seed(config: pytest.Config) -> int | None:
     seed: int | None = config.getoption("--mesh-seed")
     told = os.environ.get(SEED_VARIABLE)
-    if seed is not None or not told:
-        return seed
+    if seed is not None:
+        return _usable(seed, "--mesh-seed")
+    if not told:
+        return None
     try:
-        return int(told)
+        return _usable(int(told), SEED_VARIABLE)
     except ValueError:
         raise pytest.UsageError(f"{SEED_VARIABLE} must be a whole number, not {told!r}") from None
+
+
+def _usable(seed: int, source: str) -> int:
+    from meshnode.limits import MAX_SEED
+
+    if 0 <= seed <= MAX_SEED:
+        return seed
+    raise pytest.UsageError(f"{source} must be 0 to {MAX_SEED}, not {seed}")
 
 
 @pytest.fixture
@@ -128,14 +145,23 @@ class Worlds:
 @pytest.fixture
 def mesh_world(request: pytest.FixtureRequest, mesh_seed: int) -> Iterator[Worlds]:
     """Return what makes worlds; they are closed after the test."""
-    replay = f"pytest {shlex.quote(request.node.nodeid)} --mesh-seed {mesh_seed}"
+    replay = f"pytest {shlex.quote(_as_typed(request.node))} --mesh-seed {mesh_seed}"
     worlds = Worlds(mesh_seed, replay)
     request.node.stash[_WORLDS] = worlds.made
-    try:
-        yield worlds
-    finally:
+    yield worlds
+    with ExitStack() as all_of_them:
         for world in worlds.made:
-            world.close()
+            all_of_them.callback(world.close)
+
+
+def _as_typed(item: pytest.Item) -> str:
+    """Return a test as one names it in the folder where this session was started."""
+    _, *inside = item.nodeid.split("::")
+    try:
+        file = os.path.relpath(item.path, item.config.invocation_params.dir)
+    except ValueError:  # Windows: it is on another drive
+        file = str(item.path)
+    return "::".join([file, *inside])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -143,8 +169,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add to a failure what its worlds were, and the command that plays it again."""
+    del call
     report = yield
-    if call.when == "call" and report.failed:
+    if report.failed:  # fixtures of the test's own, too, before it and after it
         worlds: list[World] = item.stash.get(_WORLDS, [])
         for number, world in enumerate(worlds, 1):
             report.sections.append(("meshnode simulator", _told(item, world, number)))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshnode.sim.running.result import FaultMark, Result, Step
+from meshnode.sim.faults import Release
+from meshnode.sim.running.result import FaultMark, Result
 from meshnode.sim.running.wording import fault_text
 from meshnode.sim.trace import Record
 
@@ -61,6 +62,7 @@ class Recording:
     def begin(self) -> None:
         """Take this moment as second 0, and begin to look at the nodes."""
         self._begin_s = self._stage.now()
+        self.invariants.models = max(1, len(self._scenario.models))
         self._look()
 
     def now(self) -> float:
@@ -91,10 +93,12 @@ class Recording:
 
     def mark(self, fault: Fault, *, undone: bool) -> None:
         """Note that a fault is done or undone now."""
+        self.invariants.models += isinstance(fault, Release) and not undone
         self.marks.append(FaultMark(self.now(), fault.verb, fault_text(fault), undone))
 
     def result(self) -> Result:
         """Return what happened so far."""
+        named = self.invariants.named
         return Result(
             scenario=msgspec.structs.replace(self._scenario, duration_s=max(self.now(), 1e-3)),
             depth=self._depth,
@@ -105,11 +109,17 @@ class Recording:
             samples=[*self.samples],
             marks=[*self.marks],
             events=[
-                Record(each.time_s - self._begin_s, each.node, each.kind, each.subject, each.detail)
+                Record(
+                    each.time_s - self._begin_s,
+                    each.node,
+                    each.kind,
+                    named(each.subject),
+                    named(each.detail),
+                )
                 for each in self._stage.trace.find()
             ],
             steps=[
-                Step(step.time_s - self._begin_s, step.node, step.what)
+                dataclasses.replace(step, time_s=step.time_s - self._begin_s)
                 for step in self.invariants.last_steps()
             ],
             started_after_s=self._begin_s,

@@ -10,6 +10,7 @@ A link that owes an answer and falls silent counts as stalled after the same tim
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +63,7 @@ class Request:
         request_bytes: Size of its body.
         response_bytes: Size of the answer's body.
         on_end: Told of it once it has its outcome.
+        good_until: When the answer has to be at the gateway, to be of use to the client.
         outcome: `ok`, an error's code, `gateway_lost`, or None while it is open.
         ended_at: When it ended.
         served_by: The node that answered.
@@ -80,6 +82,7 @@ class Request:
     request_bytes: int = 1024
     response_bytes: int = 1024
     on_end: Callable[[Request], None] | None = None
+    good_until: float = math.inf
     outcome: str | None = None
     ended_at: float = 0.0
     served_by: NodeId | None = None
@@ -295,20 +298,18 @@ class Gateway:
             opened.attempts.close(now)
             self._end(opened, GATEWAY_LOST, now)
 
-    def drop(self, now: float) -> list[Request]:
-        """The gateway's machine is off: its clients hear nothing. Return the requests that were open."""
-        dropped = [*self._open.values()]
-        for opened in dropped:
+    def drop(self, now: float) -> None:
+        """The gateway's machine is off: its clients hear nothing."""
+        for opened in self._open.values():
             if opened.step is not None:
                 self._landed(opened, now)
             opened.attempts.close(now)
         self._open.clear()
-        return [opened.request for opened in dropped]
 
     def _next(self, opened: _Open, now: float) -> list[Effect]:
         while True:
             if self._policy is not None:
-                self._policy.facing(opened.request.work_s)
+                self._policy.facing(opened.request.work_s, opened.request.good_until)
             step = opened.attempts.next(now)
             if isinstance(step, GiveUp):
                 return self._end(opened, step.error.code, now)

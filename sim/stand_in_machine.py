@@ -27,7 +27,9 @@ PROCESS_BYTES: Final = 64 * 2**20
 
 _DISK_BYTES: Final = 256 * GIB
 _GFLOPS: Final = 50.0  # of a device of speed 1; only shown
-_FULL_PERCENT: Final = 80.0
+
+CHARGE_ON_MAINS_PERCENT: Final = 80.0
+"""Of a battery while it is plugged in: many laptops keep it there, so that it lasts."""
 
 
 class NoAccelerators:
@@ -89,7 +91,8 @@ class StandInHardware:
         """Return what it runs on."""
         if self.battery_percent is not None:
             return Power(on_mains=False, battery_percent=self.battery_percent)
-        return Power(on_mains=True, battery_percent=_FULL_PERCENT if self._device.battery else None)
+        charge = CHARGE_ON_MAINS_PERCENT if self._device.battery else None
+        return Power(on_mains=True, battery_percent=charge)
 
     def temperature_c(self) -> float | None:
         """Return nothing: devices of scenarios do not tell."""

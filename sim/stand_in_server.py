@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meshnode.models.runtimes.base import Runtime
+    from meshnode.types import InferRequest, InferResponse
 
 LOOK_EVERY_S: Final = 0.05
 """Seconds between remembered reports; a report of the past is right to as much."""
@@ -25,6 +26,7 @@ class StandInServer(ModelServer):
     Attributes:
         load_share: It reports this share of its true load; 1 is honest.
         load_age_s: What it reports is as old as this.
+        on_request: Told of each request that it is given, by its id.
     """
 
     def __init__(
@@ -49,8 +51,14 @@ class StandInServer(ModelServer):
         super().__init__(runtimes, cores=cores, config=config, **options)
         self.load_share = 1.0
         self.load_age_s = 0.0
+        self.on_request: Callable[[str], None] = lambda _request_id: None
         self._now = now
         self._past: dict[tuple[str, int | None], deque[tuple[float, LoadReport]]] = {}
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Run a request in its turn, as every server does; none is so small that it runs at once."""
+        self.on_request(request.request_id)
+        return await super().infer(request)
 
     def load_report(self, model: str, version: int | None) -> LoadReport:
         """Return how busy a version is, as far as this server tells the truth."""

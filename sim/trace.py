@@ -41,11 +41,19 @@ class Trace:
     def __repr__(self) -> str:
         return f"<Trace of {len(self._records)} records, {self.digest()[:12]}>"
 
-    def step(self, time_s: float, node: int, what: bytes) -> None:
-        """Cover that the node with this number was told something at this time."""
+    def step(self, time_s: float, node: int, what: bytes, data: bytes = b"") -> None:
+        """Cover that the node with this number was told something at this time.
+
+        Args:
+            time_s: When.
+            node: Its number.
+            what: What it was told.
+            data: Whatever came with it, of any size.
+        """
         block = self._block
         block += _STEP.pack(time_s, node)
         block += what
+        block += data
         if len(block) >= _HASH_EVERY_BYTES:
             self._hash.update(block)
             block.clear()

@@ -3,11 +3,12 @@
 | exit code | when |
 |---|---|
 | 0 | it worked |
-| 1 | something failed on the way: a peer, the network, a model, a timeout |
+| 1 | something failed on the way: a peer, the network, a model, a timeout; stdout could not be written |
 | 2 | what was asked cannot be: a wrong option, no daemon, an unknown model, a bad invite |
 | 130 | Ctrl-C |
 """
 
+import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import Annotated, Any, Final
@@ -18,9 +19,10 @@ from typer.main import get_command, get_group
 
 import meshnode
 from meshnode.cli.arguments import JSON_ASKED
-from meshnode.cli.output import print_error, print_json
+from meshnode.cli.output import give_up_output, print_error, print_json
 from meshnode.errors import MeshError
 
+_EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _COMMANDS: Final = {
@@ -94,6 +96,18 @@ class MeshGroup(TyperGroup):
         """Take Typer's settings; the commands are those of `_COMMANDS`."""
         super().__init__(**settings)
         self.commands = _CommandsOnDemand()
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run the command line; an output that cannot be written, as on a full disk, is told as an error."""
+        try:
+            return super().main(*args, **settings)
+        except OSError as error:
+            if not give_up_output():
+                raise  # it is about another file, which whoever opened it should have told
+            print_error(
+                f"the output cannot be written: {error.strerror}; free some space, or send it elsewhere"
+            )
+            sys.exit(_EXIT_FAILED)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; see the table above for what its errors become."""

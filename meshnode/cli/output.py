@@ -5,6 +5,7 @@ error text must not move the cursor or set the window's title.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,28 @@ def print_json(document: Any) -> None:
 
 
 def print_error(message: object) -> None:
-    """Print `error: sentence` on stderr."""
-    typer.echo(f"error: {plain(message)}", err=True)
+    """Print `error: sentence` on stderr; of an error that has several lines, each on its own."""
+    lines = getattr(message, "lines", ()) or (message,)
+    typer.echo("error: " + "\n".join(plain(line) for line in lines), err=True)
+
+
+def give_up_output() -> bool:
+    """Find out whether stdout can be written; if not, let it lead nowhere from now on.
+
+    Else Python would try once more to write at the end, and say so with a traceback.
+
+    Returns:
+        Whether it cannot.
+    """
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def terminal(*, stderr: bool = False) -> "Console":

@@ -8,7 +8,7 @@ from meshnode.cli.arguments import AsJson
 from meshnode.cli.output import print_json
 from meshnode.cli.sim_comparison import print_comparison
 from meshnode.cli.sim_progress import shown_progress
-from meshnode.cli.sim_report import write_html
+from meshnode.cli.sim_report import require_writable, write_html
 from meshnode.cli.sim_run import Depth, ScenarioName, Seed
 from meshnode.errors import UsageError
 
@@ -57,6 +57,7 @@ def compare(
             f"--after {after_s:g} leaves no request: the load of {found.name!r} ends at "
             f"{found.duration_s:g} s"
         )
+    require_writable(report)
     used_seed = found.seed if seed is None else seed
     with shown_progress(found.name) as progress:
 

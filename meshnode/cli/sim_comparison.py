@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meshnode.sim.running.compare import Comparison, Standing
+
+_REGRET_HEADINGS: Final = {
+    "p99_ms": "P99",
+    "p99_9_ms": "P99.9",
+    "mean_ms": "MEAN",
+    "goodput_share": "IN TIME",
+}
+"""Heading of each metric whose regret is told."""
 
 _MOST_NODES_SHOWN = 40
 """Of more nodes the table tells the mean of each class; the JSON document has all."""
@@ -33,9 +41,11 @@ def print_comparison(comparison: Comparison) -> None:
     if any(each.regret for each in standings):
         typer.echo("")
         typer.echo(
-            "Regret: the policy's figure over that of an oracle, which knows the true queues"
+            "Regret: how many times worse than an oracle, which knows the true queues and speeds"
         )
-        typer.echo("and speeds (size-blind), and the work of each request too (omniscient).")
+        typer.echo(
+            "(size-blind), and the work of each request too, and sheds what would be late (omniscient)."
+        )
         typer.echo("")
         _print_regret(standings)
     typer.echo("")
@@ -72,21 +82,24 @@ def _print_figures(standings: Sequence[Standing]) -> None:
 
 def _print_regret(standings: Sequence[Standing]) -> None:
     oracles = tuple(standings[-1].regret)
-    columns = [f"{figure} / {oracle.upper()}" for oracle in oracles for figure in ("P99", "MEAN")]
+    columns = {
+        (oracle, metric): f"{heading} VS {oracle.upper()}"
+        for oracle in oracles
+        for metric, heading in _REGRET_HEADINGS.items()
+    }
     print_table(
-        ["POLICY", *columns],
+        ["POLICY", *columns.values()],
         [
             (
                 each.policy,
-                *(
-                    _number(ratio, 2)
-                    for oracle in oracles
-                    for ratio in each.regret[oracle].values()
-                ),
+                *(_number(each.regret[oracle][metric], 2) for oracle, metric in columns),
             )
             for each in standings
         ],
         empty="",
+        droppable=[
+            columns[oracle, metric] for metric in ("mean_ms", "p99_9_ms") for oracle in oracles
+        ],
     )
 
 

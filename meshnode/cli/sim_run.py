@@ -7,7 +7,9 @@ import typer
 from meshnode.cli.arguments import AsJson
 from meshnode.cli.output import plain, print_json, print_table
 from meshnode.cli.sim_progress import shown_progress
-from meshnode.cli.sim_report import write_html
+from meshnode.cli.sim_report import require_writable, write_html
+from meshnode.errors import UsageError
+from meshnode.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from meshnode.sim.running.result import Result
@@ -20,7 +22,9 @@ ScenarioName = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Decides every draw.", show_default="the scenario's"),
+    typer.Option(
+        "--seed", min=0, max=MAX_SEED, help="Decides every draw.", show_default="the scenario's"
+    ),
 ]
 Depth = Annotated[
     str | None,
@@ -60,6 +64,9 @@ def run(
     depth = depth and depth.upper()
     number = found.seed if seed is None else seed
     last = number + seeds - 1
+    if last > MAX_SEED:
+        raise UsageError(f"--seeds {seeds} from seed {number} goes beyond {MAX_SEED}; begin lower")
+    require_writable(report)
     runs: list[dict[str, Any]] = []
     while True:
         with shown_progress(f"{found.name}, seed {number}") as progress:

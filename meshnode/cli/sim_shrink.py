@@ -1,5 +1,6 @@
 """`meshnode sim shrink`: cuts a failing scenario down to what makes it fail."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -71,7 +72,8 @@ def shrink(
         if output is None:
             typer.echo(text, nl=False)
         else:
-            typer.echo(f"Play it: meshnode sim run {plain(output)}")
+            named = f"./{output}" if output.startswith("-") else output
+            typer.echo(f"Play it: meshnode sim run {plain(shlex.quote(named))}")
     if found.is_broken_off:
         raise typer.Exit(_EXIT_INTERRUPTED)
 

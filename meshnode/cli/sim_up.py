@@ -12,6 +12,7 @@ import typer
 from meshnode.cli.arguments import AsJson
 from meshnode.cli.output import plain, print_json, print_table
 from meshnode.errors import PeerError
+from meshnode.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from meshnode.sim.processes.stage import ProcessStage
@@ -30,7 +31,11 @@ def up(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", min=0, help="What wires and models draw.", show_default="the scenario's"
+            "--seed",
+            min=0,
+            max=MAX_SEED,
+            help="What wires and models draw.",
+            show_default="the scenario's",
         ),
     ] = None,
     play: Annotated[

@@ -305,8 +305,11 @@ class Beliefs:
         was_asked_for = self._fetcher.came(node_id, record.incarnation)
         if held is not None and held.incarnation == record.incarnation:
             # Two processes with one key; all nodes keep the same one of the two records.
-            self._table.put(record, held.state, now, held.proof)
+            kept = self._table.put(record, held.state, now, held.proof)
+            assert kept is not None
             pushed = self._pusher.add_record(node_id, sender, now)
+            if not kept.live:  # whoever has forgotten it must not take it for one that lives
+                pushed += self._pusher.add_rumour(self._table.rumour(kept), sender, now)
             detail = "two processes run with this node's key"
             return [Emit("member.conflict", node_id, detail), *pushed]
         member = self._table.put(record, NodeState.ALIVE, now)

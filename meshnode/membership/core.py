@@ -311,7 +311,7 @@ class Membership:
             case TimerFired(timer):
                 return self._on_timer(timer, now)
             case DialFailed(addresses, expect):
-                return self._dialler.failed(addresses, expect)
+                return self._dialler.failed(addresses, expect, now)
             case Start():
                 return self._on_start(now)
             case Leave():

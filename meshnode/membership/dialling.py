@@ -74,11 +74,15 @@ SHORT_LINK_S: Final = 2.0
 
 @dataclass(slots=True)
 class _Attempt:
-    """An attempt: its failures so far, the token of its timer, and, while under way, its guard."""
+    """An attempt: its failures so far, the token of its timer, and, while under way, its guard.
+
+    Where it waits for a timer that ran already and is due sooner, `due_at` is when its own wait is over.
+    """
 
     token: int
     failures: int = 0
     under_way_until: float | None = None
+    due_at: float | None = None
 
 
 class Dialler:
@@ -102,6 +106,9 @@ class Dialler:
         self._known: dict[NodeId, MemberRecord] = {}
         self._lost: dict[NodeId, MemberRecord] = {}  # the longest lost first
         self._attempts: dict[Target, _Attempt] = {}
+        # The timers that run, as (due at, token), the soonest last: a target that comes and goes many times
+        # a second must not leave one behind each time.
+        self._timers: dict[Target, list[tuple[float, int]]] = {}
         self._links: dict[NodeId, tuple[float, int]] = {}  # up since, failures before; members only
         self._under_way = 0
         self._token = 0
@@ -166,7 +173,7 @@ class Dialler:
             return []
         if self._table.own_id < node_id or not self._linking.is_mutual(node_id):
             return self._dial(node_id, now)
-        return self._wait(node_id, self._config.dial_patience_s)
+        return self._wait(node_id, self._config.dial_patience_s, now)
 
     def fill(self, now: float) -> list[Effect]:
         """See to all links that are wanted: somebody is gone, or wishes have changed."""
@@ -191,7 +198,7 @@ class Dialler:
             return []
         if now - since >= SHORT_LINK_S or node_id in self._attempts:
             return self.member_live(node_id, now)
-        return self._wait(node_id, self._delay_s(failures), failures + 1)
+        return self._wait(node_id, self._delay_s(failures), now, failures + 1)
 
     def member_moved(self, node_id: NodeId, now: float) -> list[Effect]:
         """Begin anew with a member that has other addresses, or another life, than before."""
@@ -213,7 +220,9 @@ class Dialler:
         self._forget(peer)
         self._forget(address)
 
-    def failed(self, addresses: tuple[Address, ...], expect: NodeId | None) -> list[Effect]:
+    def failed(
+        self, addresses: tuple[Address, ...], expect: NodeId | None, now: float
+    ) -> list[Effect]:
         """Wait before the next try of a target that is still wanted."""
         target: Target | None = expect
         if target is None and addresses:
@@ -225,13 +234,16 @@ class Dialler:
         self._forget(target)
         if not self._is_wanted(target):
             return []
-        return self._wait(target, self._delay_s(failures), failures + 1)
+        return self._wait(target, self._delay_s(failures), now, failures + 1)
 
     def due(self, timer: DialDue, now: float) -> list[Effect]:
         """Dial a target whose wait is over."""
+        self._timer_ended(timer)
         attempt = self._attempts.get(timer.target)
         if attempt is None or attempt.token != timer.token:
             return []
+        if attempt.due_at is not None and attempt.due_at > now:
+            return self._wait(timer.target, attempt.due_at - now, now, attempt.failures)
         self._forget(timer.target)
         if not self._is_wanted(timer.target):
             return []
@@ -287,7 +299,7 @@ class Dialler:
 
     def _dial(self, target: Target, now: float, failures: int = 0) -> list[Effect]:
         if self._under_way >= self._config.dial_limit:
-            return self._wait(target, self._rng.uniform(0.1, 1.0), failures)
+            return self._wait(target, self._rng.uniform(0.1, 1.0), now, failures)
         addresses, expect = self._route(target)
         if not addresses:
             return []
@@ -297,10 +309,23 @@ class Dialler:
         self._attempts[target] = _Attempt(self._token, failures, guard)
         return [Dial(addresses, expect)]
 
-    def _wait(self, target: Target, delay_s: float, failures: int = 0) -> list[Effect]:
+    def _wait(self, target: Target, delay_s: float, now: float, failures: int = 0) -> list[Effect]:
+        due_at = now + delay_s
+        timers = self._timers.setdefault(target, [])
+        if timers and timers[-1][0] <= due_at:
+            self._attempts[target] = _Attempt(timers[-1][1], failures, due_at=due_at)
+            return []
         self._token += 1
+        timers.append((due_at, self._token))
         self._attempts[target] = _Attempt(self._token, failures)
         return [StartTimer(DialDue(target, self._token), delay_s)]
+
+    def _timer_ended(self, timer: DialDue) -> None:
+        left = [each for each in self._timers.get(timer.target, ()) if each[1] != timer.token]
+        if left:
+            self._timers[timer.target] = left
+        else:
+            self._timers.pop(timer.target, None)
 
     def _forget(self, target: Target) -> None:
         attempt = self._attempts.pop(target, None)

@@ -46,7 +46,8 @@ class Fetcher:
         self._config = config
         self._rng = rng
         self._wanted: dict[bytes, _Wanted] = {}
-        self._timer_at: float | None = None
+        # When the timers that run are due, the soonest last: one is started only if it is sooner than all.
+        self._timers: list[float] = []
 
     def __repr__(self) -> str:
         return f"<Fetcher of {len(self._wanted)} records>"
@@ -89,7 +90,8 @@ class Fetcher:
 
     def ask(self, now: float) -> list[Effect]:
         """Ask for what is due."""
-        self._timer_at = None
+        if self._timers:
+            self._timers.pop()
         by_peer: dict[NodeId, list[bytes]] = {}
         linked = self._table.linked
         for subject, wanted in list(self._wanted.items()):
@@ -118,7 +120,7 @@ class Fetcher:
         return self._rng.choice(linked)
 
     def _wake_at(self, at: float, now: float) -> list[Effect]:
-        if self._timer_at is not None and self._timer_at <= at:
+        if self._timers and self._timers[-1] <= at:
             return []
-        self._timer_at = at
+        self._timers.append(at)
         return [StartTimer(RequestRound(), at - now)]

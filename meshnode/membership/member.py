@@ -11,6 +11,8 @@ incarnation decides first:
   a life or a claim that it never made, and a forged incarnation of 2^63 goes nowhere.
 - A newer *record* makes its subject alive, whatever it was before: SWIM's "alive overrides suspect
   and dead with a greater incarnation", and a restart (greater epoch) after death or leave.
+- A record that comes **with word that its subject is gone** makes nobody alive. Of a stranger neither is
+  taken: it was forgotten here, or never met, and would come and die in one instant.
 - Within the **same** incarnation the worse statement wins, as in SWIM (section 4.2), and `left`,
   which the subject itself signed, is final::
 

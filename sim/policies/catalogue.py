@@ -12,7 +12,7 @@
 | `mesh` | the mesh's own: expected completion |
 | `global-least-request` | true requests per slot (an oracle) |
 | `size-blind` | true queues and speeds (an oracle) |
-| `omniscient` | the work of every request besides (an oracle) |
+| `omniscient` | the work of every request besides, and whether it can be in time (an oracle) |
 """
 
 from __future__ import annotations
@@ -158,12 +158,16 @@ def known(name: str) -> str:
     Raises:
         UsageError: if there is no such policy.
     """
+    if name == ORACLE:
+        raise UsageError(
+            f"{ORACLE!r} is {' and '.join(ORACLES)}, for `sim compare`; here give one of them"
+        )
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, (*POLICIES, ORACLE), 1)
+        near = difflib.get_close_matches(name, POLICIES, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(
-            f"there is no policy {name!r}: {meant}the policies are {', '.join(POLICIES)}, and "
-            f"{ORACLE} for {' and '.join(ORACLES)}"
+            f"there is no policy {name!r}: {meant}the policies are {', '.join(POLICIES)}, and for "
+            f"`sim compare` {ORACLE}, which is {' and '.join(ORACLES)}"
         )
     return name
 

@@ -4,12 +4,18 @@ All of them look at a `Truth` that the whole mesh shares. `GlobalLeastRequest` s
 `SizeBlind` also how fast each node is at this moment, `Omniscient` also how much work each request is,
 the new one included. Each takes what is best for the request at hand; none plans for those to come, so
 a policy that does could be better than they are.
+
+`Omniscient` also knows what cannot be answered in time, and sends none of that: under more load than
+all nodes can do, work that comes too late is what costs answers. As those that just fit are taken, queues
+grow until only the small ones still do, so it answers more of them than any policy that is blind to
+sizes. The other two send everything, and are no bound there.
 """
 
 from __future__ import annotations
 
+import math
 from heapq import heapify, heapreplace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meshnode.sim.policies.policy import Job, Policy, ProbeReply, ReplicaKey, key_of
 
@@ -33,12 +39,16 @@ class Surroundings(Protocol):
         """Return how fast a node's model server is now; 2 halves all run times."""
         ...
 
+    def failing_share(self, node: NodeId) -> float:
+        """Return which share of requests a node's model server fails at once, 0 to 1."""
+        ...
+
     def mean_work_s(self, replica: Replica) -> float:
         """Return how long one run takes on a device of speed 1, on average."""
         ...
 
     def rtt_s(self, node: NodeId, other: NodeId) -> float:
-        """Return the mean round trip between two nodes."""
+        """Return the mean round trip between two nodes; infinite if nothing gets through."""
         ...
 
 
@@ -217,16 +227,43 @@ class SizeBlind(Oracle):
         return truth.rtt_s(self.node, replica.node) + waiting / slots * run_s + run_s
 
 
+_SPARE_TRIPS: Final = 0.25
+"""Round trips that `Omniscient` leaves before a deadline: jitter is not foreseen, nor who overtakes whom."""
+
+
 class Omniscient(Oracle):
-    """The replica that will be done first, as all work that is there, comes there, and this is known."""
+    """The replica that will be done first, as all work that is there, comes there, and this is known.
+
+    One that fails requests is taken only where no other is in time; where none is, nothing is sent.
+    """
 
     def __init__(self, truth: Truth, node: NodeId) -> None:
         super().__init__(truth, node)
         self._work_s: float | None = None
+        self._good_until = math.inf
 
-    def facing(self, work_s: float | None) -> None:
-        """Learn how large the call is."""
+    def facing(self, work_s: float | None, good_until: float = math.inf) -> None:
+        """Learn how large the call is, and when it has to be answered."""
         self._work_s = work_s
+        self._good_until = good_until
+
+    def pick(self, able: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
+        """Return the one that is done first, of those that do not fail if one of them is in time."""
+        chosen = super().pick(able, now, rng)
+        failing = self.truth.surroundings.failing_share
+        if not failing(chosen.replica.node):
+            return chosen
+        sound = [each for each in able if not failing(each.replica.node)]
+        if not sound:
+            return chosen
+        first_sound = super().pick(sound, now, rng)
+        return chosen if self.declines(first_sound) else first_sound
+
+    def declines(self, chosen: Candidate) -> bool:
+        """Whether the answer would be there too late."""
+        world_s, replica = self.truth.surroundings.now(), chosen.replica
+        spare_s = _SPARE_TRIPS * self.truth.surroundings.rtt_s(self.node, replica.node)
+        return world_s + self.cost(replica, world_s) + spare_s > self._good_until
 
     def cost(self, replica: Replica, now: float) -> float:
         """Return the seconds until the answer is here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meshnode.routing.breaker import BreakerState
@@ -84,6 +85,8 @@ class Policy:
         if not able:
             return None
         chosen = able[0] if len(able) == 1 else self.pick(able, now, rng)
+        if self.declines(chosen):
+            return None
         reason = "only-candidate" if len(able) == 1 else "policy"
         return Route(chosen.replica, chosen.expected_ms(now), reason, len(able), (), chosen)
 
@@ -91,8 +94,19 @@ class Policy:
         """Return one of at least two that can take a request."""
         raise NotImplementedError
 
-    def facing(self, work_s: float | None) -> None:
-        """Say how large the call is that is chosen for next; only who knows everything may look."""
+    def declines(self, chosen: Candidate) -> bool:
+        """Whether nothing should be sent although there is this replica; only an oracle can know."""
+        del chosen
+        return False
+
+    def facing(self, work_s: float | None, good_until: float = math.inf) -> None:
+        """Say what is chosen for next; only who knows everything may look.
+
+        Args:
+            work_s: How long it runs on a device of speed 1; None for what the model's behaviour says.
+            good_until: When its answer has to be at the gateway, to be of use to the client (seconds
+                of the world).
+        """
 
     def sent(self, replica: Replica, job: Job, work_s: float | None, now: float) -> None:
         """The gateway sent an attempt there."""

@@ -25,6 +25,7 @@ from meshnode.sim.faults import (
     GossipDelay,
     Leave,
     NetworkFault,
+    PowerOff,
     RegionDown,
     Release,
     Restart,
@@ -253,7 +254,7 @@ class ProcessStage:
         elif isinstance(fault, BEHAVIOURS):
             self._behave(member)
         elif isinstance(fault, (*KEEPS_DOWN, Flap)):
-            self._boot(member, torn=isinstance(fault, Crash) and fault.torn)
+            self._boot(member, torn=isinstance(fault, Crash | PowerOff) and fault.torn)
         elif isinstance(fault, STOPS):
             self._settle_down(member)
 

@@ -154,6 +154,7 @@ class StreamWire(asyncio.Protocol):
         self._line: deque[tuple[float, bytes | _End | Exception]] = deque()
         self._line_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._condition = wires.network.condition(peer, wires.me)
         self._is_full = False
         self._is_paused = False
         self._is_over = False
@@ -216,13 +217,35 @@ class StreamWire(asyncio.Protocol):
     # The wire.
 
     def changed(self) -> None:
-        """Look again: rules have changed, and what is stuck may be on its way."""
-        if self._line and self._passes():
-            now = self._loop.time()
-            if self._line[0][0] <= now:  # it was stuck; it is sent again now
-                soonest = now + self._delay_s(0)
-                self._line = deque((max(due, soonest), item) for due, item in self._line)
-            self._arm()
+        """Look again: rules have changed, and what is stuck or waits for long may be on its way."""
+        condition = self._wires.network.condition(self._peer, self._wires.me)
+        now = self._loop.time()
+        if self._line and self._line[0][0] <= now:
+            # It is stuck, and is sent again as soon as that is of use.
+            if not self._passes():
+                return
+            soonest = now + self._delay_s(0)
+            self._line = deque((max(due, soonest), item) for due, item in self._line)
+        before, self._condition = self._condition, condition
+        if condition.eases(before):
+            self._plan_anew(now)
+        self._rearm()
+
+    def _plan_anew(self, now: float) -> None:
+        """The path has become easier: nothing waits for longer than if it were sent now."""
+        planned: deque[tuple[float, bytes | _End | Exception]] = deque()
+        earliest = now
+        for due, item in self._line:
+            size_bytes = len(item) if isinstance(item, bytes | bytearray) else 0
+            earliest = max(earliest, min(due, now + self._delay_s(size_bytes)))
+            planned.append((earliest, item))
+        self._line = planned
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._arm()
 
     def _put(self, item: bytes | _End | Exception, size_bytes: int) -> None:
         if self._is_over:

@@ -39,6 +39,7 @@ def condition(expect: Expect) -> str:
     """Return what is expected in words, such as `p99_ms of digits from 10 s: at most 300 ms`."""
     of = [f"of {expect.model}" if expect.model is not None else ""]
     of.append(f"via {', '.join(expect.via)}" if expect.via else "")
+    of.append(f"by {', '.join(expect.nodes)}" if expect.nodes else "")
     of.append(f"from {expect.after_s:g} s" if expect.after_s is not None else "")
     of.append(f"until {expect.before_s:g} s" if expect.before_s is not None else "")
     bounds = []
@@ -51,15 +52,17 @@ def condition(expect: Expect) -> str:
 
 
 def _judge(result: Result, expect: Expect) -> Verdict:
-    gateways = None
-    if expect.via:
-        gateways = {machine.name for machine in select(expect.via, result.machines)}
+    gateways, nodes = (
+        {machine.name for machine in select(selection, result.machines)} if selection else None
+        for selection in (expect.via, expect.nodes)
+    )
     chosen = choose(
         result,
         model=expect.model,
         after_s=expect.after_s,
         before_s=expect.before_s,
         gateways=gateways,
+        nodes=nodes,
     )
     found = METRICS[expect.metric].find(chosen)
     low = -math.inf if expect.at_least is None else expect.at_least

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meshnode.errors import UsageError
@@ -29,7 +30,7 @@ from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.faults import Crash, Leave, PowerOff, RegionDown, Release
 from meshnode.sim.invariants import InvariantBroken
 from meshnode.sim.running.expectations import judge
-from meshnode.sim.running.result import METRICS, FaultMark, Result, Step, Violation
+from meshnode.sim.running.result import METRICS, FaultMark, Result, Violation
 from meshnode.sim.running.wording import fault_text
 from meshnode.sim.scenario.arrivals import calls
 from meshnode.sim.scenario.checks import check
@@ -182,6 +183,7 @@ class _Run:
             stage.settle(REAL_SETTLE_LIMIT_S if self._result.depth == "C" else SETTLE_LIMIT_S)
         except NotReachedError as error:
             self._raise_first()
+            stage.invariants.all_answered()
             self._violated("views-agree", str(error), stage.now())
             return
         self._raise_first()
@@ -298,7 +300,7 @@ class _Run:
             result.verdicts = judge(result)
         if not result.ok:
             result.steps = [
-                Step(step.time_s - self._began_s, step.node, named(step.what))
+                replace(step, time_s=step.time_s - self._began_s)
                 for step in stage.invariants.last_steps()
             ]
 

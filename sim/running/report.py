@@ -157,7 +157,7 @@ def _comparison(results: Sequence[Result]) -> Markup:
         element(
             "p",
             "The best of each column is green; an oracle knows what no node can know, and is never "
-            "the best. Below: the share of answers that took longer than so long; lower and further "
+            "the best; omniscient also sheds what would be late. Below: the share of answers that took longer than so long; lower and further "
             "left is better.",
             class_="key",
         ),

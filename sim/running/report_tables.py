@@ -154,6 +154,8 @@ def _of_what(verdict: Verdict) -> str:
         parts.append(f"before {moment(expect.before_s)}")
     if expect.via:
         parts.append("via " + ", ".join(expect.via))
+    if expect.nodes:
+        parts.append("by " + ", ".join(expect.nodes))
     return ", ".join(parts) or "all calls"
 
 
@@ -267,9 +269,10 @@ def comparison(results: Sequence[Result]) -> Markup:
         for _heading, metric, _spelled, less in _COLUMNS
     }
     ideals = {
-        r.policy: one["p99_ms"]
+        (heading, metric, r.policy): one[metric]
         for r, one in zip(results, found, strict=True)
         if r.policy in ORACLES
+        for heading, metric in (("p99", "p99_ms"), ("in time", "goodput"))
     }
     longest = max([1e-9, *(one["p99_ms"] for one in found if not math.isnan(one["p99_ms"]))])
     rows = []
@@ -285,12 +288,16 @@ def comparison(results: Sequence[Result]) -> Markup:
             is_best = len(fair) > 1 and one in fair and value == bests[metric]
             cells.append(element("td", *parts, class_="best" if is_best else None))
         cells += [
-            element("td", _or_dash(one["p99_ms"] / ideal, "{:.2f}".format))
-            for ideal in ideals.values()
+            element("td", _or_dash(one[metric] / ideal if ideal else math.nan, "{:.2f}".format))
+            for (_heading, metric, _oracle), ideal in ideals.items()
         ]
         name = element("th", element("span", class_=f"swatch line{at % 10}"), label, scope="row")
         rows.append(element("tr", name, *cells))
-    heads = ["", *(column[0] for column in _COLUMNS), *(f"p99 ÷ {name}" for name in ideals)]
+    heads = [
+        "",
+        *(column[0] for column in _COLUMNS),
+        *(f"{heading} ÷ {oracle}" for heading, _, oracle in ideals),
+    ]
     head = element("tr", *(element("th", text, scope="col") for text in heads))
     whole = element("table", element("thead", head), element("tbody", *rows))
     return element("div", whole, class_="scroll")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from meshnode.sim.stage import GATEWAY_LOST, OK, TIMED_OUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from meshnode.sim.scenario.model import Expect, Scenario
     from meshnode.sim.stage import Call, Machine, NodeSample, Outcome, Sample
@@ -55,11 +55,19 @@ class FaultMark:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that a node was told: when, which one (its name), and what in words."""
+    """Something that a node was told.
+
+    Attributes:
+        time_s: When.
+        node: Its name.
+        what: What, in words.
+        kind: What kind of thing: many alike are counted; empty where each counts for itself.
+    """
 
     time_s: float
     node: str
     what: str
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -129,12 +137,16 @@ class Chosen:
         samples: Looks at all nodes while the load ran.
         events: What nodes reported.
         seconds: How long that part took.
+        regions: Of every node, by name.
+        nodes: Those whose share of the work is asked for.
     """
 
     calls: Sequence[tuple[Call, Outcome]]
     samples: Sequence[Sample]
     events: Sequence[Record]
     seconds: float
+    regions: Mapping[str, str]
+    nodes: Collection[str]
 
     @property
     def answered(self) -> list[tuple[Call, Outcome]]:
@@ -151,14 +163,16 @@ class Metric:
     """A figure that scenarios may expect something of.
 
     Attributes:
-        unit: `ms`, `s`, `share` (0 to 1), `1/s` or `` for a count.
+        unit: `ms`, `s`, `share` (0 to 1), `1/s`, `nodes`, or `` for another count. None is ever below 0.
         meaning: What it says.
         find: Makes it; NaN where there is nothing to make it from, of which nothing holds.
+        is_of_nodes: Whether it is about the nodes that an expectation names.
     """
 
     unit: str
     meaning: str
     find: Callable[[Chosen], float]
+    is_of_nodes: bool = False
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -176,6 +190,7 @@ def choose(
     after_s: float | None = None,
     before_s: float | None = None,
     gateways: Collection[str] | None = None,
+    nodes: Collection[str] | None = None,
 ) -> Chosen:
     """Return the part of a run that an expectation is about.
 
@@ -185,6 +200,7 @@ def choose(
         after_s: Only what was made or seen at this time or later.
         before_s: Only what was made or seen before this time.
         gateways: Only calls made at these nodes.
+        nodes: Those whose share is asked for by figures that are about some nodes; None for all.
     """
     begin_s = after_s if after_s is not None else 0.0
     end_s = before_s if before_s is not None else math.inf
@@ -199,7 +215,9 @@ def choose(
     last_s = min(end_s, result.scenario.duration_s)
     samples = [sample for sample in result.samples if begin_s <= sample.time_s <= last_s]
     events = [event for event in result.events if begin_s <= event.time_s <= last_s]
-    return Chosen(calls, samples, events, max(0.0, last_s - begin_s))
+    regions = {machine.name: machine.region for machine in result.machines}
+    about = [*regions] if nodes is None else nodes
+    return Chosen(calls, samples, events, max(0.0, last_s - begin_s), regions, about)
 
 
 def _share(found: int, of: int) -> float:
@@ -246,6 +264,24 @@ def _busiest_share(chosen: Chosen) -> float:
     return _share(max(served.values(), default=0), served.total())
 
 
+def _served_share(chosen: Chosen) -> float:
+    served = [outcome.served_by in chosen.nodes for _, outcome in chosen.answered]
+    return _share(sum(served), len(served))
+
+
+def _local_share(chosen: Chosen) -> float:
+    """Return the share of answers from the gateway's own region.
+
+    A call whose client asked a second gateway counts for nothing: which one that was is not told.
+    """
+    near = [
+        chosen.regions.get(call.gateway) == chosen.regions.get(outcome.served_by)
+        for call, outcome in chosen.answered
+        if outcome.gateways == 1
+    ]
+    return _share(sum(near), len(near))
+
+
 def _at_end(find: Callable[[list[NodeSample]], float]) -> Callable[[Chosen], float]:
     """Make a figure of the nodes that ran at the last look."""
 
@@ -283,6 +319,19 @@ def _utilisation_of_busiest(chosen: Chosen) -> float:
 def _longest_queue(chosen: Chosen) -> float:
     looks = [node.in_system for sample in chosen.samples for node in sample.nodes.values()]
     return float(max(looks)) if looks else math.nan
+
+
+def _detection(chosen: Chosen) -> float:
+    """Return the longest time in which nodes that ran took more nodes to be alive than ran."""
+    longest_s, began_s = 0.0, None
+    for sample in chosen.samples:
+        up = [node for node in sample.nodes.values() if node.state == "up"]
+        if all(node.alive <= len(up) for node in up):
+            began_s = None
+        else:
+            began_s = sample.time_s if began_s is None else began_s
+            longest_s = max(longest_s, sample.time_s - began_s)
+    return longest_s if chosen.samples else math.nan
 
 
 def _false_deaths(chosen: Chosen) -> float:
@@ -349,6 +398,12 @@ METRICS: Final[dict[str, Metric]] = {
     "busiest_share": Metric(
         "share", "answers of the node that gave most of them, of all answers", _busiest_share
     ),
+    "served_share": Metric(
+        "share", "answers of the expectation's `nodes`, of all answers", _served_share, is_of_nodes=True
+    ),
+    "local_share": Metric(
+        "share", "answers of nodes in the gateway's own region, of those that the first gateway gave", _local_share
+    ),
     "oldest_version": Metric(
         "", "the lowest model version that answered",
         lambda of: float(min((outcome.version for _, outcome in of.answered), default=math.nan)),
@@ -360,16 +415,20 @@ METRICS: Final[dict[str, Metric]] = {
     "longest_queue": Metric(
         "", "the most requests that ran or waited at one node, as seen at the looks", _longest_queue
     ),
-    "running": Metric("", "nodes that run at the end", _at_end(lambda up: float(len(up)))),
+    "running": Metric("nodes", "nodes that run at the end", _at_end(lambda up: float(len(up)))),
     "serving": Metric(
-        "", "nodes with a model ready at the end", _at_end(lambda up: float(sum(each.serving > 0 for each in up)))
+        "nodes", "nodes with a model ready at the end", _at_end(lambda up: float(sum(each.serving > 0 for each in up)))
     ),
     "alive_seen": Metric(
-        "", "the fewest nodes that a running node takes to be alive at the end",
+        "nodes", "the fewest nodes that a running node takes to be alive at the end",
         _at_end(lambda up: float(min(each.alive for each in up))),
     ),
     "agree": Metric(
         "share", "running nodes that take as many nodes to be alive as run at the end", _at_end(_agree)
+    ),
+    "detection_s": Metric(
+        "s", "the longest time in which a running node took more nodes to be alive than ran, as seen at the looks",
+        _detection,
     ),
     "false_deaths": Metric(
         "", "times that a node held another for dead that ran", _false_deaths

@@ -226,11 +226,12 @@ def _cut(scenario: Scenario, duration_s: float) -> Scenario:
     if duration_s >= scenario.duration_s:
         return scenario
     faults = [each for each in scenario.faults if each.at_s <= duration_s]
-    loads = [
-        replace(each, end_s=None if each.end_s is None or each.end_s >= duration_s else each.end_s)
-        for each in scenario.load
-        if each.start_s < duration_s
-    ]
+    loads = []
+    for load in scenario.load:
+        end_s = None if load.end_s is None or load.end_s >= duration_s else load.end_s
+        arrivals = [each for each in load.arrivals if load.start_s + each.at_s < duration_s]
+        if load.start_s < duration_s and (arrivals or not load.arrivals):
+            loads.append(replace(load, end_s=end_s, arrivals=tuple(arrivals)))
     return replace(scenario, duration_s=duration_s, faults=tuple(faults), load=tuple(loads))
 
 

@@ -56,6 +56,8 @@ def summary(result: Result) -> str:
 def replay_command(result: Result) -> str:
     """Return the command that plays the same run again."""
     source = result.source or f"{result.scenario.name}.toml"
+    if source.startswith("-"):
+        source = f"./{source}"  # else it would be read as an option
     words = ["meshnode", "sim", "run", source, "--seed", str(result.seed), "--depth", result.depth]
     if result.policy != "mesh":
         words += ["--policy", result.policy]
@@ -97,7 +99,7 @@ def _lines(result: Result) -> Iterator[_Line]:
                 _event_text(event.kind, event.subject, event.detail),
             )
     for step in result.steps:
-        yield step.time_s, step.node, step.what.partition("(")[0], step.what
+        yield step.time_s, step.node, step.kind, step.what
     for call, outcome in result.calls:
         yield from _call_lines(call, outcome)
     for violation in result.violations:

@@ -7,7 +7,10 @@ kind that others would follow from (an unknown device) ends the search for those
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from meshnode.errors import ConfigError
 from meshnode.limits import (
@@ -18,7 +21,7 @@ from meshnode.limits import (
     MAX_SIMULATED_PROCESSES,
 )
 from meshnode.sim import faults
-from meshnode.sim.scenario import load_checks
+from meshnode.sim.scenario import load_checks, shapes
 from meshnode.sim.scenario.crew import crew, names
 from meshnode.sim.scenario.devices import BUILT_IN
 from meshnode.sim.scenario.geography import CITIES, PLACES, coordinates
@@ -27,9 +30,10 @@ from meshnode.sim.scenario.selection import ALL, select
 from meshnode.sim.scenario.selection_checks import nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from meshnode.sim.scenario.model import Depth, Scenario
+    from meshnode.sim.running.result import Metric
+    from meshnode.sim.scenario.model import Depth, Expect, Scenario
     from meshnode.sim.stage import Machine
 
 _MOST: Final[dict[Depth, int]] = {
@@ -39,7 +43,7 @@ _MOST: Final[dict[Depth, int]] = {
 }
 
 
-def mistakes(scenario: Scenario, metrics: Collection[str]) -> Iterator[Mistake]:
+def mistakes(scenario: Scenario, metrics: Mapping[str, Metric]) -> Iterator[Mistake]:
     """Yield what is wrong with a scenario, in the order of its parts.
 
     Args:
@@ -56,21 +60,23 @@ def mistakes(scenario: Scenario, metrics: Collection[str]) -> Iterator[Mistake]:
     yield from _models(scenario, machines)
     for number, load in enumerate(scenario.load):
         yield from load_checks.mistakes(scenario, load, ("load", number), machines)
+    yield from load_checks.too_many(scenario)
     for number, fault in enumerate(scenario.faults):
         yield from _fault(scenario, fault, ("faults", number), machines)
     yield from _expectations(scenario, machines, metrics)
 
 
-def check(scenario: Scenario, metrics: Collection[str]) -> None:
+def check(scenario: Scenario, metrics: Mapping[str, Metric]) -> None:
     """Refuse a scenario that was built in Python, as `reading` refuses a file.
 
     Raises:
         ConfigError: if something is wrong with it.
     """
-    found = [*mistakes(scenario, metrics)]
+    built = msgspec.to_builtins(scenario)
+    found = [*islice(shapes.mistakes(built), MAX_SCENARIO_MISTAKES)]
+    found = found or [*islice(mistakes(scenario, metrics), MAX_SCENARIO_MISTAKES)]
     if found:
-        lines = [str(each) for each in found[:MAX_SCENARIO_MISTAKES]]
-        raise ConfigError(f"scenario {scenario.name}: " + "\n".join(lines))
+        raise ConfigError(f"scenario {scenario.name}: " + "\n".join(map(str, found)))
 
 
 def _regions(scenario: Scenario) -> Iterator[Mistake]:
@@ -212,7 +218,7 @@ def _moments(scenario: Scenario, fault: faults.Fault, at: KeyPath) -> Iterator[M
 
 
 def _expectations(
-    scenario: Scenario, machines: Sequence[Machine], metrics: Collection[str]
+    scenario: Scenario, machines: Sequence[Machine], metrics: Mapping[str, Metric]
 ) -> Iterator[Mistake]:
     models = [model.name for model in scenario.models]
     for number, expect in enumerate(scenario.expect):
@@ -226,11 +232,35 @@ def _expectations(
             assert expect.at_least is not None
             if expect.at_most < expect.at_least:
                 yield Mistake((*at, "at_most"), "it is below 'at_least', so nothing could be right")
+        if expect.metric in metrics:
+            yield from _bounds(expect, metrics[expect.metric], at, len(machines))
         if expect.model is not None and expect.model not in models:
             yield Mistake((*at, "model"), unknown("model", expect.model, models))
         yield from _span(scenario, expect.after_s, expect.before_s, at)
         if machines:
             yield from nobody(expect.via, (*at, "via"), machines)
+            yield from nobody(expect.nodes, (*at, "nodes"), machines)
+
+
+def _bounds(expect: Expect, metric: Metric, at: KeyPath, count: int) -> Iterator[Mistake]:
+    """Yield what no figure of this kind can satisfy; `count` nodes are there, 0 if that is not known."""
+    if expect.at_most is not None and expect.at_most < 0:
+        yield Mistake(
+            (*at, "at_most"),
+            f"it is {expect.at_most:g}; no {expect.metric!r} is below 0, so nothing could be right",
+        )
+    most = {"share": 1, "nodes": count or None}.get(metric.unit)
+    if most is not None and expect.at_least is not None and expect.at_least > most:
+        why = "a share is 0 to 1" if metric.unit == "share" else f"there are {count} nodes"
+        text = f"it is {expect.at_least:g}; {why}, so nothing could be right"
+        yield Mistake((*at, "at_least"), text)
+    if metric.is_of_nodes and not expect.nodes:
+        yield Mistake(at, f"{expect.metric!r} needs 'nodes', which is missing")
+    elif expect.nodes and not metric.is_of_nodes:
+        yield Mistake(
+            (*at, "nodes"),
+            f"{expect.metric!r} takes none; 'via' narrows it to the requests of some gateways",
+        )
 
 
 def _span(

@@ -38,6 +38,8 @@ def path_of(path_or_name: str | Path) -> Path:
         return path
     if path.is_dir():
         message = f"{path} is a folder; a scenario is a file"
+    elif path.exists():
+        message = f"{path} is a pipe or a device; write the scenario to a file and name that"
     elif is_name:
         message = unknown("scenario file or built-in scenario", path.name, known)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meshnode.limits import MAX_SCENARIO_REQUESTS
 from meshnode.sim.scenario.mistakes import KeyPath, Mistake, unknown
 from meshnode.sim.scenario.selection import select
 from meshnode.sim.scenario.selection_checks import nobody
@@ -77,8 +78,47 @@ def _moments(scenario: Scenario, load: Load, at: KeyPath) -> Iterator[Mistake]:
         if arrival.at_s < last_s:
             text = f"it is at {arrival.at_s:g} s, before the one above it; they must be in order"
             yield Mistake((*at, "arrivals", number), text)
-            return
         last_s = arrival.at_s
+        if load.end_s is None and load.start_s + arrival.at_s >= end_s:
+            yield Mistake(
+                (*at, "arrivals", number),
+                f"it would come at {load.start_s + arrival.at_s:g} s, and the load ends after {end_s:g} s "
+                "already; raise 'duration_s', or give an 'end_s' if later ones are to be left out",
+            )
+            return
+
+
+def too_many(scenario: Scenario) -> Iterator[Mistake]:
+    """Yield the load with which a scenario makes more requests than a run can keep."""
+    count = 0.0
+    for number, load in enumerate(scenario.load):
+        more = _expected(scenario, load)
+        count += more
+        if count > MAX_SCENARIO_REQUESTS:
+            together = "" if number == 0 else f", {count:.3g} with those above"
+            yield Mistake(
+                ("load", number, "arrivals" if load.shape == "trace" else "rate_per_s"),
+                f"it makes about {more:.3g} requests{together}; a scenario may make "
+                f"{MAX_SCENARIO_REQUESTS:,}: lower the rate, or shorten the load ('end_s', 'duration_s')",
+            )
+            return
+
+
+def _expected(scenario: Scenario, load: Load) -> float:
+    """Return about how many requests a load makes."""
+    if load.shape == "trace":
+        return len(load.arrivals)
+    end_s = scenario.duration_s if load.end_s is None else min(load.end_s, scenario.duration_s)
+    low = load.rate_per_s
+    rate = low
+    if load.shape in ("ramp", "daily") and load.to_rate_per_s is not None:
+        rate = (low + load.to_rate_per_s) / 2
+    elif load.shape == "bursts" and None not in (load.burst_rate_per_s, load.burst_s, load.every_s):
+        assert load.burst_rate_per_s is not None
+        assert load.burst_s is not None
+        assert load.every_s is not None
+        rate = low + (load.burst_rate_per_s - low) * min(1.0, load.burst_s / load.every_s)
+    return rate * max(0.0, end_s - load.start_s)
 
 
 def _gateways(load: Load, at: KeyPath, machines: Sequence[Machine]) -> Iterator[Mistake]:
@@ -92,9 +132,9 @@ def _gateways(load: Load, at: KeyPath, machines: Sequence[Machine]) -> Iterator[
             "gateway", load.via[0], names
         )
         yield Mistake((*at, "via"), text)
-    gateways = {*names}
+    seen = {"", *names}
     for number, arrival in enumerate(load.arrivals):
-        if arrival.gateway and arrival.gateway not in gateways:
+        if arrival.gateway not in seen:
+            seen.add(arrival.gateway)  # once for each that there is not
             text = unknown("gateway", arrival.gateway, names)
             yield Mistake((*at, "arrivals", number), text)
-            return

@@ -36,7 +36,11 @@ def spelled(at: KeyPath) -> str:
     """Return a place as people write it, such as `nodes[0].device`."""
     text = ""
     for part in at:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if part.isprintable() else repr(part)
+            text += f".{key}" if text else key
     return text
 
 

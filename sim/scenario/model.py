@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from meshnode.limits import MAX_NAME_LENGTH, MAX_SIMULATED_CORES
+from meshnode.limits import MAX_NAME_LENGTH, MAX_SEED, MAX_SIMULATED_CORES
 from meshnode.sim.faults import AnyFault
 
 Name = Annotated[
@@ -232,6 +232,7 @@ class Expect(Part, frozen=True, kw_only=True):
         after_s: Only for requests that were made after this time.
         before_s: Only for requests that were made before this time.
         via: Only for requests made at these nodes' gateways; empty for all.
+        nodes: Whose share of the answers `served_share` is; for that metric alone.
     """
 
     metric: str
@@ -241,6 +242,7 @@ class Expect(Part, frozen=True, kw_only=True):
     after_s: NotNegative | None = None
     before_s: Positive | None = None
     via: Selection = ()
+    nodes: Selection = ()
 
 
 class Scenario(Part, frozen=True, kw_only=True):
@@ -268,7 +270,7 @@ class Scenario(Part, frozen=True, kw_only=True):
     title: str = ""
     story: str = ""
     depth: Depth = "A"
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 1
     duration_s: Annotated[float, Meta(gt=0, le=604_800)] = 60.0
     regions: dict[Name, Place]
     paths: tuple[Path, ...] = ()

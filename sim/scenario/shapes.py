@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -18,10 +19,20 @@ from meshnode.sim.scenario.mistakes import KeyPath, Mistake, shown, unknown
 from meshnode.sim.scenario.model import Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-_NAMES: Final = {dict: "a table", list: "a list", str: "a text", bool: "a truth value"}
+_NAMES: Final = {
+    dict: "a table",
+    list: "a list",
+    tuple: "a list",
+    str: "a text",
+    bool: "a truth value",
+    type(None): "nothing",
+}
 _REFINED: Final = {int: "a whole number", float: "a number"}
+_ALONE: Final = ("load", "faults", "expect")
+"""Lists whose elements nothing else in a scenario refers to."""
+_UNREFERRED: Final = (*_ALONE, "name", "title", "story", "seed", "network")
 _WORD: Final = "letters, digits, '.', '_' and '-', the first a letter or digit"
 
 
@@ -34,9 +45,63 @@ def mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Yield what does not fit the types of a scenario, in the order of the types.
 
     Args:
-        data: What tomllib has read.
+        data: What tomllib has read, or `msgspec.to_builtins` has made of a scenario built in Python.
     """
     yield from _any(_root(), dict(data), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """What of a scenario can be read although something else in it is wrong.
+
+    Attributes:
+        data: Without what is wrong.
+        kept: Of each list in it from which something is missing: which of its elements are there.
+    """
+
+    data: dict[str, Any]
+    kept: dict[str, list[int]]
+
+    def original(self, at: KeyPath) -> KeyPath:
+        """Return where in the whole scenario something stands that is at this place in `data`."""
+        if len(at) < 2 or at[0] not in self.kept:
+            return at
+        assert isinstance(at[0], str)
+        assert isinstance(at[1], int)
+        return at[0], self.kept[at[0]][at[1]], *at[2:]
+
+
+def readable(data: Mapping[str, Any], wrong: Iterable[KeyPath]) -> Readable | None:
+    """Leave out of a scenario what is wrong with its shape, if nothing else is wrong because of that.
+
+    Args:
+        data: What `mistakes` was asked about.
+        wrong: Where it has found some.
+
+    Returns:
+        The rest; None if something is wrong that others refer to, such as a node or the duration.
+    """
+    rest = dict(data)
+    bad: dict[str, set[int]] = {}
+    fields = {field.encode_name for field in inspect.type_info(Scenario).fields}  # type: ignore[attr-defined]
+    for at in wrong:
+        if not at or (at[0] in fields and at[0] not in _UNREFERRED):
+            return None
+        part = str(at[0])
+        if part in _ALONE and len(at) > 1:
+            assert isinstance(at[1], int)
+            bad.setdefault(part, set()).add(at[1])
+        elif part == "name":
+            rest[part] = "unnamed"
+        else:
+            rest.pop(part, None)
+    kept = {
+        part: [number for number in range(len(data[part])) if number not in numbers]
+        for part, numbers in bad.items()
+        if part in rest
+    }
+    rest |= {part: [data[part][number] for number in numbers] for part, numbers in kept.items()}
+    return Readable(rest, kept)
 
 
 def _any(kind: inspect.Type, value: Any, at: KeyPath) -> Iterator[Mistake]:
@@ -81,7 +146,7 @@ def _struct(kind: inspect.StructType, value: Any, at: KeyPath) -> Iterator[Mista
 
 def _array_struct(kind: inspect.StructType, value: Any, at: KeyPath) -> Iterator[Mistake]:
     needed = sum(field.required for field in kind.fields)
-    if not isinstance(value, list) or not needed <= len(value) <= len(kind.fields):
+    if not isinstance(value, list | tuple) or not needed <= len(value) <= len(kind.fields):
         yield _wrong(at, value, wanted(kind))
         return
     for number, (field, each) in enumerate(zip(kind.fields, value, strict=False)):
@@ -95,7 +160,8 @@ def _union(kind: inspect.UnionType, value: Any, at: KeyPath) -> Iterator[Mistake
     }
     if not tagged:
         (only,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
-        yield from _any(only, value, at)
+        if value is not None:
+            yield from _any(only, value, at)
         return
     tag_field = next(iter(tagged.values())).tag_field or ""
     names = [str(tag) for tag in tagged]
@@ -112,7 +178,7 @@ def _union(kind: inspect.UnionType, value: Any, at: KeyPath) -> Iterator[Mistake
 
 
 def _list(kind: inspect.VarTupleType, value: Any, at: KeyPath) -> Iterator[Mistake]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         yield _wrong(at, value, wanted(kind))
         return
     for number, each in enumerate(value):
@@ -120,7 +186,7 @@ def _list(kind: inspect.VarTupleType, value: Any, at: KeyPath) -> Iterator[Mista
 
 
 def _tuple(kind: inspect.TupleType, value: Any, at: KeyPath) -> Iterator[Mistake]:
-    if not isinstance(value, list) or len(value) != len(kind.item_types):
+    if not isinstance(value, list | tuple) or len(value) != len(kind.item_types):
         yield _wrong(at, value, wanted(kind))
         return
     for number, (each_kind, each) in enumerate(zip(kind.item_types, value, strict=True)):

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshnode.errors import ConfigError
-from meshnode.limits import MAX_TRACE_ARRIVALS, MAX_TRACE_BYTES
+from meshnode.limits import (
+    MAX_SCENARIO_MISTAKES_SOUGHT,
+    MAX_TRACE_ARRIVALS,
+    MAX_TRACE_BYTES,
+)
 from meshnode.sim.scenario.mistakes import Mistake, shown
 from meshnode.sim.scenario.model import Arrival
 
@@ -38,12 +42,10 @@ def with_traces(scenario: Scenario, folder: Path | None) -> tuple[Scenario, list
     """
     loads, mistakes = [], []
     for number, load in enumerate(scenario.load):
-        if load.file is not None:
-            try:
-                arrivals = () if folder is None else read_trace(folder / load.file)
-            except ConfigError as error:
-                mistakes.append(Mistake(("load", number, "file"), str(error)))
-                arrivals = ()
+        if load.file is not None and load.shape == "trace":
+            read = read_trace(folder / load.file) if folder is not None else ((), [])
+            arrivals, wrong = read
+            mistakes += [Mistake(("load", number, "file"), each) for each in wrong]
             if folder is None:
                 message = "this scenario comes from no file, so it can name none: give 'arrivals'"
                 mistakes.append(Mistake(("load", number, "file"), message))
@@ -52,51 +54,58 @@ def with_traces(scenario: Scenario, folder: Path | None) -> tuple[Scenario, list
     return msgspec.structs.replace(scenario, load=tuple(loads)), mistakes
 
 
-def read_trace(path: Path) -> tuple[Arrival, ...]:
+def read_trace(path: Path) -> tuple[tuple[Arrival, ...], list[str]]:
     """Read a file of arrivals.
 
-    Raises:
-        ConfigError: if it cannot be read, is too large, or a line is not as it should be.
+    Returns:
+        The arrivals of lines that are as they should be, and what is wrong with the others, or with the
+        whole file.
     """
-    arrivals = tuple(_lines(path, file_text(path, MAX_TRACE_BYTES)))
-    if not arrivals:
-        raise ConfigError(f"{path} has no arrivals: one per line, such as '0.25' or '0.25, eu-1'")
-    return arrivals
-
-
-def _lines(path: Path, text: str) -> Iterator[Arrival]:
-    count, last_s, is_first = 0, 0.0, True
-    for number, line in enumerate(text.splitlines(), start=1):
-        first, _, gateway = line.partition(",")
-        first = first.strip()
-        if (not first and not gateway.strip()) or first.startswith("#"):
-            continue
-        if is_first and first in _HEADINGS:
-            is_first = False
-            continue
-        is_first = False
-        at_s = _seconds(path, number, first)
-        if at_s < last_s:
-            message = (
-                f"{path}:{number}: {at_s:g} s is before the line above; lines must be in order"
+    try:
+        text = file_text(path, MAX_TRACE_BYTES)
+    except ConfigError as error:
+        return (), [str(error)]
+    arrivals: list[Arrival] = []
+    wrong: list[str] = []
+    for number, at_s, gateway in _lines(text):
+        if len(arrivals) == MAX_TRACE_ARRIVALS:
+            return (), [f"{path} has more than {MAX_TRACE_ARRIVALS:,} arrivals; cut it"]
+        seconds = _seconds(at_s)
+        if seconds is None:
+            wrong.append(
+                f"{path}:{number}: it begins with {shown(at_s)}; it must begin with seconds, 0 or more, "
+                "such as '0.25, eu-1'"
             )
-            raise ConfigError(message)
-        count += 1
-        if count > MAX_TRACE_ARRIVALS:
-            raise ConfigError(f"{path} has more than {MAX_TRACE_ARRIVALS:,} arrivals; cut it")
-        last_s = at_s
-        yield Arrival(at_s, gateway.strip())
+        else:
+            if arrivals and seconds < arrivals[-1].at_s:
+                found = f"{path}:{number}: {seconds:g} s is before the line above"
+                wrong.append(f"{found}; lines must be in order")
+            arrivals.append(Arrival(seconds, gateway))
+        if len(wrong) == MAX_SCENARIO_MISTAKES_SOUGHT:
+            break
+    if not arrivals and not wrong:
+        wrong.append(f"{path} has no arrivals: one per line, such as '0.25' or '0.25, eu-1'")
+    return () if wrong else tuple(arrivals), wrong
 
 
-def _seconds(path: Path, number: int, text: str) -> float:
+def _lines(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yield number, time and gateway of each line that says something."""
+    is_first = True
+    for number, line in enumerate(text.splitlines(), start=1):
+        at_s, _, gateway = (each.strip() for each in line.partition(","))
+        if at_s.startswith("#") or not (at_s or gateway):
+            continue
+        if not (is_first and at_s in _HEADINGS):
+            yield number, at_s, gateway
+        is_first = False
+
+
+def _seconds(text: str) -> float | None:
     try:
         at_s = float(text)
     except ValueError:
-        at_s = math.nan
-    if not 0 <= at_s < math.inf:
-        found = f"{path}:{number}: it begins with {shown(text)}"
-        raise ConfigError(f"{found}; it must begin with seconds, 0 or more, such as '0.25, eu-1'")
-    return at_s
+        return None
+    return at_s if 0 <= at_s < math.inf else None
 
 
 def file_text(path: Path, most_bytes: int) -> str:

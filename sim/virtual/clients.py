@@ -9,6 +9,7 @@ it, or is silent and gives no sign of life, is lost, and the next is asked with 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meshnode.client.plan import SHORTEST_SILENCE_S
@@ -16,11 +17,14 @@ from meshnode.limits import CLIENT_CONNECT_TIMEOUT_S, CLIENT_IDLE_S, CLIENT_PROB
 from meshnode.sim.clients import PATIENCE_S
 from meshnode.sim.http_calls import HttpAnswer, http_call, outcome_of, read_answer
 from meshnode.sim.stage import GATEWAY_LOST, TIMED_OUT, Call, Outcome
+from meshnode.sim.virtual.gateway_watch import request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshnode.sim.virtual.gateway_watch import GatewayWatch
     from meshnode.sim.virtual.host import VirtualHost
+    from meshnode.sim.virtual.streams import StreamEnd
     from meshnode.types import Address
 
 _HEAD_END: Final = b"\r\n\r\n"
@@ -46,12 +50,20 @@ class _Connection(asyncio.Protocol):
     Attributes:
         used: Whether it has answered before.
         idle_since: When it last did.
+        asked: What it was asked last, by its id; "" before.
+        end: The client's end of it.
     """
 
-    def __init__(self, on_lost: Callable[[_Connection], None]) -> None:
+    end: StreamEnd
+
+    def __init__(
+        self, on_lost: Callable[[_Connection], None], on_excess: Callable[[str, int], None]
+    ) -> None:
         self.used = False
         self.idle_since = 0.0
+        self.asked = ""
         self._on_lost = on_lost
+        self._on_excess = on_excess
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, dict[str, str]]] | None = None
         self._data = bytearray()
@@ -63,10 +75,12 @@ class _Connection(asyncio.Protocol):
         """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self.end = transport.get_extra_info("socket").end
 
-    def ask(self, request: bytes) -> asyncio.Future[tuple[int, dict[str, str]]]:
-        """Send a request; return the future of its answer's status and headers."""
+    def ask(self, request: bytes, asked: str) -> asyncio.Future[tuple[int, dict[str, str]]]:
+        """Send a request, which has this id; return the future of its answer's status and headers."""
         assert self._transport is not None
+        self.asked = asked
         answer = self._answer = asyncio.get_running_loop().create_future()
         self._heard = False
         self._transport.write(request)
@@ -83,7 +97,10 @@ class _Connection(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came of an answer."""
+        """Take what came of an answer; what nobody has asked for is told."""
+        if self._answer is None:
+            self._on_excess(self.asked, len(data))
+            return
         self._heard = True
         if self._head is None:
             self._data += data
@@ -97,7 +114,10 @@ class _Connection(asyncio.Protocol):
         else:
             self._missing -= len(data)
         if self._missing <= 0:
+            excess = -self._missing
             self._complete(self._head)
+            if excess:
+                self._on_excess(self.asked, excess)
 
     def _complete(self, head: tuple[int, dict[str, str]]) -> None:
         answer, self._answer, self._head = self._answer, None, None
@@ -139,9 +159,10 @@ class HttpClient:
         headers: What each request has besides its own headers.
     """
 
-    def __init__(self, host: VirtualHost) -> None:
-        """Ask from a host."""
+    def __init__(self, host: VirtualHost, watch: GatewayWatch) -> None:
+        """Ask from a host; tell the watch how gateways answer."""
         self.host = host
+        self._watch = watch
         self.headers: dict[str, str] = {}
         self._idle: dict[Address, list[_Connection]] = {}
 
@@ -168,7 +189,7 @@ class HttpClient:
             left_s = began + call.timeout_s - loop.time()
             try:
                 async with asyncio.timeout(left_s + PATIENCE_S):
-                    answer = await self._ask(call, gateway, left_s, len(gateways) - number)
+                    answer = await self._ask(call, gateway, number, left_s, len(gateways) - number)
             except GatewayGone:
                 continue
             except TimeoutError:
@@ -178,49 +199,67 @@ class HttpClient:
         took_s = loop.time() - began
         return Outcome(GATEWAY_LOST, took_s, gateways=len(gateways))
 
-    async def _ask(self, call: Call, gateway: Address, left_s: float, others: int) -> HttpAnswer:
+    async def _ask(
+        self, call: Call, gateway: Address, number: int, left_s: float, others: int
+    ) -> HttpAnswer:
         """Ask one gateway.
 
         Args:
             call: The call.
             gateway: Where it listens.
+            number: Counts the gateways that the call has asked.
             left_s: What is left of the call's time.
             others: How many gateways could be asked instead; they shall have as much time as this one.
 
         Raises:
             GatewayGone: if it is lost.
         """
-        asked = http_call(call, None if left_s == call.timeout_s else left_s)
-        request = _request(
-            "POST", asked.path, gateway, {**self.headers, **asked.headers}, asked.body
-        )
+        loop = asyncio.get_running_loop()
+        until = loop.time() + left_s
         share_s = left_s / (others + 1) if others else left_s
+        asked = request_id(call, number)
         while True:
             connection = await self._connection(gateway, min(CLIENT_CONNECT_TIMEOUT_S, share_s))
             was_used = connection.used
+            left_s = until - loop.time()  # connecting took some
+            request = self._call_request(call, gateway, asked, left_s)
             try:
                 status, headers = await self._answer(
-                    connection, request, gateway, share_s / 2 if others else None
+                    connection, request, asked, gateway, share_s / 2 if others else None
                 )
             except GatewayGone as gone:
+                self._watch.answered(asked, None)
+                self._watch.hung_up(connection.end, gateway, call)
                 if was_used and gone.unheard:
                     continue  # it was closed for being idle while the request was on its way
                 raise
             except BaseException:
+                self._watch.silent(connection.end, gateway, call, left_s)
+                self._watch.answered(asked, None)
                 connection.close()
                 raise
             self._keep(gateway, connection)
-            return read_answer(status, headers)
+            answer = read_answer(status, headers)
+            self._watch.answered(asked, answer)
+            if (got := headers.get("X-Request-Id", "")) != asked:
+                self._watch.crossed(gateway, asked, got)
+            return answer
+
+    def _call_request(self, call: Call, gateway: Address, asked: str, left_s: float) -> bytes:
+        made = http_call(call, None if left_s == call.timeout_s else left_s)
+        headers = {**self.headers, **made.headers, "X-Request-Id": asked}
+        return _request("POST", made.path, gateway, headers, made.body)
 
     async def _answer(
         self,
         connection: _Connection,
         request: bytes,
+        asked: str,
         gateway: Address,
         patience_s: float | None,
     ) -> tuple[int, dict[str, str]]:
         """Send a request; look for a sign of life of a silent gateway where another could be asked."""
-        answer = connection.ask(request)
+        answer = connection.ask(request, asked)
         if patience_s is None:
             return await answer
         watch = _Watch(self, connection, gateway, patience_s)
@@ -235,7 +274,8 @@ class HttpClient:
             async with asyncio.timeout(probe_s):
                 connection = await self._connect(gateway, probe_s)
                 try:
-                    await connection.ask(_request("GET", _LIVE, gateway, self.headers, b""))
+                    request = _request("GET", _LIVE, gateway, self.headers, b"")
+                    await connection.ask(request, "a sign of life")
                 finally:
                     connection.close()
         except (GatewayGone, TimeoutError):
@@ -257,7 +297,9 @@ class HttpClient:
         try:
             async with asyncio.timeout(connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._lost), gateway.host, gateway.port
+                    lambda: _Connection(self._lost, partial(self._watch.unasked, gateway)),
+                    gateway.host,
+                    gateway.port,
                 )
         except (OSError, TimeoutError):
             raise GatewayGone from None

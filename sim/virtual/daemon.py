@@ -108,6 +108,7 @@ class VirtualNode:
         failure: Why the last one could not go on.
         reported: Told of everything that its cores report.
         on_made: Told of the cores of each boot before they hear of anything.
+        on_request: Told of each request that its models are given, by its id.
         on_ended: Told when a boot's process is gone.
         membership: Settings of membership that differ from the preset's.
         busy_s: Seconds of work that its models were given, by beginning and end.
@@ -151,6 +152,7 @@ class VirtualNode:
         self.load_age_s = 0.0
         self.busy_s: deque[tuple[float, float]] = deque()
         self.on_made: Callable[[VirtualNode, Node], None] = lambda _node, _cores: None
+        self.on_request: Callable[[str], None] = lambda _request_id: None
         self.on_ended: Callable[[VirtualNode], None] = lambda _node: None
         self._folder: VirtualDataFolder | None = None
         self._server: StandInServer | None = None
@@ -182,6 +184,11 @@ class VirtualNode:
         if not self.host.running:
             return "left" if self.left else "down"
         return "frozen" if self.host.frozen else "up"
+
+    @property
+    def is_going(self) -> bool:
+        """Whether its daemon is on its way out, or about to begin anew as another node."""
+        return self.left or self.daemon is None or self.daemon.goes_on_as is not None
 
     @property
     def mesh(self) -> Assembly | None:
@@ -392,6 +399,7 @@ class VirtualNode:
             make_workers=lambda _count, _name: VirtualWorkers(loop),
         )
         server.load_share, server.load_age_s = self.load_share, self.load_age_s
+        server.on_request = self.on_request
         return server
 
     def _mesh_tls(self, rng: random.Random) -> ServerTls:

@@ -129,7 +129,9 @@ def _arrives(
         return
     loop = target.loop
     if target is not source.host:
-        loop.trace.step(loop.now(), target.number, _STEP.pack(source.host.number, port, len(data)))
+        told = _STEP.pack(source.host.number, port, len(data))
+        content = data if source.host.covers_content else b""
+        loop.trace.step(loop.now(), target.number, told, content)
     bound = target.kernel.datagram_port_at(address, port)
     if bound is not None:
         bound.arrived(data, source)

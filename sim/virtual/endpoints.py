@@ -411,6 +411,7 @@ class Endpoints(LoopBase):
 
     def _network_changed(self) -> None:
         """Send what waited, where it may go now."""
+        self.lines.paths_changed()
         held, self._held = self._held, deque(maxlen=MAX_HELD_DATAGRAMS)
         for port, target, data, to_port in held:
             if self.network.is_held(port.host.name, target.name):

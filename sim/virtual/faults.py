@@ -102,8 +102,8 @@ class Faults:
         match fault:
             case Crash(torn=torn):
                 return self._stop(node, "crash", torn=torn)
-            case PowerOff():
-                return self._stop(node, "power-off")
+            case PowerOff(torn=torn):
+                return self._stop(node, "power-off", torn=torn)
             case Leave():
                 return self._stop(node, "leave")
             case Restart(torn=torn):

@@ -16,6 +16,7 @@ import signal
 from collections import deque
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ref
 
 from meshnode.errors import UsageError
 from meshnode.sim.scheduler import WALL_START_S
@@ -49,11 +50,12 @@ class Process:
         gated: Whether its calls wait at present, or are not made any more.
         dead: Whether it has ended.
         turn_s: Seconds that each of its calls takes besides what it spends itself.
+        hindered_at: When it last ran on after standing still, or its speed changed.
     """
 
     __slots__ = (
-        "_busy", "_frozen", "_task_limit", "_tasks", "context", "dead", "factor", "gated", "host",
-        "loop", "number", "signal_handlers", "turn_s", "waiting",
+        "_busy", "_failed", "_frozen", "_task_limit", "_tasks", "context", "dead", "factor", "gated", "hindered_at",
+        "host", "loop", "number", "signal_handlers", "turn_s", "waiting",
     )  # fmt: skip
 
     def __init__(self, loop: VirtualLoop, host: VirtualHost | None, number: int) -> None:
@@ -65,6 +67,7 @@ class Process:
         self.dead = False
         self.factor = 1.0
         self.turn_s = 0.0
+        self.hindered_at = float("-inf")
         self.waiting: deque[AnyHandle] = deque()
         self.signal_handlers: dict[int, VirtualHandle] = {}
         self.context = copy_context()
@@ -72,6 +75,7 @@ class Process:
         self._frozen = False
         self._busy = 0
         self._tasks: list[asyncio.Task[Any]] = []
+        self._failed: list[ref[asyncio.Task[Any]]] = []
         self._task_limit = _LEAST_TASKS
 
     def __repr__(self) -> str:
@@ -87,12 +91,25 @@ class Process:
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) >= self._task_limit:
-            self._tasks = [task for task in tasks if not task.done()]
+            self.drop_done()
             self._task_limit = max(_LEAST_TASKS, 2 * len(self._tasks))
+
+    def drop_done(self) -> None:
+        """Drop the tasks that are done; one that failed, and that nobody else has either, is told by that."""
+        done = [task for task in self._tasks if task.done()]
+        self._failed = [each for each in self._failed if _is_unasked(each())]
+        self._failed += [ref(task) for task in done if _is_unasked(task)]
+        self._tasks = [task for task in self._tasks if not task.done()]
+
+    def failed_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that ended with an exception, which somebody keeps, and nobody asked how they ended."""
+        self.drop_done()
+        tasks = [each() for each in self._failed]
+        return [task for task in tasks if task is not None]
 
     def live_tasks(self) -> list[asyncio.Task[Any]]:
         """Return the tasks that are not done, oldest first."""
-        self._tasks = [task for task in self._tasks if not task.done()]
+        self.drop_done()
         return [*self._tasks, *self._unregistered()]
 
     def _unregistered(self) -> list[asyncio.Task[Any]]:
@@ -124,6 +141,7 @@ class Process:
     def thaw(self) -> None:
         """Run on."""
         self._frozen = False
+        self.hindered_at = self.loop.now()
         self._run_on()
 
     def block(self, seconds: float) -> None:
@@ -155,6 +173,11 @@ class Process:
         self.loop.resume(self.waiting)
 
 
+def _is_unasked(task: asyncio.Task[Any] | None) -> bool:
+    """Whether a task ended with an exception for which nobody has asked; asyncio logs it when it is dropped."""
+    return task is not None and task._log_traceback
+
+
 class HostClock:
     """A host's clocks, as `meshnode.clock.Clock`: they may run fast or slow, and the wall clock may jump.
 
@@ -182,6 +205,11 @@ class HostClock:
     def rate(self) -> float:
         """Its seconds per second of the world."""
         return self._rate
+
+    @property
+    def rate_since_s(self) -> float:
+        """The world's second in which its rate was last set."""
+        return self._from_s
 
     def set_rate(self, rate: float) -> None:
         """Run at another rate from now on."""
@@ -219,6 +247,8 @@ class VirtualHost:
         kernel: Its sockets.
         process: What runs on it now, or ran last.
         off: Whether it has no power.
+        covers_content: Whether the trace covers what it sends, not only how much and when. Not every
+            program is so deterministic: aiohttp's server puts the real time into its answers.
     """
 
     def __init__(
@@ -231,6 +261,7 @@ class VirtualHost:
         self.region = region
         self.number = number
         self.off = False
+        self.covers_content = False
         self.clock = HostClock(loop)
         self.kernel = Kernel(self)
         self._factor = 1.0
@@ -329,6 +360,7 @@ class VirtualHost:
         """Let all that it computes take `factor` times as long, now and after a reboot; 1 undoes it."""
         self._factor = factor
         self.process.factor = factor
+        self.process.hindered_at = self.loop.now()
         self.process.turn_s = max(0.0, factor - 1) * TURN_S
 
     def signal(self, number: int) -> None:

@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
 from meshnode.errors import UsageError
+from meshnode.sim.lines import Lines
 from meshnode.sim.network import Network, NetworkConfig
 from meshnode.sim.trace import Trace
 from meshnode.sim.virtual.endpoints import Endpoints
@@ -103,6 +104,7 @@ class VirtualLoop(Endpoints):
         self._failure: BaseException | None = None
         self.world = Process(self, None, 0)
         self.kernel_context = Context()
+        self.lines = Lines(self.network, self)
         self.network.on_change(self._network_changed)
 
     def __repr__(self) -> str:
@@ -262,7 +264,9 @@ class VirtualLoop(Endpoints):
 
     def create_future(self) -> VirtualFuture:
         """Make a future."""
-        return VirtualFuture(loop=self)
+        future = VirtualFuture(loop=self)
+        future.process = running_process()
+        return future
 
     def create_task(
         self,
@@ -278,6 +282,7 @@ class VirtualLoop(Endpoints):
             return made
         task = VirtualTask(coro, loop=self, name=name, context=context, **options)
         process = running_process() if context is None else process_of(context)
+        task.process = process
         if self._closed:  # a `finally` block that runs while everything is dropped
             self._buried.append(task)
         elif process is not None:

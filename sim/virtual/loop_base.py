@@ -14,9 +14,12 @@ from meshnode.sim.virtual.tasks import VirtualHandle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshnode.sim.lines import Lines
     from meshnode.sim.network import Network
     from meshnode.sim.trace import Trace
     from meshnode.sim.virtual.host import Process, VirtualHost
+
+    Unhandled = Callable[[Process, str, BaseException | None], None]
 
 Ts = TypeVarTuple("Ts")
 
@@ -35,20 +38,33 @@ def _lacking(what: str) -> Any:
     return refuse
 
 
+def _owner(context: dict[str, Any]) -> Process | None:
+    """Return whose task or future an exception was left in: it may be dropped while another process runs."""
+    for kind in ("task", "future"):
+        process: Process | None = getattr(context.get(kind), "process", None)
+        if process is not None:
+            return process
+    return None
+
+
 class LoopBase(asyncio.AbstractEventLoop):
     """The part of `VirtualLoop` that keeps no time.
 
     Attributes:
         network: The paths between hosts, by their names.
+        lines: What is on its way on connections between hosts.
         trace: Covers every delivery between hosts.
         hosts: By name, in the order in which they were added.
         by_address: By IPv4 address.
         names: What other names resolve to, besides those of hosts: addresses.
         world: The process of what runs on no host.
         unhandled: What nobody caught, as (process, exception); at most `MAX_UNHANDLED`.
+        on_unhandled: Told of everything that nobody caught: the process, what happened, and the exception if
+            there is one.
     """
 
     network: Network
+    lines: Lines
     trace: Trace
     world: Process
 
@@ -58,6 +74,7 @@ class LoopBase(asyncio.AbstractEventLoop):
         self.by_address: dict[str, VirtualHost] = {}
         self.names: dict[str, tuple[str, ...]] = {}
         self.unhandled: deque[tuple[str, BaseException]] = deque(maxlen=MAX_UNHANDLED)
+        self.on_unhandled: Unhandled = lambda _process, _what, _error: None
         self._closed = False
         self._numbers = 0
         self._exception_handler: Any = None
@@ -111,16 +128,21 @@ class LoopBase(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Note and tell what nobody caught; of a process that died nothing is told."""
-        process = running_process()
+        process = _owner(context) or running_process()
         if self._closed or (process is not None and process.dead):
             return
-        exception = context.get("exception")
-        if isinstance(exception, BaseException):
-            self.unhandled.append((repr(process or self.world), exception))
+        self.not_caught(process, str(context.get("message")), context.get("exception"))
         if self._exception_handler is not None:
             self._exception_handler(self, context)
         else:
             self.default_exception_handler(context)
+
+    def not_caught(self, process: Process | None, what: str, error: BaseException | None) -> None:
+        """Note what nobody caught, or what was caught only to be written to a log as a defect."""
+        process = process or self.world
+        if error is not None:
+            self.unhandled.append((repr(process), error))
+        self.on_unhandled(process, what, error)
 
     def protocol_failed(self, what: str, error: BaseException) -> None:
         """Tell of an exception that a protocol's callback raised."""

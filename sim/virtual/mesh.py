@@ -11,7 +11,6 @@ host with clients, which show an API key that the founder made.
 
 from __future__ import annotations
 
-import logging
 import random
 import shutil
 import tempfile
@@ -26,8 +25,10 @@ from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.network import Network, NetworkConfig
 from meshnode.sim.virtual.clients import HttpClient
 from meshnode.sim.virtual.daemon import VirtualNode
+from meshnode.sim.virtual.gateway_watch import GatewayWatch
+from meshnode.sim.virtual.log_watch import LogWatch
 from meshnode.sim.virtual.loop import VirtualLoop
-from meshnode.types import NodeId, NodeState, ReplicaState
+from meshnode.types import Address, NodeId, NodeState, ReplicaState
 
 if TYPE_CHECKING:
     import asyncio
@@ -60,28 +61,6 @@ _SETTLE_LIMIT_S: Final = 120.0
 _LEAVING_POLL_S: Final = 0.1
 
 
-class _Quiet:
-    """Keeps the log of virtual daemons to itself while any mesh of them is there: twenty would fill it."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._level = logging.NOTSET
-
-    def begin(self) -> None:
-        if self._count == 0:
-            self._level = logging.getLogger("meshnode").level
-            logging.getLogger("meshnode").setLevel(logging.CRITICAL)
-        self._count += 1
-
-    def end(self) -> None:
-        self._count -= 1
-        if self._count == 0:
-            logging.getLogger("meshnode").setLevel(self._level)
-
-
-_quiet = _Quiet()
-
-
 class VirtualMesh:
     """Nodes, their world, and clients.
 
@@ -95,6 +74,7 @@ class VirtualMesh:
         on_made: Told of the cores of each boot before they hear of anything.
         on_ended: Told when a daemon's process is gone.
         by_id: Nodes by the ids that their cores have.
+        gateway_watch: What watches what gateways answer; `broken` of it is told.
     """
 
     def __init__(
@@ -124,8 +104,10 @@ class VirtualMesh:
         self.by_id: dict[NodeId, VirtualNode] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="meshnode-sim-"))
         self._is_closed = False
-        _quiet.begin()
+        self._log_watch = LogWatch()
+        self._log_watch.begin()
         self._invite: str | None = None
+        self.gateway_watch = GatewayWatch(self._gateway_at)
         self._clients: dict[str, HttpClient] = {}
         self._releases: dict[str, tuple[StandInModel, int | None, tuple[str, ...]]] = {}
         self.nodes = {each.name: self._node(each) for each in self.machines}
@@ -148,7 +130,7 @@ class VirtualMesh:
         for node in self.nodes.values():
             node.close()
         self.loop.close()
-        _quiet.end()
+        self._log_watch.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # Starting.
@@ -299,10 +281,11 @@ class VirtualMesh:
         client = self._clients.get(region)
         if client is None:
             host = self.loop.add_host(f"{CLIENTS}.{region}", region)
+            host.covers_content = True
             for machine in self.machines:
                 if machine.nat and machine.region == region:
                     self.loop.network.put_inside(host.name, machine.name)
-            client = self._clients[region] = HttpClient(host)
+            client = self._clients[region] = HttpClient(host, self.gateway_watch)
         client.headers = self.client_headers
         return client
 
@@ -366,11 +349,13 @@ class VirtualMesh:
 
     def _node(self, machine: Machine) -> VirtualNode:
         host = self.loop.add_host(machine.name, machine.region)
+        host.covers_content = True
         if machine.nat:
             self.loop.network.put_behind_router(machine.name)
         path = self._folder / "nodes" / machine.name
         node = VirtualNode(machine, host, path, self.seed, self._emitted)
         node.on_made = self._made
+        node.on_request = self.gateway_watch.ran
         node.on_ended = self._gone
         return node
 
@@ -383,6 +368,10 @@ class VirtualMesh:
 
     def _gone(self, node: VirtualNode) -> None:
         self.on_ended(node)
+
+    def _gateway_at(self, address: Address) -> VirtualNode:
+        host = self.loop.by_address[address.host]
+        return self.nodes[host.name]
 
     def _is_up(self, node: VirtualNode) -> bool:
         return node.ready and node.state == "up" and node.mesh is not None

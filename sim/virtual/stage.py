@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meshnode.limits import MAX_BODY_BYTES
 from meshnode.sim.core_world import NotReachedError
+from meshnode.sim.fault_steps import cover
 from meshnode.sim.invariants import InvariantBroken, Invariants
 from meshnode.sim.paths import network_config
 from meshnode.sim.policies.catalogue import MESH, chooser
@@ -21,7 +23,8 @@ from meshnode.sim.stand_in import StandInModel
 from meshnode.sim.trace import Trace
 from meshnode.sim.virtual.daemon import work_of
 from meshnode.sim.virtual.faults import Faults
-from meshnode.sim.virtual.leaks import Usage, leftovers, usage_of
+from meshnode.sim.virtual.leaks import LeakWatch
+from meshnode.sim.virtual.log_watch import told
 from meshnode.sim.virtual.mesh import LOOK_EVERY_S, VirtualMesh
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from meshnode.sim.scenario.model import Model, Scenario
     from meshnode.sim.stage import Call, Outcome
     from meshnode.sim.virtual.daemon import VirtualNode
-    from meshnode.sim.virtual.host import VirtualHost
+    from meshnode.sim.virtual.host import Process, VirtualHost
     from meshnode.sim.virtual.loop import VirtualLoop
 
     T = TypeVar("T")
@@ -76,14 +79,18 @@ class VirtualStage:
         self.machines = crew(scenario)
         self.mesh = VirtualMesh(self.machines, seed, network_config(scenario), self.trace)
         self.invariants = Invariants(seed, self.now)
+        self.invariants.daemon_of = lambda name: self.mesh.nodes[name].daemon
+        self._leaks = LeakWatch(self.mesh.nodes.values, self.invariants.broken)
+        self.invariants.looks.append(self._leaks.look)
         self.mesh.on_emit = self._emitted
         self.mesh.on_made = self._made
         self.mesh.on_ended = lambda node: self.invariants.node_gone(node.name)
+        self.mesh.gateway_watch.broken = self._broken
+        self.loop.on_unhandled = self._unhandled
         self._faults = Faults(self.mesh, self.mesh.release)
         self._numbers = {each.name: number for number, each in enumerate(self.machines)}
         self._open: dict[int, Call] = {}
         self._sampled_at = 0.0
-        self._usage: dict[str, Usage] = {}
 
     def __repr__(self) -> str:
         return (
@@ -109,7 +116,6 @@ class VirtualStage:
                 f"{model.name} is ready on its nodes, and all know it",
                 DEPLOY_LIMIT_S,
             )
-        self._usage = {name: usage_of(node) for name, node in self.mesh.nodes.items()}
         self._sampled_at = self.now()
 
     def now(self) -> float:
@@ -129,16 +135,20 @@ class VirtualStage:
         """Run a coroutine until it is done, on a host or in the world; return its result."""
         if host is None:
             return self.loop.run_until_complete(work)
+        # Programs of others' making may send what they like.
+        self.invariants.largest_body_bytes = MAX_BODY_BYTES
         return self.loop.run_until_complete(host.run(work))
 
     # Faults.
 
     def apply(self, fault: Fault) -> None:
         """Do a fault now."""
+        cover(self.trace, self.now(), fault, self.machines, undone=False)
         self._faults.apply(fault)
 
     def undo(self, fault: Fault) -> None:
         """Undo a fault now."""
+        cover(self.trace, self.now(), fault, self.machines, undone=True)
         self._faults.undo(fault)
 
     def unsupported(self, fault: Fault) -> str | None:
@@ -177,6 +187,8 @@ class VirtualStage:
 
     def sample(self) -> Sample:
         """Look at all nodes."""
+        for node in self.mesh.nodes.values():
+            node.host.process.drop_done()
         now, before = self.now(), self._sampled_at
         self._sampled_at = now
         return Sample(
@@ -191,10 +203,8 @@ class VirtualStage:
             limit_s,
         )
         self.loop.run_for(QUIET_S)
-        for node in self.mesh.nodes.values():
-            found = leftovers(node, self._usage.get(node.name))
-            if found is not None:
-                self.invariants.broken(found.invariant, found.message)
+        self._look_for_unhandled()
+        self._leaks.quiet()
 
     def close(self) -> None:
         """End all nodes and drop what they have."""
@@ -208,6 +218,29 @@ class VirtualStage:
         said = f"{call.number} {outcome.code} {outcome.served_by} {outcome.attempts}"
         self.trace.step(self.now(), self._numbers[call.gateway], said.encode())
         self._guarded(done, (call, outcome))
+
+    def _broken(self, invariant: str, what: str) -> None:
+        """End the run with an invariant that broke, unless another one did before."""
+        self._guarded(self._report, (invariant, what))
+
+    def _report(self, invariant: str, what: str) -> None:
+        self.invariants.check()
+        self.invariants.broken(invariant, what)
+
+    def _unhandled(self, process: Process, what: str, error: BaseException | None) -> None:
+        """Nobody has caught what a daemon, or the world itself, has raised; clients may do as they like."""
+        name = "the world" if process.host is None else process.host.name
+        if process.host is None or name in self.mesh.nodes:
+            invariant = getattr(error, "invariant", "no-unhandled")
+            self._broken(invariant, f"{name}: {what}" + (f": {told(error)}" if error else ""))
+
+    def _look_for_unhandled(self) -> None:
+        """Look for tasks of daemons that ended with an exception which nobody will ask for any more."""
+        for node in self.mesh.nodes.values():
+            for task in node.host.process.failed_tasks():
+                name = f"the task {task.get_name()} failed, and nobody asked for it"
+                self._unhandled(node.host.process, name, task.exception())
+        self.invariants.check()
 
     def _guarded(self, call: Callable[..., object], args: tuple[object, ...]) -> None:
         try:

@@ -17,6 +17,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from meshnode.sim.lines import Line
 from meshnode.sim.virtual.tasks import VirtualHandle
 
 if TYPE_CHECKING:
@@ -81,13 +82,16 @@ class StreamEnd:
         peer: The other end.
         transport: Who reads it; None before there is one.
         outbox_bytes: What waits to be sent.
+        read_at: When its program last read something.
+        sent_at: When it last sent something.
         closed: Whether nothing reads here any more: what arrives is answered with a reset.
     """
 
     __slots__ = (
-        "_fin_sent", "_fin_wanted", "_in_flight", "_last_arrival", "_lost_bytes", "_outbox",
+        "_fin_sent", "_fin_wanted", "_in_flight", "_last_arrival", "_line", "_lost_bytes", "_outbox",
         "_pumping", "_segment", "_stalled_at", "_stalled_by_cut", "_unread", "closed", "error", "family", "fin_received",
-        "host", "number", "outbox_bytes", "peer", "peername", "process", "sockname", "transport",
+        "host", "number", "outbox_bytes", "peer", "peername", "process", "read_at", "sent_at", "sockname",
+        "transport",
     )  # fmt: skip
 
     def __init__(
@@ -109,13 +113,16 @@ class StreamEnd:
         self.peer: StreamEnd = self
         self.transport: StreamTransport | None = None
         self.outbox_bytes = 0
+        self.read_at = 0.0
+        self.sent_at = 0.0
         self.closed = False
         self.fin_received = False
         self.error: OSError | None = None
         self._outbox: deque[bytes] = deque()
         self._unread: deque[bytes] = deque()
         self._in_flight = 0
-        self._last_arrival = 0.0
+        self._last_arrival = 0.0  # on this host itself; between hosts the line knows
+        self._line: Line | None = None
         self._segment: Segment | None = None
         self._stalled_at: float | None = None
         self._stalled_by_cut = False
@@ -208,7 +215,7 @@ class StreamEnd:
 
     def _transmit(self, data: bytes) -> None:
         loop = self.host.loop
-        now = loop.now()
+        now = self.sent_at = loop.now()
         self._in_flight += len(data)
         segment = self._segment
         if (
@@ -216,28 +223,37 @@ class StreamEnd:
             and segment.sent_at == now
             and not segment.arrived
             and segment.size < _MERGE_BYTES
+            and self._is_wide()
         ):
             segment.chunks.append(data)
             segment.size += len(data)
             return
         segment = self._segment = Segment(data, now)
-        loop.at(self._arrival(now, len(data)), self.peer._arrive, segment)
+        self._carry(len(data), self.peer._arrive, segment)
 
-    def _arrival(self, now: float, size_bytes: int) -> float:
-        """Return when what is sent now arrives; never before what was sent before."""
+    def _is_wide(self) -> bool:
+        """Whether bytes cost no time of their own on the path: where they do, each piece has to be counted."""
         host, other = self.host, self.peer.host
+        return host is other or (
+            host.loop.network.condition(host.name, other.name).bytes_per_s is None
+        )
+
+    def _carry(self, size_bytes: int, call: Callable[..., object], *args: object) -> None:
+        """Let something arrive at the other end, after what was sent before it."""
+        host, other = self.host, self.peer.host
+        loop = host.loop
         if host is other:
-            delay_s = LOOPBACK_S
-        else:
-            delay_s = host.loop.network.stream_delay_s(host.name, other.name, size_bytes, now)
-        arrival = self._last_arrival = max(now + delay_s, self._last_arrival)
-        return arrival
+            self._last_arrival = max(loop.now() + LOOPBACK_S, self._last_arrival)
+            loop.at(self._last_arrival, call, *args)
+            return
+        if self._line is None:
+            self._line = Line(loop.lines, host.name, other.name)
+        self._line.send(size_bytes, call, *args)
 
     def tell_peer(self, call: Callable[..., object], *args: object) -> None:
         """Let the other end's kernel hear of something that has no size, in its order."""
-        loop = self.host.loop
         self._segment = None
-        loop.at(self._arrival(loop.now(), _CONTROL_BYTES), call, *args)
+        self._carry(_CONTROL_BYTES, call, *args)
 
     # Stalls.
 
@@ -286,9 +302,9 @@ class StreamEnd:
             self.peer.vanished()
             return
         loop = host.loop
-        loop.trace.step(
-            loop.now(), host.number, _STEP.pack(self.peer.host.number, self.number, len(data))
-        )
+        source = self.peer.host
+        told = _STEP.pack(source.number, self.number, len(data))
+        loop.trace.step(loop.now(), host.number, told, data if source.covers_content else b"")
         if self.closed:
             self._refuse()
             return
@@ -364,10 +380,16 @@ class StreamEnd:
 
     def _consumed(self, size_bytes: int) -> None:
         """Open the other end's window by what was read here."""
+        self.read_at = self.host.loop.now()
         peer = self.peer
         peer._in_flight -= size_bytes
         if peer._outbox:
             self.tell_peer(peer.flush)
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the other end's program has read all that this one sent."""
+        return self._in_flight == 0 and self.outbox_bytes == 0
 
     @property
     def has_unread(self) -> bool:

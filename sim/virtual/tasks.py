@@ -21,9 +21,14 @@ _CLOSE_ATTEMPTS: Final = 1000  # a coroutine may await in its `finally` blocks
 
 
 class VirtualTask(asyncio.Task[Any]):
-    """A task whose hash is the same in every run of a seed."""
+    """A task whose hash is the same in every run of a seed.
+
+    Attributes:
+        process: Whose task it is; None for the world's.
+    """
 
     _number: int
+    process: Process | None = None
 
     def __hash__(self) -> int:
         try:
@@ -34,9 +39,14 @@ class VirtualTask(asyncio.Task[Any]):
 
 
 class VirtualFuture(asyncio.Future[Any]):
-    """A future whose hash is the same in every run of a seed."""
+    """A future whose hash is the same in every run of a seed.
+
+    Attributes:
+        process: Whose future it is; None for the world's.
+    """
 
     _number: int
+    process: Process | None = None
 
     def __hash__(self) -> int:
         try:

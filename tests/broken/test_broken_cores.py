@@ -6,6 +6,7 @@ and knows nothing of them.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +46,77 @@ def suspicion_timer_is_off_by_one(patch: Patch) -> Scenario:
         lambda least_s, most_s, accusers, wanted: right(least_s, most_s, accusers + 1, wanted),
     )
     return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0)
+
+
+def _one_is_lost() -> Scenario:
+    return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0)
+
+
+def suspicion_misses_one_accuser(patch: Patch) -> Scenario:
+    """The first further accuser shortens nothing, the second as much as the first should, and so on."""
+    right = suspicion.timeout_s
+    patch.setattr(
+        suspicion,
+        "timeout_s",
+        lambda least_s, most_s, accusers, wanted: right(
+            least_s, most_s, max(0, accusers - 1), wanted
+        ),
+    )
+    return _one_is_lost()
+
+
+def suspicion_is_never_shortened(patch: Patch) -> Scenario:
+    """Further accusers are counted and change nothing."""
+    right = suspicion.timeout_s
+    patch.setattr(
+        suspicion,
+        "timeout_s",
+        lambda least_s, most_s, _accusers, wanted: right(least_s, most_s, 0, wanted),
+    )
+    return _one_is_lost()
+
+
+def accusers_are_not_counted(patch: Patch) -> Scenario:
+    """Nobody hears a further accuser."""
+    patch.setattr(suspicion.Suspicions, "confirm", lambda *_: None)
+    return _one_is_lost()
+
+
+def accuser_counts_twice(patch: Patch) -> Scenario:
+    """An accuser that is heard again counts again."""
+    right = suspicion.Suspicions.confirm
+
+    def confirm(self: suspicion.Suspicions, node_id: Any, *args: Any) -> Effect | None:
+        self._suspicions[node_id].accusers.clear()
+        return right(self, node_id, *args)
+
+    patch.setattr(suspicion.Suspicions, "confirm", confirm)
+    return _one_is_lost()
+
+
+def suspicion_takes_three_times_as_long(patch: Patch) -> Scenario:
+    """Whoever is suspected has three times what Lifeguard gives."""
+    right = suspicion.bounds_s
+
+    def bounds_s(config: Any, size: int) -> tuple[float, float]:
+        least_s, most_s = right(config, size)
+        return 3 * least_s, 3 * most_s
+
+    patch.setattr(suspicion, "bounds_s", bounds_s)
+    return _one_is_lost()
+
+
+def suspicion_timer_comes_late(patch: Patch) -> Scenario:
+    """The time is right, and the timer is set for later."""
+    right = suspicion._timer
+
+    def timer(node_id: Any, held: Any, now: float) -> Effect:
+        effect = right(node_id, held, now)
+        assert isinstance(effect, StartTimer)
+        return StartTimer(effect.timer, effect.delay_s + 0.5)
+
+    patch.setattr(suspicion, "_timer", timer)
+    return _one_is_lost()
 
 
 def stale_suspicion_timer_kills(patch: Patch) -> Scenario:
@@ -97,6 +169,20 @@ def answer_is_given_twice(patch: Patch) -> Scenario:
 
     patch.setattr(Gateway, "_end", end)
     return rehearsal(duration_s=5.0)
+
+
+def request_is_never_ended(patch: Patch) -> Scenario:
+    """A gateway forgets every tenth request when it comes to its end."""
+    right, ends = Gateway._end, itertools.count(1)
+
+    def end(self: Gateway, opened: Any, outcome: str, now: float) -> list[Effect]:
+        if next(ends) % 10:
+            return right(self, opened, outcome, now)
+        del self._open[opened.request.number]
+        return []
+
+    patch.setattr(Gateway, "_end", end)
+    return rehearsal(duration_s=5.0, timeout_s=2.0)
 
 
 def _overload() -> Scenario:
@@ -159,6 +245,12 @@ def nobody_is_held_dead(patch: Patch) -> Scenario:
     return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0, nodes=2, duration_s=5.0)
 
 
+def nobody_is_suspected(patch: Patch) -> Scenario:
+    """A probe without an answer is no reason to suspect anybody."""
+    patch.setattr(Beliefs, "suspect", lambda _self, _member, _now: [])
+    return rehearsal(Crash(at_s=2.0, nodes=("us-1",)), rate_per_s=0.0, nodes=2, duration_s=5.0)
+
+
 def timers_breed(patch: Patch) -> Scenario:
     """Each round of one kind starts two more."""
     right = Membership.handle
@@ -197,16 +289,24 @@ def core_raises(patch: Patch) -> Scenario:
 
 FLAWS = {
     suspicion_timer_is_off_by_one: "suspicion-time",
+    suspicion_misses_one_accuser: "suspicion-time",
+    suspicion_is_never_shortened: "suspicion-time",
+    accusers_are_not_counted: "suspicion-time",
+    accuser_counts_twice: "suspicion-time",
+    suspicion_takes_three_times_as_long: "suspicion-time",
+    suspicion_timer_comes_late: "suspicion-time",
     stale_suspicion_timer_kills: "suspicion-time",
     cancel_is_lost: "in-flight-conserved",
     flight_ends_twice: "in-flight-conserved",
     answer_is_given_twice: "one-answer",
+    request_is_never_ended: "one-answer",
     retries_need_no_budget: "attempts-within-budget",
     retries_ask_no_budget: "attempts-within-budget",
     requests_are_tried_for_ever: "attempts-within-budget",
     the_left_are_asked: "not-to-the-left",
     incarnation_falls: "incarnation-never-falls",
-    nobody_is_held_dead: "views-agree",
+    nobody_is_held_dead: "suspicion-time",
+    nobody_is_suspected: "views-agree",
     timers_breed: "no-leak",
     requests_are_remembered: "tables-bounded",
     core_raises: "no-error",

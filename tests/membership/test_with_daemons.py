@@ -7,9 +7,6 @@ They are the very functions that run with bare cores, with small meshes. Of the 
 - 10 and 11 need a member without a mind, which answers pings and never refutes: no daemon does that;
 - 20 and 21 look into the core's outbox, and are about what it says and not about who carries it;
 - 22 starts a node with a record that a daemon would not make of itself;
-- 23, frozen while another crashes, fails: who wakes up after the mesh has forgotten the dead one tells
-  of it in a push/pull, and a peer reports it alive and dead in the same instant. Bare cores happen not
-  to come upon that order;
 - 25 counts the bytes of membership alone, which a daemon's links carry among others. `make bench-idle`
   measures those of real daemons.
 """
@@ -117,7 +114,6 @@ LONG: list[Callable[..., None]] = [
     *(
         partial(forgetting.test_case_23_a_node_that_was_away_past_the_grace_brings_nobody_back, away=away, how=how)
         for away in ("partition", "freeze", "power_off") for how in ("crash", "leave")
-        if (away, how) != ("freeze", "crash")
     ),
     partial(forgetting.test_case_24_a_member_is_forgotten_after_its_time_and_its_end_is_told_once_per_life, how="crash"),
 ]  # fmt: skip

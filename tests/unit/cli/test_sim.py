@@ -7,18 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
+from meshnode.errors import UsageError
 from meshnode.sim.running.playing import play
 from meshnode.sim.scenario.reading import library, read
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 Run = Callable[..., Result]
+
+FULL = Path("/dev/full")  # what is written there finds no room
 
 OFFICE = """\
 name = "office"
@@ -167,6 +167,20 @@ def test_check_says_what_a_scenario_is(meshnode: Run, office: str) -> None:
     assert told["regions"] == ["dub"]
 
 
+def test_each_mistake_of_a_scenario_is_told_on_a_line_of_its_own(
+    meshnode: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('seed = -1\nname = "\\u001b[2J"\n', encoding="utf-8")
+    result = meshnode("sim", "check", str(path))
+    first, *others = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert first.startswith(f"error: {path}:")
+    assert len(others) >= 2
+    assert all(line.startswith(f"{path}:") for line in others)
+    assert "\x1b" not in result.stderr
+
+
 def test_list_names_every_scenario_of_the_library(meshnode: Run) -> None:
     told = json.loads(meshnode("sim", "list", "--json").stdout)
     assert [row["name"] for row in told] == [*library()]
@@ -206,3 +220,77 @@ def test_shrink_of_what_holds_exits_with_2(meshnode: Run, office: str) -> None:
     result = meshnode("sim", "shrink", office)
     assert result.exit_code == 2
     assert "does not fail with seed 1" in result.stderr
+
+
+# What was asked cannot be, or what is found cannot be told.
+
+
+def test_a_seed_that_no_scenario_may_have_exits_with_2(meshnode: Run, office: str) -> None:
+    for command in ("run", "shrink", "compare", "up"):
+        result = meshnode("sim", command, office, "--seed", str(2**63))
+        assert result.exit_code == 2
+        assert "9223372036854775807" in result.stderr
+    result = meshnode("sim", "run", office, "--seed", str(2**63 - 2), "--seeds", "3")
+    assert (result.exit_code, "begin lower" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_nothing_is_played_for_a_report_that_cannot_be_written(
+    meshnode: Run, office: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("meshnode.sim.running.playing.play", lambda *_, **__: pytest.fail("played"))
+    result = meshnode("sim", command, office, "--report", str(tmp_path / "nowhere" / "x.html"))
+    assert result.exit_code == 2
+    assert "No such file or directory; name a file in a folder that is there" in result.stderr
+
+
+def test_a_report_that_is_there_stays_until_it_is_written_anew(
+    meshnode: Run, office: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise UsageError("cannot be played")
+
+    monkeypatch.setattr("meshnode.sim.running.playing.play", broken)
+    before, new = tmp_path / "before.html", tmp_path / "new.html"
+    before.write_text("yesterday", encoding="utf-8")
+    for page in (before, new):
+        assert meshnode("sim", "run", office, "--report", str(page)).exit_code == 2
+    assert before.read_text(encoding="utf-8") == "yesterday"
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "shrink"])
+def test_oracle_stands_for_two_policies_and_only_a_comparison_takes_both(
+    meshnode: Run, office: str, command: str
+) -> None:
+    result = meshnode("sim", command, office, "--policy", "oracle")
+    assert result.exit_code == 2
+    assert "'oracle' is size-blind and omniscient, for `sim compare`" in result.stderr
+    assert "did you mean" not in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_scenario_that_is_a_pipe_is_said_to_be_one(meshnode: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pipe.toml"
+    os.mkfifo(path)
+    result = meshnode("sim", "check", str(path))
+    assert result.exit_code == 2
+    assert "is a pipe or a device; write the scenario to a file" in result.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no full device")
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_an_output_that_cannot_be_written_is_told_in_a_line(buffered: str) -> None:
+    with FULL.open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "meshnode", "sim", "list", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "error: the output cannot be written: No space left on device; free some space, or send it "
+        f"elsewhere{os.linesep}"
+    )

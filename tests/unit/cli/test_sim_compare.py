@@ -67,6 +67,8 @@ def test_three_tables_tell_figures_regret_and_who_was_busy(pair: str, meshnode: 
     policies = ["random", "mesh", "size-blind", "omniscient"]
     assert [line.split()[0] for line in figures.splitlines()] == ["POLICY", *policies]
     assert [line.split()[0] for line in regret.splitlines()] == ["POLICY", *policies]
+    assert "P99.9 VS SIZE-BLIND" in regret
+    assert "IN TIME VS OMNISCIENT" in regret
     assert regret.splitlines()[-1].split()[-2:] == ["1.00", "1.00"]
     assert busy.splitlines()[0].split() == ["BUSY", "NODE", *map(str.upper, policies)]
     assert [line.split()[0] for line in busy.splitlines()[1:]] == ["dub-slow", "dub-fast"]

@@ -102,6 +102,7 @@ def test_a_neighbour_that_dies_is_made_up_for(large: Stage, tools: type[Tools]) 
     assert set(large.core._linking.wanted()) == {*others, last}
     for name in NAMES:
         large.core._dialler._forget(tools.id(name))  # as if all attempts so far had ended
+        large.core._dialler._timers.clear()
     effects = large.hear(name_of(tools, others[0]), NodeState.DEAD)
     assert dialled(tools, large, effects) == set(near(tools, count=5)) - {first, others[0]}
 

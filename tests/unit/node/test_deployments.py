@@ -106,6 +106,24 @@ def test_placements_follow_the_members_and_only_what_matters_of_them() -> None:
     assert fleet.update([a, member("b", region="us")])
 
 
+def test_one_member_that_changed_is_taken_as_if_all_were_looked_at() -> None:
+    fleet = Fleet()
+    a, b, c = member("a"), member("b"), member("c")
+    members = {each.node_id: each for each in (a, b, c)}
+    assert fleet.update(members.values())
+    placed = fleet.placement(deployment())
+    assert not fleet.take(member("a", NodeState.SUSPECT), members)
+    assert fleet.placement(deployment()) is placed
+    assert fleet.take(member("a", NodeState.DEAD), members)
+    assert ids(b, c) == {*fleet.placement(deployment()).ranking}
+    # Membership forgets the dead in silence; the next change shows it.
+    assert fleet.take(b, {each.node_id: each for each in (b, c)})
+    assert fleet.placement(deployment()).ineligible == ()
+    assert fleet.drop(c.node_id)
+    assert not fleet.drop(c.node_id)
+    assert ids(b) == {*fleet.placement(deployment()).ranking}
+
+
 def test_a_paused_node_is_placed_nothing_until_it_resumes() -> None:
     fleet = Fleet()
     a, b = member("a", paused="on battery"), member("b")

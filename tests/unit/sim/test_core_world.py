@@ -36,9 +36,10 @@ from meshnode.sim.network import NetworkConfig
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
-    from meshnode.sim.core_node import Boot
     import random
     from collections.abc import Callable
+
+    from meshnode.sim.core_node import Boot
 
 STEADY = NetworkConfig(near_rtt_s=0.01, far_rtt_s=0.1, jitter=0.0)
 

@@ -82,6 +82,51 @@ def test_a_report_about_each_world_of_a_failed_test_is_written_where_that_is_ask
     assert "test_of_a_crash --mesh-seed 1" in report.read_text(encoding="utf-8")
 
 
+def test_the_command_can_be_typed_in_the_folder_where_the_session_was_started(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    below = pytester.mkdir("below")
+    pytester.makeini("[pytest]\n")
+    monkeypatch.chdir(below)
+    world = "from meshnode.sim import Region\n\ndef test_it(mesh_world):\n"
+    world += "    mesh_world([Region('eu-west')], depth='A')\n    assert 0\n"
+    (below / "test_there.py").write_text(world)
+    result = pytester.runpytest_inprocess("-p", PLUGIN, "test_there.py")
+    assert "rootdir: " + str(pytester.path) in result.stdout.str()
+    result.stdout.fnmatch_lines(["replay: pytest test_there.py::test_it --mesh-seed 1"])
+
+
+@pytest.mark.parametrize(
+    "fixture",
+    ["assert 0, 'before'\n    yield", "yield\n    assert 0, 'after'"],
+)
+def test_a_failure_of_a_fixture_tells_the_world_too(
+    inner: Callable[..., pytest.RunResult], tmp_path: Path, fixture: str
+) -> None:
+    test = f"""
+@pytest.fixture
+def shop(mesh_world):
+    world = mesh_world([Region("eu-west", nodes=2)], depth="A").start()
+    world.apply(faults.Crash(nodes=("eu-west-2",)))
+    world.run_for(1.0)
+    {fixture}
+
+def test_of_it(shop):
+    pass
+"""
+    result = inner(test, "--mesh-seed", "5", "--mesh-report", str(tmp_path))
+    assert result.parseoutcomes()["errors"] == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*meshnode simulator*",
+            "replay: pytest *::test_of_it --mesh-seed 5",
+            "*FAULT*crash eu-west-2*",
+        ]
+    )
+    assert len([*tmp_path.glob("*test-of-it-1.html")]) == 1
+
+
 SEEDS = """
 @pytest.mark.mesh_seeds(3)
 def test_of_seeds(mesh_world, mesh_seed):
@@ -112,6 +157,22 @@ def test_a_mark_runs_a_test_with_many_seeds_and_an_option_with_one(
     inner(SEEDS, "--mesh-seed", "3").assert_outcomes(passed=3)
     monkeypatch.setenv("MESHNODE_SIM_SEED", "many")
     inner(SEEDS).stderr.fnmatch_lines(["*MESHNODE_SIM_SEED must be a whole number, not 'many'*"])
+
+
+def test_a_mark_for_a_test_that_takes_no_seed_is_refused(
+    inner: Callable[..., pytest.RunResult],
+) -> None:
+    result = inner("@pytest.mark.mesh_seeds(3)\ndef test_it():\n    pass\n")
+    result.stdout.fnmatch_lines(["*mesh_seeds is for tests that take mesh_world or mesh_seed*"])
+    assert "passed" not in result.parseoutcomes()
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_that_no_world_may_have_is_refused_before_any_test_runs(
+    inner: Callable[..., pytest.RunResult], seed: str
+) -> None:
+    result = inner(SEEDS, f"--mesh-seed={seed}")
+    result.stderr.fnmatch_lines([f"*--mesh-seed must be 0 to *, not {seed}*"])
 
 
 def test_a_mark_without_a_number_of_seeds_is_refused(

@@ -50,6 +50,9 @@ class Still:
     def speed_of(self, node: NodeId) -> float:
         return 1.0
 
+    def failing_share(self, node: NodeId) -> float:
+        return 0.0
+
     def mean_work_s(self, replica: Replica) -> float:
         return 0.01
 

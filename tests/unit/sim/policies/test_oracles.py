@@ -44,6 +44,9 @@ class Surroundings:
     def speed_of(self, node: NodeId) -> float:
         return 10.0 if node == FAST else 1.0
 
+    def failing_share(self, node: NodeId) -> float:
+        return 0.0
+
     def mean_work_s(self, replica: Replica) -> float:
         return 1.0
 
@@ -119,6 +122,51 @@ def test_the_omniscient_oracle_sees_the_work_of_each_request(
     assert chosen_by(oracle, three, work_s=0.1) == {"slow"}
     assert chosen_by(oracle, three, work_s=3.0) == {"fast"}
     assert chosen_by(oracle, three) == {"fast"}  # not known: 1 s, as on average
+
+
+def test_the_omniscient_oracle_sends_nothing_that_would_be_late(
+    truth: Truth, three: Candidates
+) -> None:
+    oracle = Omniscient(truth, ME)
+    fill(truth, FAST, 5.0)  # half a second of work
+    fill(truth, SLOW, 0.7)
+    fill(truth, FAR, 0.7)
+    rng = random.Random(1)
+    oracle.facing(0.3, good_until=0.6)
+    assert oracle.choose(three, 0.0, rng) is not None  # at the fast one: 0.5 s + 0.03 s
+    oracle.facing(1.1, good_until=0.6)
+    assert oracle.choose(three, 0.0, rng) is None
+    oracle.facing(1.1)
+    assert oracle.choose(three, 0.0, rng) is not None  # no deadline
+
+
+def test_the_omniscient_oracle_declines_an_only_replica_too(
+    truth: Truth,
+    make_candidate: Callable[..., Candidate],
+    make_candidates: Callable[..., Candidates],
+) -> None:
+    only = make_candidates(make_candidate("far", slots=1))
+    oracle = Omniscient(truth, ME)
+    rng = random.Random(1)
+    oracle.facing(0.1, good_until=0.5)  # half a second there and back
+    assert oracle.choose(only, 0.0, rng) is None
+    oracle.facing(0.1, good_until=0.7)  # and a little to spare
+    assert oracle.choose(only, 0.0, rng) is None
+    oracle.facing(0.1, good_until=0.8)
+    assert oracle.choose(only, 0.0, rng) is not None
+
+
+def test_the_omniscient_oracle_avoids_who_fails_unless_the_others_are_late(
+    truth: Truth, three: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Surroundings, "failing_share", lambda _, node: 0.5 * (node == FAST))
+    oracle = Omniscient(truth, ME)
+    assert chosen_by(oracle, three, work_s=0.1) == {"slow"}
+    rng = random.Random(1)
+    oracle.facing(2.0, good_until=0.5)
+    route = oracle.choose(three, 0.0, rng)
+    assert route is not None
+    assert route.replica.node == FAST
 
 
 def test_requests_on_their_way_count_in_the_order_in_which_they_arrive(truth: Truth) -> None:

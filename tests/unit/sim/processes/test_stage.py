@@ -74,6 +74,14 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
     made.close()
 
 
+def test_a_node_that_lost_its_power_in_a_write_boots_with_a_torn_disk(stage: Played) -> None:
+    power_off = faults.PowerOff(nodes=("d-1",), torn=True)
+    stage.apply(power_off)
+    stage.let_pass(0.1)
+    stage.undo(power_off)
+    assert "boot d-1 torn" in stage.let_pass()
+
+
 def test_a_crashed_node_boots_again_when_the_fault_is_undone(stage: Played) -> None:
     crash = faults.Crash(nodes=("d-1",), torn=True)
     stage.apply(crash)

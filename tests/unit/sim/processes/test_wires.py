@@ -332,3 +332,21 @@ def test_a_clock_that_runs_fast_makes_timers_early_and_leaves_wires_as_they_are(
     reader: Reader = pair.a.run(dial(pair.address, None))
     assert min(pair.a.run(round_trip_s(reader)) for _ in range(3)) == about(RTT_S)
     pair.a.change(reader.transport.close)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bytes_per_s": 1e-3}, {"add_s": 60.0}], ids=["narrow", "long"]
+)
+def test_what_a_rule_slows_down_comes_when_the_rule_is_lifted(
+    pair: Pair, changes: dict[str, Any]
+) -> None:
+    pair.b.run(serve(pair.address, None))
+    reader: Reader = pair.a.run(dial(pair.address, None))
+    impairment = Impairment(**changes)
+    network = pair.a.network
+    rule = pair.a.change(partial(network.impair, impairment, "b", "a", both_ways=False))
+    pair.a.change(partial(reader.transport.write, b"there and back"))
+    time.sleep(2 * RTT_S)
+    assert reader.heard.empty()
+    pair.a.change(partial(network.mend, rule))
+    assert pair.a.run(reader.next())[1] == b"there and back"

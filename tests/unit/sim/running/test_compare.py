@@ -7,11 +7,19 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from meshnode.errors import UsageError
 from meshnode.sim.policies.catalogue import MESH, ORACLES
-from meshnode.sim.running.compare import compare, document, run_order, standings, utilisation
+from meshnode.sim.running.compare import (
+    REGRETS,
+    compare,
+    document,
+    run_order,
+    standings,
+    utilisation,
+)
 from meshnode.sim.running.playing import play
 from meshnode.sim.running.result import Result, Violation
 from meshnode.sim.scenario.model import Device, Load, Model, Nodes, Place, Scenario, ServiceTime
@@ -97,13 +105,34 @@ def test_regret_is_the_figure_over_the_oracles() -> None:
     mesh, blind, _ = standings(runs)
     assert mesh.regret["size-blind"] == {
         "p99_ms": pytest.approx(1.5),
+        "p99_9_ms": pytest.approx(1.5),
         "mean_ms": pytest.approx(4 / 3),
+        "goodput_share": 1.0,
     }
     assert mesh.regret["omniscient"] == {
         "p99_ms": pytest.approx(3.0),
+        "p99_9_ms": pytest.approx(3.0),
         "mean_ms": pytest.approx(2.0),
+        "goodput_share": 1.0,
     }
-    assert blind.regret["size-blind"] == {"p99_ms": 1.0, "mean_ms": 1.0}
+    assert blind.regret["size-blind"] == dict.fromkeys(REGRETS, 1.0)
+
+
+def test_who_sheds_most_has_the_best_latencies_and_the_worst_regret_in_time() -> None:
+    """Half a second is the deadline."""
+    runs = [made(MESH, [0.1], failed=3), made("omniscient", [0.1, 0.4, 0.4], failed=1)]
+    mesh, _ = standings(runs)
+    regret = mesh.regret["omniscient"]
+    assert regret["p99_ms"] < 0.5
+    assert regret["goodput_share"] == pytest.approx(3.0)
+
+
+def test_late_answers_count_as_none_in_the_regret_in_time() -> None:
+    mesh, late, _ = standings(
+        [made(MESH, [0.1, 0.6]), made("p2c", [0.6, 0.6]), made("omniscient", [0.1, 0.1])]
+    )
+    assert mesh.regret["omniscient"]["goodput_share"] == pytest.approx(2.0)
+    assert math.isnan(late.regret["omniscient"]["goodput_share"])
 
 
 def test_without_an_oracle_there_is_no_regret() -> None:
@@ -146,7 +175,7 @@ def test_the_document_has_no_nan_and_tells_what_broke() -> None:
         {"invariant": "one-answer", "message": "answered twice", "time_s": 0.5}
     ]
     assert mesh["figures"]["p99_ms"] is None
-    assert mesh["regret"]["omniscient"] == {"p99_ms": None, "mean_ms": None}
+    assert mesh["regret"]["omniscient"] == dict.fromkeys(REGRETS)
 
 
 # With real runs.
@@ -179,6 +208,33 @@ def test_who_knows_more_does_better(results: dict[str, Result]) -> None:
     assert means == sorted(means)
     assert by_name["round-robin"]["mean_ms"] > 3 * by_name[MESH]["mean_ms"]
     assert by_name[MESH]["errors"] == 0
+
+
+@pytest.fixture(scope="module")
+def overloaded() -> dict[str, Result]:
+    """Three seconds with twice as much as all nodes can do."""
+    load = (Load(model="m", rate_per_s=460.0, timeout_s=1.0, deadline_ms=800.0),)
+    scenario = msgspec.structs.replace(FLEET, duration_s=3.0, load=load)
+    return {policy: play(scenario, policy=policy) for policy in (MESH, *ORACLES)}
+
+
+def test_under_overload_nobody_answers_more_in_time_than_the_omniscient_oracle(
+    overloaded: dict[str, Result],
+) -> None:
+    """Half of the work can be done; the small requests are more than half of the requests."""
+    by_name = {each.policy: each for each in standings([*overloaded.values()])}
+    shares = {name: each.figures["goodput_share"] for name, each in by_name.items()}
+    assert shares["omniscient"] > 0.7
+    assert shares["omniscient"] > 1.15 * max(shares["size-blind"], shares[MESH])
+    assert by_name[MESH].regret["omniscient"]["goodput_share"] > 1.15
+
+
+def test_the_omniscient_oracle_sheds_what_would_be_late(overloaded: dict[str, Result]) -> None:
+    outcomes = [(call, outcome) for call, outcome in overloaded["omniscient"].calls if outcome]
+    sent = [(call, outcome) for call, outcome in outcomes if outcome.attempts]
+    assert len(sent) < len(outcomes)
+    late = [call for call, outcome in sent if outcome.took_s > call.deadline_s]
+    assert len(late) <= 0.005 * len(sent)
 
 
 def test_the_same_seed_gives_the_same_run_of_a_policy(results: dict[str, Result]) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
 from meshnode.sim.running.result import METRICS, Result, choose, percentile
-from meshnode.sim.stage import GATEWAY_LOST, OK, TIMED_OUT, Call, NodeSample, Outcome, Sample
+from meshnode.sim.scenario.model import Device
+from meshnode.sim.stage import (
+    GATEWAY_LOST,
+    OK,
+    TIMED_OUT,
+    Call,
+    Machine,
+    NodeSample,
+    Outcome,
+    Sample,
+)
 from meshnode.sim.trace import Record
 from tests.unit.sim.running.stand_in_stage import small
 
@@ -28,6 +39,10 @@ RESULT = Result(
     small(),
     "A",
     1,
+    machines=(
+        Machine("n-1", "eu-west", "mini-pc", Device()),
+        Machine("n-2", "us-east", "mini-pc", Device()),
+    ),
     calls=[
         made(0, 0.0, OK, 0.1, served_by="n-1", attempts=1, version=1),
         made(
@@ -76,6 +91,8 @@ FIGURES = {
     "failed_attempt_share": 0.2,
     "gateways_per_request": 1.2,
     "busiest_share": 2 / 3,
+    "served_share": 1,
+    "local_share": 1 / 3,
     "oldest_version": 1,
     "utilisation": (2 + 2 + 2 + 1) / 13,
     "utilisation_of_busiest": 0.75,
@@ -84,6 +101,7 @@ FIGURES = {
     "serving": 1,
     "alive_seen": 1,
     "agree": 0.5,
+    "detection_s": 0,
     "false_deaths": 1,
 }
 
@@ -104,6 +122,26 @@ def test_a_part_of_a_run_is_chosen_by_time_model_and_gateway() -> None:
     assert choose(RESULT, after_s=1.0, before_s=4.0).seconds == 3.0
     assert choose(RESULT, model="other").calls == []
     assert choose(RESULT, gateways=["n-2"]).calls == []
+
+
+def test_the_share_of_some_nodes_is_that_of_the_answers_they_gave() -> None:
+    find = METRICS["served_share"].find
+    assert find(choose(RESULT, nodes=["n-2"])) == pytest.approx(2 / 3)
+    assert find(choose(RESULT, nodes=["n-2"], after_s=3.0)) == 1
+    assert find(choose(RESULT, nodes=[])) == 0
+
+
+def test_answers_of_another_gateway_than_the_first_are_neither_near_nor_far() -> None:
+    elsewhere = made(9, 6.0, OK, 0.1, served_by="n-1", gateways=2)
+    result = dataclasses.replace(RESULT, calls=[*RESULT.calls, elsewhere])
+    assert METRICS["local_share"].find(choose(result)) == pytest.approx(1 / 3)
+
+
+def test_the_time_in_which_the_dead_are_taken_to_be_alive_is_the_longest_one() -> None:
+    fooled, right = NodeSample("up", alive=2), NodeSample("up", alive=1)
+    looks = [fooled, right, fooled, fooled, fooled, right, fooled]
+    samples = [Sample(float(at), {"n-1": each, "n-2": DOWN}) for at, each in enumerate(looks)]
+    assert METRICS["detection_s"].find(choose(Result(small(), "A", 1, samples=samples))) == 2
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.0, 1), (0.5, 2), (0.75, 3), (0.76, 4), (1.0, 4)])

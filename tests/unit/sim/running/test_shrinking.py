@@ -11,7 +11,7 @@ from meshnode.errors import UsageError
 from meshnode.sim.faults import Crash, Freeze, Loss
 from meshnode.sim.running.result import Result, Verdict, Violation
 from meshnode.sim.running.shrinking import shrink, signature
-from meshnode.sim.scenario.model import Expect, Load, Model, Nodes, Path, Place, Scenario
+from meshnode.sim.scenario.model import Arrival, Expect, Load, Model, Nodes, Path, Place, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +69,17 @@ def test_only_what_makes_it_fail_is_left() -> None:
     assert found.scenario.load[0].rate_per_s < 1.0
     assert found.fails_with == "one-answer"
     assert found.is_finished
+
+
+def test_arrivals_after_an_earlier_end_are_left_out() -> None:
+    early, late = (Arrival(at_s) for at_s in (3.0, 100.0))
+    loads = (
+        Load(model="m", shape="trace", arrivals=(early, late)),
+        Load(model="m", shape="trace", arrivals=(late,)),
+    )
+    found = shrink(replace(WHOLE, load=loads), player=plays(by_crash_of_us_3))
+    assert found.scenario.duration_s == 31.0
+    assert [load.arrivals for load in found.scenario.load] == [(early,)]
 
 
 def test_the_same_is_cut_down_to_the_same() -> None:

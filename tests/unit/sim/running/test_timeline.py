@@ -90,6 +90,11 @@ def test_a_missed_expectation_is_told_with_what_was_found() -> None:
     assert told == "error_rate from 5 s: at most 1.0%, found 25.0%"
 
 
+def test_a_file_that_looks_like_an_option_is_named_so_that_it_is_none() -> None:
+    result = Result(small(), "A", 1, source="-x.toml")
+    assert replay_command(result) == "meshnode sim run ./-x.toml --seed 1 --depth A"
+
+
 def test_a_policy_is_part_of_the_command() -> None:
     result = Result(small(), "A", 1, policy="p2c")
     assert replay_command(result) == ("meshnode sim run small.toml --seed 1 --depth A --policy p2c")
@@ -132,6 +137,7 @@ def test_a_run_is_one_json_document() -> None:
             "after_s": None,
             "before_s": None,
             "via": [],
+            "nodes": [],
             "found": 100.0,
             "holds": True,
         }

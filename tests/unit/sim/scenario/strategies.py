@@ -76,7 +76,7 @@ def loads(draw: st.DrawFn, models: list[str], gateways: list[str]) -> Load:
     elif shape == "daily":
         more = {"to_rate_per_s": draw(rate), "every_s": draw(st.floats(1, 500))}
     elif shape == "trace":
-        times = sorted(draw(st.lists(st.floats(0, 200), min_size=1, max_size=30)))
+        times = sorted(draw(st.lists(st.floats(0, DURATION_S / 2 - 1), min_size=1, max_size=30)))
         named = st.sampled_from(["", *gateways])
         more = {"arrivals": tuple(Arrival(at_s, draw(named)) for at_s in times)}
     return Load(
@@ -159,8 +159,13 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     )  # fmt: skip
     selections: list[Selection] = [("all",), ("group0*",), (f"region:{nodes[0].region}", "gr*")]
     expects = st.builds(
-        Expect, metric=st.sampled_from([*METRICS]), at_most=st.floats(0, 1e6),
-        model=st.none() | st.sampled_from(names), after_s=st.none() | st.floats(0, 99),
+        Expect, metric=st.sampled_from([name for name in METRICS if name != "served_share"]),
+        at_most=st.floats(0, 1e6), model=st.none() | st.sampled_from(names),
+        after_s=st.none() | st.floats(0, 99),
+    )  # fmt: skip
+    shares = st.builds(
+        Expect, metric=st.just("served_share"), at_least=st.floats(0, 1),
+        nodes=st.sampled_from(selections),
     )  # fmt: skip
     return Scenario(
         name=draw(NAMES),
@@ -185,5 +190,5 @@ def scenarios(draw: st.DrawFn) -> Scenario:
             )
         ),
         faults=tuple(draw(st.lists(faults(selections, [*regions], names), max_size=5))),
-        expect=tuple(draw(st.lists(expects, max_size=3))),
+        expect=tuple(draw(st.lists(expects | shares, max_size=3))),
     )

@@ -8,12 +8,13 @@ from meshnode.errors import ConfigError
 from meshnode.limits import (
     MAX_SCENARIO_BYTES,
     MAX_SCENARIO_MISTAKES,
+    MAX_SCENARIO_MISTAKES_SOUGHT,
     MAX_TRACE_ARRIVALS,
     MAX_TRACE_BYTES,
 )
 from meshnode.sim.faults import VERBS
 from meshnode.sim.running.result import METRICS
-from meshnode.sim.scenario import checks, traces
+from meshnode.sim.scenario import checks, shapes, traces
 from meshnode.sim.scenario.library import library
 from meshnode.sim.scenario.model import Arrival, Nodes, Place, Scenario
 from meshnode.sim.scenario.reading import parse, path_of, read
@@ -209,10 +210,29 @@ def test_a_value_of_the_wrong_kind_or_size_is_told_with_what_is_allowed(
         ("[[load]]\nmodel = 'digits'\nshape = 'ramp'", "shape 'ramp' needs 'to_rate_per_s', which is missing"),
         ("[[load]]\nmodel = 'digits'\nevery_s = 3", "shape 'poisson' takes none; it is for: bursts, daily"),
         ("[[load]]\nmodel = 'digits'\nfile = 'x'", "shape 'poisson' takes none; it is for: trace"),
+        ("[[expect]]\nmetric = 'error_rate'\nat_most = -1", "26: expect[0].at_most: it is -1; no 'error_rate' is below 0"),
+        ("[[expect]]\nmetric = 'error_rate'\nat_least = 2", "26: expect[0].at_least: it is 2; a share is 0 to 1"),
+        ("[[expect]]\nmetric = 'running'\nat_least = 9", "it is 9; there are 4 nodes, so nothing could be right"),
+        ("[[expect]]\nmetric = 'served_share'\nat_least = 0.1", "'served_share' needs 'nodes', which is missing"),
+        ("[[expect]]\nmetric = 'p50_ms'\nat_most = 9\nnodes = ['us']", "expect[0].nodes: 'p50_ms' takes none; 'via'"),
+        ("[[expect]]\nmetric = 'served_share'\nat_most = 0\nnodes = ['uss']", "expect[0].nodes[0]: there is no node"),
         ("[[load]]\nmodel = 'digits'\nshape = 'trace'", "shape 'trace' needs a 'file' or 'arrivals'"),
         ("[[load]]\nmodel = 'digits'\nshape = 'trace'\narrivals = [[2], [1]]", "load[1].arrivals[1]: it is at 1 s, before"),
         ("[[load]]\nmodel = 'digits'\nshape = 'trace'\narrivals = [[1, 'us']]", "there is no gateway 'us'; known: eu-1"),
         ("[[load]]\nmodel = 'digits'\nshape = 'trace'\narrivals = [1]", "it must be a list of a number at least 0 and, if you"),
+        (
+            "[[load]]\nmodel = 'digits'\nshape = 'trace'\nstart_s = 10\narrivals = [[1], [50]]",
+            "28: load[1].arrivals[1]: it would come at 60 s, and the load ends after 60 s already; raise",
+        ),
+        (
+            "[[load]]\nmodel = 'digits'\nrate_per_s = 1e12",
+            "26: load[1].rate_per_s: it makes about 6e+13 requests, 6e+13 with those above; a scenario may",
+        ),
+        ("[[load]]\nmodel = 'digits'\nshape = 'ramp'\nto_rate_per_s = 1e6", "it makes about 3e+07 requests"),
+        (
+            "[[load]]\nmodel = 'digits'\nshape = 'bursts'\nburst_rate_per_s = 1e6\nburst_s = 1\nevery_s = 10",
+            "it makes about 6e+06 requests",
+        ),
         ("[[load]]\nmodel = 'digits'\nstart_s = 60", "it is 60 s; the scenario ends after 60 s already"),
         ("[[load]]\nmodel = 'digits'\nend_s = 61", "the scenario ends after 60 s ('duration_s')"),
         ("[[load]]\nmodel = 'digits'\nstart_s = 9\nend_s = 9", "it is 9 s, not after 'start_s', 9 s"),
@@ -274,11 +294,48 @@ def test_all_mistakes_of_a_kind_are_told_at_once_in_the_order_of_lines() -> None
     assert [line.partition(":")[0] for line in told("seed = -1\n" + text)] == ["1", "11", "24"]
 
 
+def test_what_does_not_fit_together_is_told_with_what_has_the_wrong_shape() -> None:
+    faults = "[[faults]]\nverb = 'crush'\n[[faults]]\nverb = 'crash'\nnodes = ['eu-9']\nat_s = 1\n"
+    expect = "[[expect]]\nmetric = 'p99_ms'\nat_most = 'low'\n[[expect]]\nmetric = 'p98_ms'\nat_most = 1\n"
+    said = "\n".join(told("seed = -1\nstart = 2\n" + GOOD + faults + expect))
+    for mistake in (
+        "seed: it is -1", "'start'", "verb 'crush'", "faults[1].nodes[0]: there is no node 'eu-9'",
+        "expect[0].at_most: it is a text", "expect[1].metric: there is no metric 'p98_ms'",
+    ):  # fmt: skip
+        assert mistake in said
+    assert said.count("\n") == 5
+
+
+@pytest.mark.parametrize("wrong", ["duration_s = 'long'", "depth = 'D'", "[[nodes]]\nregion = 1"])
+def test_where_a_part_that_others_refer_to_is_wrong_nothing_is_said_of_the_others(
+    wrong: str,
+) -> None:
+    good = GOOD.replace("duration_s = 60\n", "")
+    later = "\n[[faults]]\nverb = 'crash'\nnodes = ['eu-9']\nat_s = 1\n"
+    text = good + wrong + later if wrong.startswith("[[") else wrong + "\n" + good + later
+    assert len(told(text)) == 1
+
+
 def test_of_very_many_mistakes_the_first_are_told_and_the_others_counted() -> None:
     wrong = "".join(f"[[nodes]]\nregion = 'r{number}'\n" for number in range(30))
     said = told(GOOD + wrong)
     assert len(said) == MAX_SCENARIO_MISTAKES + 1
     assert said[-1] == " and 10 more mistakes"
+
+
+def test_after_hundreds_of_mistakes_no_more_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def counted(*args: object) -> str:
+        looked.append(args)
+        return "there is no such verb"
+
+    monkeypatch.setattr(shapes, "unknown", counted)
+    said = told(GOOD + "[[faults]]\nverb = 'crush'\n" * 1000)
+    assert len(said) == MAX_SCENARIO_MISTAKES + 1
+    more = MAX_SCENARIO_MISTAKES_SOUGHT - MAX_SCENARIO_MISTAKES
+    assert said[-1] == f" and at least {more} more mistakes"
+    assert len(looked) <= MAX_SCENARIO_MISTAKES_SOUGHT + 1
 
 
 def test_every_verb_can_be_read() -> None:
@@ -358,6 +415,15 @@ def test_a_trace_is_read_from_beside_the_scenario(tmp_path: Path) -> None:
     assert scenario.load[0].file is None
 
 
+def test_a_trace_that_goes_on_after_the_end_is_a_mistake_unless_its_rest_is_to_be_left_out(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"a\.toml:25: load\[0\]\.arrivals\[1\]: .* at 99 s"):
+        traced(tmp_path, "1\n99\n")
+    (tmp_path / "a.toml").write_text(TRACED + "end_s = 60\n")
+    assert len(read(tmp_path / "a.toml").load[0].arrivals) == 2
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -396,6 +462,12 @@ def test_a_trace_that_is_not_there_or_too_large_is_refused(
 
 def test_a_scenario_that_comes_from_no_file_can_name_no_trace() -> None:
     assert "it can name none: give 'arrivals'" in told(TRACED)[0]
+
+
+def test_all_bad_lines_of_a_trace_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        traced(tmp_path, "1\nlater\n3\n2\n-1\n")
+    assert [str(each).partition("calls.csv:")[2][0] for each in caught.value.lines] == list("245")
 
 
 # Scenarios that were built in Python.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshnode.errors import UsageError
+from meshnode.sim.virtual.loop import VirtualLoop
 from meshnode.sim.virtual.streams import GIVE_UP_S
 
 if TYPE_CHECKING:
     from meshnode.sim.virtual.host import VirtualHost
-    from meshnode.sim.virtual.loop import VirtualLoop
 
 PORT = 7946
 
@@ -293,3 +293,37 @@ def test_unix_paths_belong_to_a_host(
     loop.run_until_complete(near.run(listen()))
     with pytest.raises(ConnectionRefusedError):
         loop.run_until_complete(far.run(ask()))
+
+
+# What the trace covers.
+
+
+@pytest.mark.parametrize("way", ["datagram", "stream"])
+@pytest.mark.parametrize("covers", [True, False])
+def test_the_trace_covers_each_byte_of_a_host_whose_contents_the_seed_decides(
+    way: str, covers: bool
+) -> None:
+    def digest(content: bytes) -> str:
+        loop = VirtualLoop(seed=1)
+        near, far = loop.add_host("near", "eu-west"), loop.add_host("far", "us-east")
+        near.covers_content = covers
+
+        async def send() -> None:
+            if way == "stream":
+                _, writer = await asyncio.open_connection("far", PORT)
+                writer.write(content)
+                writer.close()
+                return
+            udp, _ = await loop.create_datagram_endpoint(
+                asyncio.DatagramProtocol, remote_addr=(far.address, PORT)
+            )
+            udp.sendto(content)
+
+        far.run(_listen())
+        near.run(send())
+        loop.run_for(1)
+        loop.close()
+        return loop.trace.digest()
+
+    assert digest(b"one") == digest(b"one")
+    assert (digest(b"one") == digest(b"two")) is not covers

@@ -296,3 +296,23 @@ def test_a_closed_loop_is_closed(near: VirtualHost, loop: VirtualLoop) -> None:
     assert ended == ["finally"]
     with pytest.raises(RuntimeError, match="closed"):
         loop.run_for(1)
+
+
+def test_a_task_that_failed_unheard_is_told_of_its_own_process(
+    loop: VirtualLoop, near: VirtualHost, far: VirtualHost
+) -> None:
+    told: list[tuple[str, type]] = []
+    loop.on_unhandled = lambda process, _what, error: told.append((repr(process), type(error)))
+    loop.set_exception_handler(lambda _loop, _context: None)
+
+    async def fail() -> None:
+        raise KeyError("unheard")
+
+    kept = far.run(fail())
+    near.run(fail())
+    loop.run_for(1)
+    near.process.drop_done()
+    assert told == [("near/1", KeyError)]
+    assert far.process.failed_tasks() == [kept]
+    assert kept.exception() is not None
+    assert far.process.failed_tasks() == []

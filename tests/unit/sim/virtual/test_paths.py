@@ -346,3 +346,40 @@ def test_names_and_addresses_find_each_other(
     found, name = loop.run_until_complete(near.run(look()))
     assert (found, name) == (["10.0.0.1", "10.0.0.2"], ("far", "80"))
     assert far.name == "far"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"bytes_per_s": 1e-3}, {"add_s": 60.0}, {"loss": 1.0}],
+    ids=["narrow", "long", "lossy"],
+)
+def test_what_a_rule_slows_down_comes_when_the_rule_is_lifted(
+    loop: VirtualLoop, near: VirtualHost, far: VirtualHost, changes: dict[str, Any]
+) -> None:
+    theirs, mine = _connect(loop, near, far)
+    rule = loop.network.impair(Impairment(**changes), ["far"], ["near"])
+    far.call(mine.transport.write, bytes(300_000))
+    loop.run_for(1)
+    far.call(mine.transport.write, b"last")
+    far.call(mine.transport.close)
+    loop.run_for(1)
+    assert len(theirs.told) == 1
+    lifted_at = loop.now()
+    loop.network.mend(rule)
+    loop.run_for(1)
+    sizes = [len(what) if isinstance(what, bytes) else what for _, what in theirs.told[1:]]
+    assert sizes[-2:] == ["eof", "closed"]
+    assert sum(size for size in sizes if isinstance(size, int)) == 300_000 + len(b"last")
+    assert all(at == near_to(lifted_at + RTT_S / 2, abs=1e-3) for at, _ in theirs.told[1:])
+
+
+def test_all_that_is_written_at_one_instant_takes_its_time_on_a_narrow_path(
+    loop: VirtualLoop, near: VirtualHost, far: VirtualHost
+) -> None:
+    theirs, mine = _connect(loop, near, far)
+    loop.network.impair(Impairment(bytes_per_s=100_000.0), ["far"], ["near"])
+    written_at = loop.now()
+    far.call(mine.transport.write, b"head")
+    far.call(mine.transport.write, bytes(200_000))
+    loop.run_for(5)
+    assert theirs.told[-1] == (near_to(written_at + 2.0 + RTT_S / 2, abs=1e-2), 200_000)
