@@ -23,7 +23,7 @@ from meshnode.sim.stand_in import StandInModel
 from meshnode.sim.trace import Trace
 from meshnode.sim.virtual.daemon import work_of
 from meshnode.sim.virtual.faults import Faults
-from meshnode.sim.virtual.leaks import LeakWatch
+from meshnode.sim.virtual.leaks import LeakWatch, left_over
 from meshnode.sim.virtual.log_watch import told
 from meshnode.sim.virtual.mesh import LOOK_EVERY_S, VirtualMesh
 
@@ -203,6 +203,9 @@ class VirtualStage:
             limit_s,
         )
         self.loop.run_for(QUIET_S)
+        until = self.now() + limit_s  # a run that nobody waits for any more still runs to its end
+        while self.now() < until and any(map(left_over, self.mesh.nodes.values())):
+            self.loop.run_for(QUIET_S)
         self._look_for_unhandled()
         self._leaks.quiet()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from meshnode.sim import faults
@@ -187,9 +188,9 @@ def test_a_request_that_nobody_waits_for_is_found(stage: Callable[..., VirtualSt
     played = stage()
     node = played.mesh.nodes["us-1"]
     asked = played.mesh.ask(Call(0, 0.0, "us-1", "digits", 60.0, 90.0, 90.0))
-    with pytest.raises(InvariantBroken, match="in-flight-conserved"):
-        played.settle(30.0)
-    assert not asked.done()
+    with pytest.raises(InvariantBroken, match="1 runs of us-1 have not ended"):
+        played.settle(5.0)
+    assert asked.done()
     assert node.state == "up"
 
 
@@ -197,6 +198,15 @@ async def _health(played: VirtualStage, name: str) -> int:
     url = played.url(name) + "/v2/health/ready"
     async with played.session() as session, session.get(url) as answer:
         return answer.status
+
+
+def test_a_run_that_outlives_its_client_is_no_request_left_over() -> None:
+    slow = Model(name="digits", service=ServiceTime(mean_ms=3000), load_s=0.1)
+    asked = Load(model="digits", rate_per_s=5.0, timeout_s=1.0)
+    played = msgspec.structs.replace(scenario(), models=(slow,), load=(asked,))
+    result = play(played)
+    assert result.violations == []
+    assert any(outcome is not None and outcome.code == "deadline" for _, outcome in result.calls)
 
 
 def test_an_aiohttp_session_asks_gateways_from_a_client_host(
