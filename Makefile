@@ -6,7 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check docs format install bench bench-idle bench-membership bench-policies soak clean coverage
+.PHONY: help demo test check docs format install bench bench-idle bench-membership bench-policies bench-sim soak clean coverage
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20

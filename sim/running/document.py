@@ -65,7 +65,7 @@ def document(result: Result) -> dict[str, Any]:
 
 def codes(result: Result) -> dict[str, int]:
     """Return how often calls ended with each code, most frequent first; `open` for those without end."""
-    found = Counter("open" if outcome is None else outcome.code for _, outcome in result.calls)
+    found = Counter(outcome.code if outcome is not None else "open" for _, outcome in result.calls)
     return dict(sorted(found.items(), key=lambda each: (-each[1], each[0])))
 
 
