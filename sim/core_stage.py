@@ -38,19 +38,18 @@ from meshnode.sim.scenario.geography import matrix
 from meshnode.sim.scenario.selection import select, sides
 from meshnode.sim.serving import ModelBehaviour
 from meshnode.sim.stage import NodeSample, Sample
-from meshnode.types import DataType, NodeState
+from meshnode.sim.virtual_fleet import sees
+from meshnode.types import DataType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from meshnode.membership import Membership
     from meshnode.sim.faults import Fault
     from meshnode.sim.impairments import Rule
     from meshnode.sim.mesh_daemon import Daemon
     from meshnode.sim.scenario.model import Model, Scenario
     from meshnode.sim.stage import Call, Machine, Outcome
     from meshnode.sim.trace import Trace
-    from meshnode.types import NodeId
 
 MAX_MEETING: Final = 48
 """Nodes that meet for the first time as a scenario starts, which takes some seconds of computing; those of
@@ -395,17 +394,3 @@ def files_bytes(memory_gb: float) -> int:
     room = max(0.0, memory_gb * GIB - LOAD_OVERHEAD_BYTES)
     small = room / (LOAD_FACTOR + 1)
     return int(small if small <= LOAD_COPY_BYTES else (room - LOAD_COPY_BYTES) / LOAD_FACTOR) + 1
-
-
-def sees(membership: Membership, truth: dict[NodeId, tuple[int, int, int]]) -> bool:
-    """Whether a node holds exactly these nodes for alive, with their present records, and none for suspect."""
-    live = 0
-    for node_id, member in membership.members.items():
-        state = member.state
-        if state is NodeState.ALIVE:
-            if truth.get(node_id) != member.record.version:
-                return False
-            live += 1
-        elif state is NodeState.SUSPECT:
-            return False
-    return live == len(truth)
