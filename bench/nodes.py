@@ -36,6 +36,10 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
+SETTLE_S = 10.0
+"""After a node's start: it measures its machine's speed once, for some seconds."""
+
+
 def free_port() -> int:
     """Return a TCP port of loopback that was free a moment ago."""
     with socket.socket() as probe:

@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 from meshnode.errors import Forbidden, Throttled, Unauthenticated
 from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
 from meshnode.gateway.protocols.origin import is_loopback_host
+from meshnode.key_limit import NO_LIMIT
 from meshnode.limits import (
     KEY_FAILURE_REFILL_S,
     MAX_KEY_FAILURES,
@@ -100,6 +101,14 @@ class Approach(NamedTuple):
 class Access(Protocol):
     """Decides at one entrance."""
 
+    def check(self, approach: Approach) -> None:
+        """Pass whoever asks by a name of this entrance, from a page that may; what they show as a key is not looked at.
+
+        Raises:
+            Forbidden: for a foreign Host or Origin.
+        """
+        ...
+
     def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:
         """Say who asks.
 
@@ -152,15 +161,17 @@ class GatewayAccess:
     def __repr__(self) -> str:
         return f"<GatewayAccess {self._policy!r} {self._failures!r}>"
 
+    def check(self, approach: Approach) -> None:
+        """Look at Host and Origin only; see `Access`."""
+        self._policy.check(approach.host, approach.origin)
+
     def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:
         """Say who asks; see `Access`."""
         peer, host, origin, authorization, api_key, names = approach
         is_local_host = self._policy.check(host, origin)
         shown = authorization is not None or api_key is not None
-        text = _bearer(authorization) if authorization is not None else None
-        if text is None:
-            text = api_key
-        key_id = id_in(text) if text is not None and len(text) <= MAX_KEY_LENGTH else None
+        text = _shown(authorization, api_key)
+        key_id = _id_of(text)
         if key_id is None or text is None:
             if is_local_host and self._may_be_local(peer) and self._is_direct(names):
                 return LOCAL
@@ -176,6 +187,10 @@ class GatewayAccess:
             self._refuse(peer, flaw, now)
         return self._caller(key)
 
+    def is_here(self, approach: Approach) -> bool:
+        """Whether a request comes from a program on this machine, as far as shows; behind a proxy, nobody's does."""
+        return self._may_be_local(approach.peer) and self._is_direct(approach.header_names)
+
     def _caller(self, key: ApiKey) -> Caller:
         """Return who holds a valid key; made once, since it costs more than all the rest."""
         known = self._callers.get(key.id)
@@ -187,7 +202,8 @@ class GatewayAccess:
                 f"the API key {key.name!r} has no scope that this version of meshnode knows; "
                 "create another one"
             )
-        caller = Caller(scope, key.id, key.name)
+        limit = None if key.limit == NO_LIMIT else key.limit
+        caller = Caller(scope, key.id, key.name, limit=limit)
         if len(self._callers) >= MAX_REMEMBERED_HOSTS:
             self._callers.clear()
         self._callers[key.id] = (key, caller)
@@ -238,6 +254,10 @@ class ChannelAccess:
         """Decide by the Host and Origin check, and by what the Authorization header is."""
         self._policy = policy
         self._authorizes = authorizes
+
+    def check(self, approach: Approach) -> None:
+        """Look at Host and Origin only; see `Access`."""
+        self._policy.check(approach.host, approach.origin)
 
     def admit(self, approach: Approach, now: float, wall_s: float) -> Caller:  # noqa: ARG002 - as `Access`
         """Say who asks; see `Access`."""
@@ -297,12 +317,24 @@ def key_shown(headers: Mapping[str, str]) -> str | None:
     Args:
         headers: Of the request; lookups ignore case, or all keys are lower case.
     """
-    authorization = headers.get("authorization")
-    shown = _bearer(authorization) if authorization is not None else None
-    for text in (shown, headers.get("x-api-key")):
-        if text is not None and len(text) <= MAX_KEY_LENGTH and id_in(text) is not None:
-            return text
-    return None
+    text = _shown(headers.get("authorization"), headers.get("x-api-key"))
+    return None if _id_of(text) is None else text
+
+
+def _shown(authorization: str | None, api_key: str | None) -> str | None:
+    """Return what a request shows as its key: of two headers the one that looks like one.
+
+    Some clients always send an Authorization header, with a placeholder where their user gave none.
+    """
+    bearer = None if authorization is None else _bearer(authorization)
+    if bearer is None or (_id_of(bearer) is None and _id_of(api_key) is not None):
+        return api_key
+    return bearer
+
+
+def _id_of(text: str | None) -> str | None:
+    """Return the id in what may be a key's text; None if it is none."""
+    return id_in(text) if text is not None and len(text) <= MAX_KEY_LENGTH else None
 
 
 def is_forwarded(header_names: bytes) -> bool:

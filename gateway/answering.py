@@ -1,24 +1,36 @@
-"""How answers are written: small ones as ready bytes, large ones in parts at the client's pace."""
+"""How answers are written: small ones as ready bytes, large ones and streams in parts at the client's pace."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import struct
+import sys
+from contextlib import aclosing
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+import msgspec
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
+from meshnode.errors import MeshError
 from meshnode.limits import BODY_GRACE_S, KIB, MIN_BODY_BYTES_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from aiohttp.abc import AbstractStreamWriter
 
-    from meshnode.gateway.protocols.http import HttpResponse
+    from meshnode.gateway.protocols.http import HttpResponse, HttpStream
     from meshnode.types import Buffer
+
+log = logging.getLogger(__name__)
+
+_RESET: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+# SO_LINGER, on and for no time: what closes the socket resets the connection.
 
 JOINED_BYTES: Final = 64 * KIB
 """Up to it one copy of an answer is cheaper than a second write."""
@@ -53,18 +65,113 @@ async def _send_parts(
     answer.content_length = size_bytes
     if "Connection" in headers:
         answer.force_close()
-    await answer.prepare(raw)
-    if raw.method == "HEAD":
-        return answer
     seconds = BODY_GRACE_S + size_bytes / MIN_BODY_BYTES_PER_S
     try:
         async with asyncio.timeout(seconds):
+            await answer.prepare(raw)
+            if raw.method == "HEAD":
+                return answer
             for part in parts:
                 await answer.write(memoryview(part).cast("B"))
     except (TimeoutError, ConnectionError):
-        if raw.transport is not None:
-            raw.transport.abort()
+        hang_up(raw)
     return answer
+
+
+async def send_stream(
+    raw: web.BaseRequest,
+    stream: HttpStream,
+    request_id: str,
+    date: str,
+    on_sent: Callable[[int], None],
+    *,
+    is_last: bool,
+) -> tuple[web.StreamResponse, bool]:
+    """Send an answer as it is made; return it and whether all of it was sent.
+
+    A client that takes nothing for `BODY_GRACE_S` is hung up on. When the stream fails after its beginning,
+    the error is its last event or line if it consists of such, and the connection ends without the body's
+    end otherwise.
+
+    Args:
+        raw: The request.
+        stream: The answer; it is closed, however this ends.
+        request_id: For the headers.
+        date: Likewise.
+        on_sent: Told the bytes of each part that was sent.
+        is_last: Close the connection afterwards.
+    """
+    headers = CIMultiDict(stream.headers)
+    headers["Server"] = "meshnode"
+    headers["X-Request-Id"] = request_id
+    headers["Date"] = date
+    answer = web.StreamResponse(status=stream.status, headers=headers)
+    if is_last:
+        answer.force_close()
+    if stream.size_bytes is not None:
+        answer.content_length = stream.size_bytes
+    is_whole = False
+    # An asynchronous generator; the protocol of its type has no name for closing it.
+    parts: AsyncGenerator[Buffer, None] = stream.parts  # type: ignore[assignment]
+    async with aclosing(parts):
+        try:
+            async with asyncio.timeout(BODY_GRACE_S):
+                await answer.prepare(raw)
+            if raw.method == "HEAD":
+                return answer, True
+            async for part in parts:
+                async with asyncio.timeout(BODY_GRACE_S):
+                    await answer.write(memoryview(part).cast("B"))
+                on_sent(memoryview(part).nbytes)
+            is_whole = True
+        except (TimeoutError, ConnectionError):
+            hang_up(raw)
+        except MeshError as error:
+            last = _last_words(error, headers.get("Content-Type", ""))
+            if last and stream.size_bytes is None:
+                await _write_last(raw, answer, last)
+            elif raw.version < HttpVersion11:
+                hang_up(raw)
+            elif raw.transport is not None:
+                raw.transport.close()  # what was written still goes out
+        except Exception:
+            log.exception("the answer to request %s broke off", request_id)
+            hang_up(raw)
+    return answer, is_whole
+
+
+async def _write_last(raw: web.BaseRequest, answer: web.StreamResponse, last: bytes) -> None:
+    try:
+        async with asyncio.timeout(BODY_GRACE_S):
+            await answer.write(last)
+    except (TimeoutError, ConnectionError):
+        hang_up(raw)
+
+
+def hang_up(raw: web.BaseRequest) -> None:
+    """End a request's connection at once: what was not sent is dropped.
+
+    A body without a length ends with the connection in HTTP/1.0. There the connection is reset, so that what came
+    is not taken for the whole.
+    """
+    transport = raw.transport
+    if transport is None:
+        return
+    sock = transport.get_extra_info("socket") if raw.version < HttpVersion11 else None
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def _last_words(error: MeshError, content_type: str) -> bytes:
+    """Return an error as the last part of a stream of events or lines; nothing for other bodies."""
+    text = msgspec.json.encode({"error": str(error), "code": error.code})
+    match content_type.partition(";")[0].strip().lower():
+        case "text/event-stream":
+            return b"event: error\ndata: " + text + b"\n\n"
+        case "application/x-ndjson":
+            return text + b"\n"
+    return b""
 
 
 class PlainAnswer(web.StreamResponse):
@@ -96,10 +203,21 @@ class PlainAnswer(web.StreamResponse):
         return True
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        """Write everything, and wait if the client does not read what it is sent."""
+        """Write everything, and wait a while if the client does not read what it is sent.
+
+        Raises:
+            ConnectionResetError: if it goes on not reading; it has been hung up on.
+        """
         writer = request.writer
+        transport = request.transport
         await writer.write(self._wire)
-        await writer.drain()
+        if transport is not None and transport.get_write_buffer_size():
+            try:
+                async with asyncio.timeout(BODY_GRACE_S):
+                    await writer.drain()
+            except TimeoutError:
+                hang_up(request)
+                raise ConnectionResetError("the client does not read its answers") from None
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:

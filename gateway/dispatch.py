@@ -6,84 +6,130 @@ whole request later; the answer comes at once where it can, and as an awaitable 
 
 | path | method | scope | |
 |---|---|---|---|
-| `/v2`, `/v2/health/live`, `/v2/health/ready` | GET | infer | Open Inference Protocol: the server |
-| `/v2/models/M[/versions/N][/ready, /config]` | GET | infer | Open Inference Protocol: a model |
-| `/v2/models/M[/versions/N]/infer` | POST | infer | Open Inference Protocol: inference |
-| `/mesh/v1/...` | | | `mesh_api` |
+| `/v2/...` | | | Open Inference Protocol: `oip_routes` |
+| `/ping`, `/predictions/M`, `/models/...` | | | TorchServe: `torchserve_routes` |
+| `/inference/M`, `/predict` | POST | infer | a document, values or a file: `endpoint_routes` |
+| `/v1/...` | | | OpenAI and TensorFlow Serving: `openai_routes`, `tfserving_routes` |
+| `/mesh/v1/...` | | | `mesh_routes` |
 | `/healthz`, `/readyz`, `/metrics` | GET | infer | for supervisors and Prometheus |
+
+Any other path is looked up among those at which models are offered (`deploy --path`) and the routes that they
+bring (`meshnode.models.routes`); they need `infer`.
 
 HEAD is answered as GET is; the server leaves the body out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final
 
-from meshnode import __version__
-from meshnode.errors import InvalidRequest, MeshError
-from meshnode.gateway import mesh_api, pairing_api, trust_api
-from meshnode.gateway.metrics import OTHER, GatewayMetrics, exposition
-from meshnode.gateway.pipeline import Answered
-from meshnode.gateway.protocols import oip, oip_metadata
-from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
-from meshnode.gateway.protocols.status import HttpRefusal
+from meshnode.gateway import torchserve_routes
+from meshnode.gateway.docs_page import DocsPage
+from meshnode.gateway.endpoint_routes import EndpointRoutes
+from meshnode.gateway.event_streams import EventStreams
+from meshnode.gateway.inference import Inference
+from meshnode.gateway.jobs_api import prefers_later
+from meshnode.gateway.jobs_routes import JobsRoutes
+from meshnode.gateway.matching import (
+    Handler,
+    Match,
+    Methods,
+    Reply,
+    RouteSet,
+    by_method,
+)
+from meshnode.gateway.mesh_routes import MeshRoutes
+from meshnode.gateway.model_calls import ModelCalls
+from meshnode.gateway.native_routes import NativeRoutes
+from meshnode.gateway.oip_repository_routes import OipRepositoryRoutes
+from meshnode.gateway.oip_routes import OipRoutes
+from meshnode.gateway.openai_routes import OpenAIRoutes
+from meshnode.gateway.protocols import native
+from meshnode.gateway.protocols.event_ids import LAST_EVENT_ID
+from meshnode.gateway.protocols.status import CODED, PLAIN, ErrorForm, HttpRefusal
+from meshnode.gateway.tfserving_routes import TensorFlowServingRoutes, v1_error_form
 from meshnode.limits import MAX_REMEMBERED_PATHS
-from meshnode.types import Role, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshnode.gateway.mesh_api import MeshControl
+    from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.operations import Operation
     from meshnode.gateway.pipeline import Pipeline
+    from meshnode.gateway.protocols.http import HttpRequest
 
-Reply = HttpResponse | Awaitable[HttpResponse]
-Handler = Callable[[HttpRequest, str], Reply]
-
-_MODELS = "/v2/models/"
-_MESH_MODELS = "/mesh/v1/models/"
-_DEPLOYMENTS = "/mesh/v1/deployments/"
-_KEYS = "/mesh/v1/keys/"
-_ROLES = "/mesh/v1/roles/"
-_UPLOADS = "/mesh/v1/uploads/"
-_TRACEPARENT = "traceparent"
-
-
-class Match(NamedTuple):
-    """What answers a request: `answer(http, request_id)`, for callers with this scope.
-
-    `takes_body` is false where a body, if there is one, is not worth reading. `forwarded` is whether
-    the request may come from another node's gateway, whose own role does not allow it.
-    """
-
-    answer: Handler
-    scope: Scope
-    takes_body: bool = False
-    forwarded: bool = False
+_ERROR_FORMS: Final[tuple[tuple[str, Callable[[str], ErrorForm]], ...]] = (
+    ("/mesh/v1/models/", lambda _path: native.ERRORS),
+    ("/mesh/", lambda _path: CODED),
+    ("/predictions/", torchserve_routes.error_form),
+    ("/explanations/", torchserve_routes.error_form),
+    ("/models", torchserve_routes.error_form),
+    ("/ping", torchserve_routes.error_form),
+    ("/v1/", v1_error_form),
+)
+"""How errors are told below the beginning of a path, given the path; `PLAIN` elsewhere."""
 
 
 class Dispatcher:
-    """The routes of a node, the same at every entrance."""
+    """The routes of a node, the same at every entrance.
 
-    def __init__(self, pipeline: Pipeline, control: MeshControl, metrics: GatewayMetrics) -> None:
-        """Answer from these."""
-        self._pipeline = pipeline
-        self._control = control
-        self._metrics = metrics
-        self._fixed = self._fixed_routes()
-        self._named: dict[str, Callable[[str], Mapping[str, Match]]] = {
-            _MODELS: self._model_routes,
-            _MESH_MODELS: self._mesh_model_routes,
-            _DEPLOYMENTS: self._deployment_routes,
-            _KEYS: self._key_routes,
-            _ROLES: self._role_routes,
-            _UPLOADS: self._upload_routes,
-        }
+    Attributes:
+        operations: What the routes do, for the description of the API.
+        streams: Answers that are being streamed, for whoever closes the entrances.
+        oip: The Open Inference Protocol's part.
+        respond_later: Makes a job of an inference (`Prefer: respond-async`); None as long as nothing does.
+        answer_once: Answers a POST that has an `Idempotency-Key`; None as long as nothing does.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, control: MeshControl, metrics: GatewayMetrics, *more: RouteSet
+    ) -> None:
+        """Answer from these, and from parts that the daemon brings."""
+        self.inference = Inference(pipeline, metrics)
+        calls = ModelCalls(self.inference)
+        self._endpoint = EndpointRoutes(self.inference, calls, lambda: self.respond_later)
+        self.operations: tuple[Operation, ...] = ()
+        self.streams = EventStreams()
+        self.respond_later: Handler | None = None
+        self.answer_once: Callable[[Match, HttpRequest, str], Reply] | None = None
+        self._fixed: dict[str, Methods] = {}
+        self._below: dict[str, Callable[[str], Methods]] = {}
+        self._worth_remembering: frozenset[str] = frozenset()
         self._remembered: dict[tuple[str, str], Match] = {}
+        self.oip = OipRoutes(self.inference, control)
+        self.add(self.oip.routes())
+        self.add(OipRepositoryRoutes(control).routes())
+        decoded = self._endpoint.decoded
+        self.add(torchserve_routes.TorchServeRoutes(self.inference, control, decoded).routes())
+        self.add(self._endpoint.routes())
+        self.add(MeshRoutes(control, metrics).routes())
+        self.add(NativeRoutes(self.inference, control, self.streams).routes())
+        self.add(
+            DocsPage(lambda: self.operations, lambda: pipeline.table, self.error_form).routes()
+        )
+        self.add(OpenAIRoutes(self.inference).routes())
+        self.add(TensorFlowServingRoutes(self.inference, control).routes())
+        jobs = JobsRoutes(control, calls.offered_at)
+        self.add(jobs.routes())
+        self.respond_later = jobs.respond_later
+        for part in more:
+            self.add(part)
 
     def __repr__(self) -> str:
-        return f"<Dispatcher of {len(self._fixed) // 2} paths and {len(self._named)} folders>"
+        return f"<Dispatcher of {len(self._fixed) // 2} paths and {len(self._below)} folders>"
+
+    def add(self, part: RouteSet) -> None:
+        """Answer the routes of one more part."""
+        for path, methods in part.fixed.items():
+            self._fixed[path] = self._fixed[f"{path}/"] = {**self._fixed.get(path, {}), **methods}
+        below = dict(self._below)
+        for prefix, routes in part.below.items():
+            below[prefix] = partial(_either, below[prefix], routes) if prefix in below else routes
+        self._below = {prefix: below[prefix] for prefix in sorted(below, key=len, reverse=True)}
+        self._worth_remembering |= part.remembered
+        self.operations += part.operations
 
     def match(self, method: str, path: str) -> Match:
         """Return what answers a request; `path` is as sent, without its query.
@@ -99,282 +145,48 @@ class Dispatcher:
             method = "GET"
         routes = self._fixed.get(path)
         if routes is not None:
-            return _by_method(routes, method)
-        prefix = next((prefix for prefix in self._named if path.startswith(prefix)), None)
+            return by_method(routes, method)
+        prefix = next((prefix for prefix in self._below if path.startswith(prefix)), None)
         if prefix is None:
-            raise _unknown(path)
-        found = _by_method(self._named[prefix](path), method)
-        if prefix is not _MODELS:
+            return by_method(self._endpoint.of_models(path), method)
+        found = by_method(self._below[prefix](path), method)
+        if prefix not in self._worth_remembering:
             return found
         if len(self._remembered) >= MAX_REMEMBERED_PATHS:
             self._remembered.clear()
         self._remembered[method, path] = found
         return found
 
-    def _fixed_routes(self) -> dict[str, Mapping[str, Match]]:
-        control = self._control
-        routes: dict[str, Mapping[str, Match]] = {
-            "/v2": _get(lambda: oip_metadata.server_metadata(__version__)),
-            "/v2/health/live": _get(oip_metadata.live),
-            "/v2/health/ready": _get(lambda: oip_metadata.ready(control.ready()[0])),
-            "/healthz": _get(lambda: json_response({"status": "ok"})),
-            "/readyz": _get(self._readyz),
-            "/metrics": {"GET": Match(self._expose, Scope.INFER)},
-            "/mesh/v1/status": {
-                "GET": Match(
-                    lambda http, _: json_response(mesh_api.status(control, http.caller)),
-                    Scope.INFER,
-                )
-            },
-            "/mesh/v1/nodes": _get(lambda: json_response(control.nodes())),
-            "/mesh/v1/rtt": {
-                "GET": Match(lambda http, _: mesh_api.rtt(control, http), Scope.INFER)
-            },
-            "/mesh/v1/models": _get(lambda: json_response(control.models())),
-            "/mesh/v1/deployments": {
-                "POST": _elsewhere_too(Scope.DEPLOY, partial(mesh_api.deploy, control))
-            },
-            "/mesh/v1/uploads": {
-                "GET": _change(Scope.ADMIN, lambda _: json_response(control.uploads())),
-                "POST": self._shared(
-                    Scope.DEPLOY, lambda http: mesh_api.begin_upload(control, http)
-                ),
-            },
-            "/mesh/v1/keys": {
-                "GET": _change(Scope.ADMIN, lambda _: json_response(control.keys())),
-                "POST": self._shared(Scope.ADMIN, lambda http: mesh_api.create_key(control, http)),
-            },
-            "/mesh/v1/invites": {
-                "POST": _elsewhere_too(Scope.ADMIN, partial(trust_api.create_invite, control))
-            },
-            "/mesh/v1/join-requests": {
-                "GET": _change(Scope.ADMIN, lambda _: json_response(control.join_desk.view()))
-            },
-            "/mesh/v1/join-requests/approve": {
-                "POST": _change(Scope.ADMIN, lambda http: pairing_api.approve(control, http))
-            },
-            "/mesh/v1/evictions": {
-                "POST": self._shared(
-                    Scope.ADMIN, lambda http: trust_api.evict(control, http), Role.ADMIN
-                )
-            },
-            "/mesh/v1/trust": {
-                "GET": _change(Scope.ADMIN, lambda _: json_response(control.trust.view()))
-            },
-            "/mesh/v1/trust/rotate": {
-                "POST": _change(Scope.OWNER, lambda _: json_response(control.trust.rotate(), 202))
-            },
-            "/mesh/v1/trust/seal": {
-                "POST": _change(Scope.OWNER, lambda _: json_response(control.trust.seal()))
-            },
-            "/mesh/v1/doctor": {
-                "POST": _change(Scope.ADMIN, lambda http: mesh_api.examine(control, http))
-            },
-            "/mesh/v1/shutdown": {
-                "POST": _change(Scope.OWNER, lambda http: mesh_api.shutdown(control, http))
-            },
-        }
-        return routes | {f"{path}/": found for path, found in routes.items()}
+    def answer(self, match: Match, http: HttpRequest, request_id: str) -> Reply:
+        """Answer a request by its match, whatever its headers ask for besides."""
+        headers = http.headers
+        if http.method == "POST" and not (match.goes_on and LAST_EVENT_ID in headers):
+            if match.infers and self.respond_later is not None and prefers_later(headers):
+                return self.respond_later(http, request_id)
+            once = self.answer_once
+            if once is not None and "idempotency-key" in headers and not match.answers_once:
+                return once(match, http, request_id)
+        return match.answer(http, request_id)
 
-    def _mesh_model_routes(self, path: str) -> Mapping[str, Match]:
-        name = _segment(path.removeprefix(_MESH_MODELS), path)
-        return _get(lambda: json_response(self._control.model(name)))
-
-    def _deployment_routes(self, path: str) -> Mapping[str, Match]:
-        name = _segment(path.removeprefix(_DEPLOYMENTS), path)
-        return {
-            "DELETE": self._shared(
-                Scope.DEPLOY, lambda http: mesh_api.undeploy(self._control, http, name)
-            )
-        }
-
-    def _key_routes(self, path: str) -> Mapping[str, Match]:
-        key = _segment(path.removeprefix(_KEYS), path)
-        return {
-            "DELETE": self._shared(
-                Scope.ADMIN, lambda http: json_response(self._control.revoke_key(key, http.caller))
-            )
-        }
-
-    def _role_routes(self, path: str) -> Mapping[str, Match]:
-        node = _segment(path.removeprefix(_ROLES), path)
-        return {
-            "PUT": self._shared(
-                Scope.ADMIN, lambda http: trust_api.set_role(self._control, http, node), Role.ADMIN
-            )
-        }
-
-    def _upload_routes(self, path: str) -> Mapping[str, Match]:
-        control = self._control
-        upload, slash, index = path.removeprefix(_UPLOADS).partition("/")
-        upload = _segment(upload, path)
-        if slash:
-            number = _file_number(index, path)
-            return {
-                "PUT": self._shared(
-                    Scope.DEPLOY,
-                    lambda http: mesh_api.take_piece(control, http, upload, number),
-                    upload=upload,
-                )
-            }
-        return {
-            "GET": self._shared(
-                Scope.DEPLOY,
-                lambda http: json_response(control.upload(upload, http.caller)),
-                upload=upload,
-            ),
-            "DELETE": self._shared(
-                Scope.DEPLOY,
-                lambda http: mesh_api.drop_upload(control, http, upload),
-                upload=upload,
-            ),
-        }
-
-    def _model_routes(self, path: str) -> Mapping[str, Match]:
-        name, _, rest = path.removeprefix(_MODELS).partition("/")
-        name = _segment(name, path)
-        version: int | None = None
-        if rest.startswith("versions/"):
-            text, _, rest = rest.removeprefix("versions/").partition("/")
-            version = _version(text)
-        match rest:
-            case "infer":
-                answer = partial(self._infer, name, version)
-                return {"POST": Match(answer, Scope.INFER, takes_body=True)}
-            case "":
-                return _get(lambda: self._model_metadata(name, version))
-            case "ready":
-                control = self._control
-                return _get(
-                    lambda: oip_metadata.model_ready(name, control.is_model_ready(name, version))
-                )
-            case "config":
-                control = self._control
-                return _get(lambda: oip_metadata.model_config(control.manifest(name, version)))
-        raise _unknown(path)
-
-    def _shared(
-        self,
-        scope: Scope,
-        handler: Callable[[HttpRequest], Reply],
-        needed: Role = Role.OPERATOR,
-        upload: str | None = None,
-    ) -> Match:
-        """Return what changes the mesh: here if this node's role allows it, else at another node.
-
-        Args:
-            scope: What the caller needs.
-            handler: Makes the change here.
-            needed: The role that the node needs.
-            upload: The upload that it is about.
-        """
-
-        def answer(http: HttpRequest, request_id: str) -> Reply:
-            elsewhere = self._control.forward(needed, http, request_id, upload)
-            return handler(http) if elsewhere is None else elsewhere
-
-        return Match(answer, scope, takes_body=True, forwarded=True)
-
-    # Handlers.
-
-    def _infer(self, model: str, version: int | None, http: HttpRequest, request_id: str) -> Reply:
-        pipeline = self._pipeline
-        label = OTHER
-        parent = http.headers.get(_TRACEPARENT)
-        trace = None if parent is None else pipeline.request_log.traces.join(parent)
-        try:
-            target = pipeline.resolve(model, version)
-            manifest = target.manifest
-            label = manifest.model
-            request, form = oip.decode_infer(http, manifest, manifest.version, request_id, trace)
-        except MeshError as error:
-            self._metrics.failed(label, error.code)
-            pipeline.request_log.failed(model, request_id, trace, error)
-            raise
-        answered = pipeline.answer(request, target)
-        if not isinstance(answered, Answered):
-            return _infer_later(answered, form)
-        part = answered.response.single
-        assert part is not None  # what is answered at once is complete
-        response = oip.encode_infer(answered.response, part, form)
-        return _routed(response, answered)
-
-    def _model_metadata(self, name: str, version: int | None) -> HttpResponse:
-        control = self._control
-        manifest = control.manifest(name, version)
-        if version is not None:
-            return oip_metadata.model_metadata(manifest, ())
-        versions = control.model(name)["versions"]
-        ready = [number for number in versions if control.is_model_ready(name, number)]
-        return oip_metadata.model_metadata(manifest, ready)
-
-    def _readyz(self) -> HttpResponse:
-        is_ready, reason = self._control.ready()
-        body = {"ready": is_ready} if is_ready else {"ready": is_ready, "reason": reason}
-        return json_response(body, 200 if is_ready else 503)
-
-    def _expose(self, http: HttpRequest, _request_id: str) -> HttpResponse:
-        metrics = chain(self._metrics, self._control.metrics())
-        body, content_type = exposition(metrics, http.headers.get("accept", ""))
-        return HttpResponse(200, {"Content-Type": content_type}, body)
+    def error_form(self, path: str) -> ErrorForm:
+        """Return how errors are told at a path, known or not."""
+        for prefix, form in _ERROR_FORMS:
+            if path.startswith(prefix):
+                return form(path)
+        return PLAIN
 
 
-def _get(handler: Callable[[], Reply]) -> Mapping[str, Match]:
-    """Return the routes of what everybody may read who may infer."""
-    return {"GET": Match(lambda _http, _request_id: handler(), Scope.INFER)}
+def _either(one: Callable[[str], Methods], other: Callable[[str], Methods], path: str) -> Methods:
+    """Return the routes that two parts have below the same beginning of a path.
 
-
-def _change(scope: Scope, handler: Callable[[HttpRequest], Reply]) -> Match:
-    return Match(lambda http, _request_id: handler(http), scope, takes_body=True)
-
-
-def _elsewhere_too(scope: Scope, answer: Handler) -> Match:
-    """Return a change whose handler finds out by itself whether another node has to make it."""
-    return Match(answer, scope, takes_body=True, forwarded=True)
-
-
-def _by_method(routes: Mapping[str, Match], method: str) -> Match:
-    found = routes.get(method)
-    if found is None:
-        allowed = ", ".join(
-            each for name in routes for each in (("GET", "HEAD") if name == "GET" else (name,))
-        )
-        raise HttpRefusal(405, f"this path takes {allowed}, not {method[:20]}", {"Allow": allowed})
-    return found
-
-
-def _segment(text: str, path: str) -> str:
-    """Return a path segment decoded, such as a model's name; an empty or deeper one is unknown."""
-    if not text or "/" in text:
-        raise _unknown(path)
-    return unquote(text)
-
-
-def _file_number(text: str, path: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise _unknown(path)
-    return int(text)
-
-
-def _version(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise InvalidRequest(
-            f"{text[:40]!r} is not a model version; versions are positive integers"
-        )
-    return int(text)
-
-
-def _unknown(path: str) -> HttpRefusal:
-    return HttpRefusal(404, f"nothing is served at {path[:100]!r}")
-
-
-def _routed(response: HttpResponse, answered: Answered) -> HttpResponse:
-    headers = {**response.headers, "Mesh-Route": answered.route_header}
-    return HttpResponse(response.status, headers, response.body)
-
-
-async def _infer_later(answer: Awaitable[Answered], form: oip.AnswerForm) -> HttpResponse:
-    answered = await answer
-    response = answered.response
-    part = response.single or await oip.only_part(response)
-    return _routed(oip.encode_infer(response, part, form), answered)
+    Raises:
+        HttpRefusal: if neither has any.
+    """
+    try:
+        found = one(path)
+    except HttpRefusal:
+        return other(path)
+    try:
+        return {**found, **other(path)}
+    except HttpRefusal:
+        return found

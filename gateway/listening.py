@@ -7,6 +7,8 @@ import contextlib
 import ipaddress
 import os
 import socket
+import struct
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -72,6 +74,19 @@ async def _bind_both(address: Address) -> socket.socket | None:
     if literal.version == 4 or not literal.is_unspecified:
         return None
     return await sockets.bind(address, socket.SOCK_STREAM)
+
+
+def is_from_owner(sock: socket.socket) -> bool:
+    """Whether a connection at a Unix socket comes from this process's user, or from root.
+
+    The socket's mode says the same; this holds also when somebody has changed that. Where the system does not
+    tell who connects (all but Linux), the mode alone decides.
+    """
+    if sys.platform != "linux" or sock.family != socket.AF_UNIX:
+        return True
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return user in (0, os.geteuid())
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshnode import metric_catalogue as catalogue
+from meshnode.gateway.key_limits import KeyLimits
 from meshnode.limits import MAX_MODELS
 from meshnode.metrics import Counter, Gauge, Histogram, Metric, single
 
@@ -36,7 +37,12 @@ class GatewayMetrics:
         self.duration = Histogram.of(catalogue.REQUEST_DURATION)
         self.attempts = Counter.of(catalogue.ATTEMPTS)
         self.responses = Counter.of(catalogue.HTTP_RESPONSES)
+        self.grpc_calls = Counter.of(catalogue.GRPC_CALLS)
         self.errors = Counter.of(catalogue.HTTP_ERRORS)
+        self.key_limits = KeyLimits()
+        """What callers with API keys ask of this node's entrances."""
+        self.cache_answers = Counter.of(catalogue.HTTP_CACHE_ANSWERS)
+        self.replays = Counter.of(catalogue.HTTP_IDEMPOTENT)
         self.connections = 0
         self.request_body_bytes = 0
         self.response_body_bytes = 0
@@ -48,6 +54,7 @@ class GatewayMetrics:
     def __iter__(self) -> Iterator[Metric]:
         """All of them, for an exposition."""
         yield from (self.requests, self.duration, self.attempts, self.responses, self.errors)
+        yield from (self.cache_answers, self.replays, self.key_limits.refused)
         yield single(catalogue.HTTP_CONNECTIONS, self.connections)
         yield single(catalogue.HTTP_REQUEST_BODY_BYTES, self.request_body_bytes)
         yield single(catalogue.HTTP_RESPONSE_BODY_BYTES, self.response_body_bytes)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import msgspec
 
 from meshnode.errors import ConfigError, InvalidRequest
+from meshnode.gateway.operations import Operation
 from meshnode.gateway.protocols.body import decode_body
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.limits import MAX_NAME_LENGTH
 from meshnode.options import check_name
-from meshnode.types import Role
+from meshnode.types import Role, Scope
 
 if TYPE_CHECKING:
     from meshnode.gateway.mesh_api import MeshControl
@@ -55,3 +56,17 @@ def approve(control: MeshControl, http: HttpRequest) -> HttpResponse:
         except ConfigError as error:
             raise InvalidRequest(str(error)) from None
     return json_response(control.join_desk.approve(wish.code, wish.role, wish.region, http.caller))
+
+
+_TAG = "Trust"
+OPERATIONS = (
+    Operation(
+        "GET", "/mesh/v1/join-requests", "Devices that ask to join", _TAG, Scope.ADMIN,
+        answer={"type": "array"},
+    ),
+    Operation(
+        "POST", "/mesh/v1/join-requests/approve", "Admit a device", _TAG, Scope.ADMIN, _Approval,
+        {"type": "object"},
+    ),
+)  # fmt: skip
+"""What the routes do whose answers are here."""

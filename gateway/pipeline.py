@@ -15,66 +15,43 @@ Cancelling (the client hung up) cancels the running try, here or on the peer.
 from __future__ import annotations
 
 import asyncio
-import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from meshnode.errors import Cancelled, DeadlineExceeded, MeshError, NoReplica, NotServing, Saturated
+from meshnode.cache_control import read_cache_control
+from meshnode.errors import MeshError, NoReplica, NotCached, NotServing, Saturated
+from meshnode.gateway.admission import Admission, Admitted
+from meshnode.gateway.answer_streams import HUNG_UP, AnswerStream, Continued, rest_of, with_seed
+from meshnode.gateway.cold_starts import ColdStarts
+from meshnode.gateway.inline import InlineReplicas, form_of
 from meshnode.gateway.request_log import RequestLog
+from meshnode.gateway.routed_requests import part_of_sequence, routed, variant
+from meshnode.gateway.sending import Sending
 from meshnode.limits import MAX_REQUESTS_IN_FLIGHT
 from meshnode.models.manifest import Manifest, check_request
-from meshnode.routing.attempts import Attempts, GiveUp, Try
+from meshnode.models.serving.response_cache import AGE_PARAMETER, CACHE_PARAMETER, HIT
+from meshnode.routing.stickiness import with_beginning
 from meshnode.types import InferRequest, InferResponse, NodeId, ResponsePart
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meshnode.clock import Clock
+    from meshnode.gateway.answer_streams import Continue, Delivered
+    from meshnode.gateway.executors import LocalExecutor, PeerCaller
     from meshnode.gateway.metrics import GatewayMetrics
     from meshnode.gateway.request_log import Tried
-    from meshnode.routing.load import ReplicaLoad
+    from meshnode.gateway.taking_up import KeptElsewhere
+    from meshnode.routing.attempts import Attempts
     from meshnode.routing.router import Router
-    from meshnode.routing.table import Replica, ReplicaGroup
-    from meshnode.tracing import Trace, TraceIds
-    from meshnode.wire.messages import LoadReport
+    from meshnode.routing.table import ReplicaGroup, ReplicaTable
+    from meshnode.tracing import TraceIds
 
 
 _DEFECT = MeshError("the gateway failed")  # until something else is known to have happened
-_HUNG_UP = Cancelled("the client went away")
+
+_REFUSED_WITHIN_S = 5.0  # who waited in vain is told why no replica is ready
 
 _REPORT_EVERY_S = 1.0  # inline answers refresh what routing believes about this node so often
-
-
-class LocalExecutor(Protocol):
-    """This node's model server. `request.version` is always set."""
-
-    def try_infer_inline(self, request: InferRequest) -> ResponsePart | None:
-        """Run a request at once if its model is one that runs inline and is idle; else None."""
-        ...
-
-    async def infer(self, request: InferRequest) -> InferResponse:
-        """Run a request, in its turn; NotServing if the version is not ready here."""
-        ...
-
-    def load_report(self, model: str, version: int) -> LoadReport:
-        """Say how busy this node's replica is."""
-        ...
-
-
-class PeerCaller(Protocol):
-    """The way to other nodes' model servers. `request.version` is always set.
-
-    Load reports that come with answers reach the router by whoever receives them.
-    """
-
-    async def infer(
-        self, node: NodeId, request: InferRequest, first_byte_timeout_s: float
-    ) -> InferResponse:
-        """Run a request there; return when its first part is here.
-
-        LinkLost if nothing came in `first_byte_timeout_s` and time is left, DeadlineExceeded if
-        none is. Cancelling it cancels the work over there.
-        """
-        ...
 
 
 class Target(NamedTuple):
@@ -92,30 +69,39 @@ class Target(NamedTuple):
     group: ReplicaGroup
 
 
+class Running(NamedTuple):
+    """A stream that is under way.
+
+    Attributes:
+        ended: To be told once what became of it, and of the plan of who made its end.
+        goes_on: Finds another replica for its rest; None if its model is not resumable.
+    """
+
+    ended: Callable[[MeshError | None, Attempts | None], None]
+    goes_on: Continue | None
+
+
 class Answered(NamedTuple):
-    """An answer, and the `Mesh-Route` header that says where it came from and why."""
+    """An answer, and where it came from.
+
+    Attributes:
+        response: The answer.
+        route_header: The `Mesh-Route` header: which replica gave it, and why that one.
+        cache: `hit`, `miss` or `bypass` if the model's answers are kept; else empty.
+        age_s: How long ago a kept answer was made.
+    """
 
     response: InferResponse
     route_header: str
+    cache: str = ""
+    age_s: float = 0.0
 
-
-class _Inline:
-    """What an inline answer of one model version needs at hand; stale once its group changes."""
-
-    __slots__ = (
-        "accepted", "candidates", "header", "load", "replica", "reported_at", "revision",
-    )  # fmt: skip
-
-    def __init__(self, revision: int, replica: Replica, candidates: int, load: ReplicaLoad) -> None:
-        self.revision = revision
-        self.replica = replica
-        self.candidates = candidates
-        self.load = load
-        self.reported_at = -math.inf
-        self.header = ""
-        # The form of the last request that passed the check. Clients repeat themselves, and
-        # comparing costs a third of checking.
-        self.accepted: _Form | None = None
+    @property
+    def cache_headers(self) -> Mapping[str, str]:
+        """The headers about kept answers; none where the model keeps none."""
+        if self.cache == HIT:
+            return {"Mesh-Cache": HIT, "Age": str(int(self.age_s))}
+        return {"Mesh-Cache": self.cache} if self.cache else {}
 
 
 class Pipeline:
@@ -135,18 +121,31 @@ class Pipeline:
         self._me = me
         self._router = router
         self._local = local
-        self._peers = peers
-        self._now = clock.now
+        self.now = clock.now
+        """Returns monotonic seconds."""
+        self.wall_s = clock.wall_s
+        """Returns seconds since the Unix epoch, for answers that say when they were made."""
         self._metrics = metrics
         self.request_log = RequestLog(clock, traces)
         """Told of requests that fail before they come here, too."""
-        # One entry per version that this node serves.
-        self._inline: dict[tuple[str, int], _Inline] = {}
+        self._sending = Sending(me, local, peers, clock.now, metrics, self.request_log)
+        self.admission = Admission()
+        """How much may be in flight, and what was refused."""
+        self._inline = InlineReplicas(me, router, local)
+        self.cold_starts = ColdStarts(router, clock.now)
+        """Requests that wait for a replica."""
+        self.kept: KeptElsewhere | None = None
+        """Finds streams that other gateways began; None as long as nothing does."""
         self.in_flight = 0
         """Requests that are being answered, streams that have not ended included."""
 
     def __repr__(self) -> str:
         return f"<Pipeline of {self._me}: {self.in_flight} in flight>"
+
+    @property
+    def table(self) -> ReplicaTable:
+        """Who serves what, to be read only."""
+        return self._router.table
 
     def resolve(self, model: str, version: int | None) -> Target:
         """Return the model version that a request is for: the newest that is ready if None.
@@ -164,6 +163,26 @@ class Pipeline:
             )
         return Target(manifest, version, group)
 
+    def target(self, model: str, version: int | None) -> Target:
+        """Return the model version that a request is for, of which a replica may only be on its way.
+
+        Raises:
+            ModelNotFound, NoReplica: as `resolve`, where none is.
+        """
+        try:
+            return self.resolve(model, version)
+        except NoReplica:
+            group = self._router.table.coming(model, version)
+            if group is None or group.manifest is None:
+                raise
+            return Target(group.manifest, version, group)
+
+    def announced(self, model: str, version: int | None) -> Manifest | None:
+        """Return what a model version is, ready or not; the newest if None, and None if that is not known."""
+        table = self._router.table
+        wanted = version or max(table.versions(model), default=0)
+        return table.manifest(model, wanted) if wanted else None
+
     async def infer(self, request: InferRequest) -> Answered:
         """Answer a request from the best replica, retrying elsewhere until an answer has begun.
 
@@ -172,8 +191,8 @@ class Pipeline:
             MeshError: what `resolve` raises, or the last error if no replica answered;
                 DeadlineExceeded if `request.timeout_s` passed first.
         """
-        target = self.resolve(request.model, request.version)
-        request = _variant(request, target.manifest.version, request.timeout_s, request.trace)
+        target = self.target(request.model, request.version)
+        request = variant(request, target.manifest.version, request.timeout_s, request.trace)
         answer = self.answer(request, target)
         return answer if isinstance(answer, Answered) else await answer
 
@@ -189,10 +208,15 @@ class Pipeline:
         """
         manifest = target.manifest
         model = manifest.model
-        started = self._now()
-        inline = self._inline_of(target.group, model)
+        started = self.now()
+        self._router.arrivals.came(model)
+        if request.cache_control and not manifest.keeps_answers:
+            self._refuse_run(request, started)
+        inline = self._inline.of(target.group, model)
+        if inline is not None and not self._inline.is_first_choice(inline.replica, request.hints):
+            inline = None
         try:
-            form = _form_of(request)
+            form = form_of(request)
             if inline is None:
                 check_request(manifest, request)
                 return self._infer(request, target, started)
@@ -203,79 +227,136 @@ class Pipeline:
         except (NotServing, Saturated):  # this node refuses for now; another may take it
             return self._infer(request, target, started)
         except MeshError as error:
-            self._failed(request, error, self._now() - started)
+            self._failed(request, error, self.now() - started)
             raise
         if part is None:
             return self._infer(request, target, started)
         if started - inline.reported_at > _REPORT_EVERY_S:
-            self._refresh(inline, manifest, started)
-        took_s = self._now() - started
+            self._inline.refresh(inline, manifest, started)
+        took_s = self.now() - started
         self._metrics.answered(model, took_s)
         if self.request_log.wants(took_s):
             self.request_log.answered(request, manifest.version, inline.replica.node_name, took_s)
-        return Answered(InferResponse(model, manifest.version, part), inline.header)
+        response = InferResponse(model, manifest.version, part)
+        return self._answered(inline.header, response, request, manifest)
 
-    def _inline_of(self, group: ReplicaGroup, model: str) -> _Inline | None:
-        """Return the entry of a version of which this node is a ready replica."""
-        version = group.version
-        known = self._inline.get((model, version))
-        if known is not None and known.revision == group.revision:
-            return known
-        me = next((replica for replica in group.ready if replica.node == self._me), None)
-        if me is None:
-            self._inline.pop((model, version), None)
-            return None
-        load = self._router.book.load(self._me, model, version, me.slots)
-        made = _Inline(group.revision, me, len(group.ready), load)
-        self._inline[model, version] = made
-        return made
-
-    def _refresh(self, inline: _Inline, manifest: Manifest, now: float) -> None:
-        """Tell routing how busy this node is, which inline answers do not, and renew the header."""
-        report = self._local.load_report(manifest.model, manifest.version)
-        self._router.load_reported(self._me, manifest.model, manifest.version, report, now)
-        inline.reported_at = now
-        inline.header = (
-            f"{inline.replica.label}; expected_ms={inline.load.service_ms:.3g}; "
-            f"candidates={inline.candidates}; attempts=1; reason=inline"
-        )
+    def _refuse_run(self, request: InferRequest, started: float) -> None:
+        """Refuse what only a kept answer would do for, of a model that keeps none."""
+        if read_cache_control(request.cache_control).only_if_cached:
+            error = NotCached(
+                f"model {request.model!r} keeps no answers, and the request wants a kept one only "
+                "(Cache-Control: only-if-cached)"
+            )
+            self._failed(request, error, self.now() - started)
+            raise error
 
     async def _infer(self, request: InferRequest, target: Target, started: float) -> Answered:
-        model = target.manifest.model
         if request.trace is None:  # from here on others hear of it
             trace = self.request_log.traces.begin()
-            request = _variant(request, target.manifest.version, request.timeout_s, trace)
+            request = variant(request, target.manifest.version, request.timeout_s, trace)
+        request = with_seed(request, target.manifest.execution)
+        request = with_beginning(request, target.manifest.execution)
         attempts: Attempts | None = None
+        admitted: Admitted | None = None
         failure: MeshError | None = _DEFECT
         streaming = False
         self.in_flight += 1
         try:
             if self.in_flight > MAX_REQUESTS_IN_FLIGHT:
                 raise Saturated("this gateway is working on too many requests; try again later")
-            attempts = self._router.plan(model, target.asked, request.timeout_s, started)
+            if not self._router.is_reachable(request.model, target.asked):
+                request = await self._once_reachable(request, target)
+                started = self.now()
+            admitted = self.admission.enter(
+                request.model, request.hints, request.timeout_s, started
+            )
+            part = part_of_sequence(target.manifest, request)
+            attempts = self._router.plan(routed(request, target.asked, part), started)
             try:
-                response = await self._first_answer(attempts, request)
+                response = await self._sending.first_answer(attempts, request)
             except MeshError as error:
                 error.mesh_route = attempts.header
                 raise
             if response.single is None:
                 streaming = True
-                response = InferResponse(
-                    response.model,
-                    response.version,
-                    self._relay(request, response, attempts, started),
-                )
+                admitted.began(self.now(), attempts.alone_s)
+                response = self._streamed(request, response, attempts, started, admitted)
             failure = None
-            return Answered(response, attempts.header)
+            return self._answered(attempts.header, response, request, target.manifest)
         except MeshError as error:
             failure = error
             raise
         except asyncio.CancelledError:
-            failure = _HUNG_UP
+            failure = HUNG_UP
             raise
         finally:
             if not streaming:
-                self._ended(request, attempts, failure, started)
+                self._ended(request, attempts, failure, started, admitted)
+
+    async def _once_reachable(self, request: InferRequest, target: Target) -> InferRequest:
+        """Wait for a replica, and return the request with the time that it has left."""
+        model, timeout_s = request.model, request.timeout_s
+        waited_s = await self.cold_starts.until_ready(model, target.asked, timeout_s)
+        left_s = timeout_s - waited_s
+        if not self._router.is_reachable(model, target.asked):
+            left_s = max(left_s, _REFUSED_WITHIN_S)
+        return variant(request, target.manifest.version, left_s, request.trace)
+
+    def _streamed(
+        self,
+        request: InferRequest,
+        begun: InferResponse,
+        attempts: Attempts,
+        started: float,
+        admitted: Admitted,
+    ) -> InferResponse:
+        """Return a stream that goes on elsewhere where it can, and is counted at its end."""
+        manifest = self._router.table.manifest(begun.model, begun.version)
+        running = self._running(request, manifest, started, admitted)
+        return AnswerStream(begun, attempts, self.now, running.ended, running.goes_on).response
+
+    def enter(self, request: InferRequest, manifest: Manifest) -> Running:
+        """Count a stream that another gateway began; call `Running.ended` once.
+
+        Raises:
+            Saturated: if this gateway does too much; nothing is counted then.
+        """
+        started = self.now()
+        if self.in_flight >= MAX_REQUESTS_IN_FLIGHT:
+            raise Saturated("this gateway is working on too many requests; try again later")
+        if request.trace is None:
+            trace = self.request_log.traces.begin()
+            request = variant(request, manifest.version, request.timeout_s, trace)
+        request = with_seed(request, manifest.execution)
+        admitted = self.admission.enter(request.model, request.hints, request.timeout_s, started)
+        self.in_flight += 1
+        return self._running(request, manifest, started, admitted)
+
+    def _running(
+        self,
+        request: InferRequest,
+        manifest: Manifest | None,
+        started: float,
+        admitted: Admitted,
+    ) -> Running:
+        def ended(failure: MeshError | None, attempts: Attempts | None) -> None:
+            self._ended(request, attempts, failure, started, admitted)
+
+        return Running(ended, self._goes_on(request, manifest))
+
+    def _goes_on(self, request: InferRequest, manifest: Manifest | None) -> Continue | None:
+        """Return what finds a replica for the rest of an answer; None if its model is not resumable."""
+        if manifest is None or not manifest.execution.resumable:
+            return None
+        execution, version = manifest.execution, manifest.version
+
+        async def goes_on(delivered: Delivered, tried: tuple[NodeId, ...]) -> Continued:
+            # The answer had begun in its time; whoever goes on with it has as much again to begin.
+            rest, is_rest = rest_of(request, execution, delivered)
+            attempts = self._router.plan_rest(routed(rest, version, None), self.now(), tried)
+            return Continued(attempts, await self._sending.first_answer(attempts, rest), is_rest)
+
+        return goes_on
 
     def _ended(
         self,
@@ -283,16 +364,19 @@ class Pipeline:
         attempts: Attempts | None,
         failure: MeshError | None,
         started: float,
+        admitted: Admitted | None,
     ) -> None:
         self.in_flight -= 1
-        took_s = self._now() - started
+        now = self.now()
+        took_s = now - started
+        if admitted is not None:
+            admitted.end(now, failure, attempts.alone_s if attempts is not None else 0.0)
         if failure is not None:
             self._failed(request, failure, took_s, attempts.tried if attempts is not None else ())
             return
         self._metrics.answered(request.model, took_s)
-        if self.request_log.wants(took_s):
-            assert attempts is not None
-            assert attempts.route is not None  # somebody answered
+        # One that was taken up where it was kept has no route.
+        if attempts is not None and attempts.route is not None and self.request_log.wants(took_s):
             replica = attempts.route.replica
             self.request_log.answered(
                 request, replica.version, replica.node_name, took_s, attempts.tried
@@ -306,98 +390,28 @@ class Pipeline:
             request.model, request.request_id, request.trace, error, took_s, tried
         )
 
-    async def _first_answer(self, attempts: Attempts, request: InferRequest) -> InferResponse:
-        """Try replicas until one answers; a unary answer is then complete, a stream has begun."""
-        begun = False
-        try:
-            while True:
-                began = self._now()
-                step = attempts.next(began)
-                if isinstance(step, GiveUp):
-                    raise step.error
-                local = step.route.replica.node == self._me
-                target = "local" if local else "peer"
-                try:
-                    response = await self._send(step, request, local)
-                except MeshError as error:
-                    now = self._now()
-                    self._metrics.attempts.add((target, error.code))
-                    attempts.failed(error, now, self._report(step) if local else None)
-                    replica = step.route.replica
-                    self.request_log.attempt_failed(
-                        request, replica.version, replica.node_name, error, now - began
-                    )
-                    continue
-                self._metrics.attempts.add((target, "ok"))
-                if response.single is not None:
-                    attempts.succeeded(self._now(), self._report(step) if local else None)
-                else:
-                    attempts.first_byte()
-                    begun = True
-                return response
-        finally:
-            if not begun:
-                attempts.close(self._now())
-
-    def _report(self, step: Try) -> LoadReport | None:
-        """This node's own load; None when it stopped serving the model meanwhile."""
-        try:
-            return self._local.load_report(step.route.replica.model, step.route.replica.version)
-        except MeshError:
-            return None
-
-    async def _send(self, step: Try, request: InferRequest, local: bool) -> InferResponse:
-        replica = step.route.replica
-        request = _variant(request, replica.version, step.remaining_s, request.trace)
-        if not local:
-            return await self._peers.infer(replica.node, request, step.first_byte_timeout_s)
-        try:
-            async with asyncio.timeout(step.first_byte_timeout_s):
-                return await self._local.infer(request)
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {step.first_byte_timeout_s:.3f} s") from None
-
-    async def _relay(
-        self, request: InferRequest, response: InferResponse, attempts: Attempts, started: float
-    ) -> AsyncIterator[ResponsePart]:
-        """Pass a stream on; its outcome is known, and counted, at its end."""
-        failure: MeshError | None = _HUNG_UP
-        try:
-            async for part in response:
-                yield part
-            attempts.succeeded(self._now())
-            failure = None
-        except MeshError as error:
-            attempts.failed(error, self._now())
-            failure = error
-            raise
-        finally:
-            attempts.close(self._now())
-            self._ended(request, attempts, failure, started)
+    def _answered(
+        self, header: str, response: InferResponse, request: InferRequest, manifest: Manifest
+    ) -> Answered:
+        """Return an answer with what became of the look for a kept one."""
+        part = response.single
+        if part is None:
+            return Answered(response, header)
+        if part.parameters.get(CACHE_PARAMETER) == HIT:
+            response, age_s = _without_age(response, part)
+            self._metrics.cache_answers.add((HIT,))
+            return Answered(response, f"{header}; cache=hit", HIT, age_s)
+        if not manifest.keeps_answers:
+            return Answered(response, header)
+        asks = request.cache_control
+        cache = "bypass" if asks and not read_cache_control(asks).look_up else "miss"
+        self._metrics.cache_answers.add((cache,))
+        return Answered(response, header, cache)
 
 
-_Form = tuple[object, ...]
-
-
-def _form_of(request: InferRequest) -> _Form:
-    """Return what the check of a request depends on: everything but the data."""
-    if len(request.inputs) == 1:
-        (tensor,) = request.inputs
-        return (tensor.name, tensor.datatype, tensor.shape, request.outputs)
-    inputs = [(tensor.name, tensor.datatype, tensor.shape) for tensor in request.inputs]
-    return (*inputs, request.outputs)
-
-
-def _variant(
-    request: InferRequest, version: int, timeout_s: float, trace: Trace | None
-) -> InferRequest:
-    return InferRequest(
-        request.model,
-        request.inputs,
-        version,
-        request.outputs,
-        request.request_id,
-        request.parameters,
-        timeout_s,
-        trace,
-    )
+def _without_age(response: InferResponse, part: ResponsePart) -> tuple[InferResponse, float]:
+    """Return a kept answer as its model gave it, and its age in seconds: clients read that in a header."""
+    parameters = dict(part.parameters)
+    age_s = parameters.pop(AGE_PARAMETER, 0.0)
+    whole = InferResponse(response.model, response.version, ResponsePart(part.outputs, parameters))
+    return whole, age_s if isinstance(age_s, int | float) else 0.0

@@ -15,7 +15,7 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from meshnode.errors import Cancelled, UsageError
+from meshnode.errors import Cancelled, DeadlineExceeded, InferenceFailed, UsageError
 from meshnode.limits import MAX_REQUEST_LOG_LINES, SLOW_REQUEST_S
 from meshnode.log_fields import request_fields
 from meshnode.net.log_budget import LogBudget
@@ -77,10 +77,23 @@ class RequestLog:
             log.debug("%s", text, extra=fields)
 
     def attempt_failed(
-        self, request: InferRequest, version: int, node: str, error: MeshError, took_s: float
+        self,
+        request: InferRequest,
+        version: int,
+        node: str,
+        error: MeshError,
+        took_s: float,
+        *,
+        local: bool = False,
     ) -> None:
-        """A replica did not answer; another may be tried."""
-        blameless = not isinstance(error, UsageError)
+        """A replica did not answer; another may be tried.
+
+        What a model of this node (`local`) raised, or a deadline here, is tried nowhere else: the request's own
+        line tells it.
+        """
+        blameless = not isinstance(error, UsageError) and not (
+            local and isinstance(error, InferenceFailed | DeadlineExceeded)
+        )
         if not blameless and not log.isEnabledFor(logging.DEBUG):
             return
         took_ms = round(took_s * 1e3, 3)

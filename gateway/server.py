@@ -6,13 +6,14 @@ middlewares of that cost more than a small model. What it leaves open is decided
 | limit | where |
 |---|---|
 | connections | `MAX_HTTP_CONNECTIONS`; more are closed at once |
-| one header line; their number | aiohttp's parser, with our numbers; 431; 400 |
+| one header line; their number | aiohttp's parser, with our numbers; 431 |
 | all headers together | `MAX_HEADER_BYTES`; 431 |
 | time for headers, and idle connections | `KEEP_ALIVE_S`: aiohttp's timer closes a connection on which no complete request has arrived |
 | a body | `MAX_BODY_BYTES`, by its Content-Length before it is read, chunked bodies as they grow; 413 |
 | time for a body | `BODY_GRACE_S` and then `MIN_BODY_BYTES_PER_S`; 408 |
 | all large bodies, and all large answers, at once | `bodies`; 503 |
 | time to take a large answer | the same pace as for a body, then the connection is closed |
+| time to take a small answer, or a part of a stream | `BODY_GRACE_S`, likewise |
 
 A client that hangs up cancels the task that works for it.
 """
@@ -26,20 +27,32 @@ import operator
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 from aiohttp import HttpVersion11, hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from multidict import CIMultiDict
 
-from meshnode.errors import ConfigError, MeshError, Saturated, TooLarge
+from meshnode.errors import ConfigError, MeshError, Saturated
 from meshnode.gateway.access import Approach, require
-from meshnode.gateway.answering import JOINED_BYTES, DateHeader, PlainAnswer, send
-from meshnode.gateway.bodies import Bodies, Body
+from meshnode.gateway.answering import (
+    JOINED_BYTES,
+    DateHeader,
+    PlainAnswer,
+    send,
+    send_stream,
+)
+from meshnode.gateway.bodies import Bodies
+from meshnode.gateway.connections import X_REQUEST_ID, Connection, Connections
+from meshnode.gateway.docs_page import OPEN_PATHS
+from meshnode.gateway.key_limits import KeyLimits
 from meshnode.gateway.listening import TcpSite, bind_unix
-from meshnode.gateway.protocols.caller import OWNER
-from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
+from meshnode.gateway.protocols.caller import OWNER, READER
+from meshnode.gateway.protocols.event_ids import LAST_EVENT_ID, goes_on
+from meshnode.gateway.protocols.header_lines import each_once, has_repetitions
+from meshnode.gateway.protocols.holding import Holding
+from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, HttpStream
 from meshnode.gateway.protocols.request_target import one_host, split_target
 from meshnode.gateway.protocols.status import (
     HttpRefusal,
@@ -47,40 +60,53 @@ from meshnode.gateway.protocols.status import (
     failure_response,
     refusal_response,
 )
+from meshnode.gateway.reading import read_body, whole_body
 from meshnode.limits import (
-    BODY_GRACE_S,
     KEEP_ALIVE_S,
     LINGER_S,
-    MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     MAX_HEADER_LINE_BYTES,
     MAX_HEADERS,
-    MAX_HTTP_CONNECTIONS,
     MAX_REQUEST_ID_LENGTH,
-    MIN_BODY_BYTES_PER_S,
 )
 from meshnode.types import Address, Buffer
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from meshnode.gateway.access import Access
     from meshnode.gateway.dispatch import Dispatcher
     from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.protocols.access_record import AccessRecord
     from meshnode.gateway.protocols.caller import Caller
+    from meshnode.gateway.protocols.cors import Cors
 
 log = logging.getLogger(__name__)
 
-_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._:/+=-]{{1,{MAX_REQUEST_ID_LENGTH}}}")
 _STATUS_LABELS = {status: (str(status),) for status in (200, 400, 404, 503)}
-_HOST, _ORIGIN, _EXPECT = hdrs.HOST, hdrs.ORIGIN, hdrs.EXPECT
+_HOST, _ORIGIN = hdrs.HOST, hdrs.ORIGIN
 _AUTHORIZATION = hdrs.AUTHORIZATION
-_X_REQUEST_ID: Final = "X-Request-Id"
 _X_API_KEY: Final = "X-API-Key"
+_USER_AGENT: Final = hdrs.USER_AGENT
+_Response = TypeVar("_Response", HttpResponse, HttpStream)
 _NAME_OF_HEADER: Final = operator.itemgetter(0)
+
+
+class AccessLog(Protocol):
+    """Where requests are told (`meshnode.daemon.access_log`)."""
+
+    def begin(
+        self, request_id: str, method: str, path: str, remote: str = "", user_agent: str = ""
+    ) -> AccessRecord:
+        """Return the record of a request that has just come."""
+        ...
+
+    def end(self, record: AccessRecord) -> None:
+        """Write a record whose request has been answered, or given up."""
+        ...
 
 
 class HttpServer:
@@ -96,6 +122,9 @@ class HttpServer:
         grace_s: float = 10.0,
         wall_s: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        cors: Cors | None = None,
+        key_limits: KeyLimits | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         """Make a server; call within a running loop.
 
@@ -107,7 +136,13 @@ class HttpServer:
             grace_s: How long `stop` lets running requests finish, in seconds.
             wall_s: Returns seconds since the Unix epoch.
             random_bytes: Draws so many bytes that nobody can guess, for the ids of requests.
+            cors: The other origins whose pages may ask; None for none.
+            key_limits: Counts what callers with keys ask, for all entrances together.
+            access_log: Told of every request; None for no such log.
         """
+        self._cors = cors if cors is not None and cors.is_open else None
+        self._key_limits = key_limits or KeyLimits()
+        self._access_log = access_log
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._responses = metrics.responses
@@ -120,9 +155,10 @@ class HttpServer:
         self._wall_s = wall_s
         self._date = DateHeader(wall_s)
         self._runner = web.ServerRunner(
-            _Server(
-                self._handle,
+            Connections(
+                self._handle if access_log is None else self._handle_logged,
                 metrics,
+                self._refused,
                 keepalive_timeout=KEEP_ALIVE_S,
                 lingering_time=LINGER_S,
                 max_line_size=MAX_HEADER_LINE_BYTES,
@@ -181,7 +217,7 @@ class HttpServer:
         """Close the connections on which nothing runs."""
         if self._runner.server is not None:
             for connection in self._runner.server.connections:
-                if isinstance(connection, _Connection):
+                if isinstance(connection, Connection):
                     connection.close_if_idle()
 
     async def stop(self) -> None:
@@ -194,71 +230,158 @@ class HttpServer:
 
     # One request.
 
-    async def _handle(self, raw: web.BaseRequest) -> web.StreamResponse:
-        headers = raw.headers
-        request_id = headers.get(_X_REQUEST_ID)
+    def _has_place(
+        self, caller: Caller, method: str, target: str, headers: Mapping[str, str]
+    ) -> bool:
+        """Whether a request goes on with a stream of this gateway, which has its place already."""
+        return goes_on(method, target, headers) and self._dispatcher.streams.has(
+            headers[LAST_EVENT_ID], caller.key_id, target.partition("?")[0]
+        )
+
+    def _request_id(self, raw: web.BaseRequest) -> str:
+        """Return a request's id: its client's, if it has a plain one."""
+        request_id = raw.headers.get(X_REQUEST_ID)
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-            request_id = f"{self._id_prefix}{next(self._ids):x}"
-        held: Body | None = None
+            return f"{self._id_prefix}{next(self._ids):x}"
+        return request_id
+
+    def _refused(self, raw: web.BaseRequest, response: HttpResponse) -> str:
+        """Count and tell an answer to bytes that are no request; return its id."""
+        request_id = f"{self._id_prefix}{next(self._ids):x}"
+        self._responses.add((str(response.status),))
+        if self._access_log is not None:
+            record = self._access_log.begin(request_id, "", "", raw.remote or "")
+            record.answered(response.status, response.headers, response.size_bytes)
+            self._access_log.end(record)
+        return request_id
+
+    async def _handle_logged(self, raw: web.BaseRequest) -> web.StreamResponse:
+        assert self._access_log is not None
+        headers = raw.headers
+        target = raw.raw_path
+        path = (target if target.startswith("/") else split_target(target)[1]).partition("?")[0]
+        record = self._access_log.begin(
+            self._request_id(raw), raw.method, path, raw.remote or "", headers.get(_USER_AGENT, "")
+        )
+        try:
+            return await self._handle(raw, record)
+        finally:
+            self._access_log.end(record)
+
+    async def _handle(
+        self, raw: web.BaseRequest, record: AccessRecord | None = None
+    ) -> web.StreamResponse:
+        holding = Holding()
+        try:
+            return await self._answer(raw, record, holding)
+        finally:
+            holding.end()
+
+    async def _answer(
+        self, raw: web.BaseRequest, record: AccessRecord | None, holding: Holding
+    ) -> web.StreamResponse:
+        """Answer one request; a small answer is returned ready to be written, others have been written then."""
+        request_id = self._request_id(raw) if record is None else record.request_id
         target = raw.raw_path
         authority, target = (None, target) if target.startswith("/") else split_target(target)
         try:
-            caller = self._admit(raw, authority)
+            if self._cors is not None and raw.method == "OPTIONS":
+                preflight = self._preflight(raw, authority, self._cors)
+                if preflight is not None:
+                    return await self._reply(raw, preflight, request_id, record)
+            headers, names = self._headers(raw)
+            caller = self._admit(self._approach(raw, authority, headers, names), raw, record)
+            if caller.limit is not None and self._key_limits.begin(
+                caller,
+                self._loop.time(),
+                takes_place=not self._has_place(caller, raw.method, target, headers),
+            ):
+                holding.place = partial(self._key_limits.end, caller)
             path, _, query = target.partition("?")
             match = self._dispatcher.match(raw.method, path)
             if not caller.scope.allows(match.scope):
                 require(caller, match.scope)
             body: Buffer = b""
             if match.takes_body:
-                content = raw.content
-                if content.is_eof():
-                    body = content.read_nowait()
-                    if len(body) > MAX_BODY_BYTES:
-                        raise _too_large()
+                if raw.content.is_eof():
+                    body = whole_body(raw)
                 else:
-                    body, held = await self._read_body(raw)
-                self._metrics.request_body_bytes += len(body)
-            reply = match.answer(
-                HttpRequest(raw.method, path, query, headers, body, caller), request_id
+                    body, held = await read_body(raw, self._bodies)
+                    holding.body = held.end
+                self._count_body(len(body), record)
+            reply = self._dispatcher.answer(
+                match,
+                HttpRequest(raw.method, path, query, headers, body, caller, record, holding),
+                request_id,
             )
             response = reply if isinstance(reply, HttpResponse) else await reply
-        except MeshError as error:
-            self._metrics.errors.add((error.code,))
-            response = error_response(error, with_code=_is_mesh_api(target))
-        except HttpRefusal as refusal:
-            response = refusal_response(refusal, with_code=_is_mesh_api(target))
-        except Exception:
-            log.exception(
-                "request %s failed: %s %s",
-                request_id,
-                raw.method,
-                target[:200],
-                extra={"request_id": request_id},
-            )
-            response = failure_response(request_id, with_code=_is_mesh_api(target))
+            if isinstance(response, HttpStream):
+                return await self._reply_stream(raw, response, request_id, record)
+        except Exception as error:  # noqa: BLE001 - a defect is answered, too
+            response = self._told(error, raw.method, target, request_id)
         finally:
-            if held is not None:
-                held.end()
+            body = b""
+            holding.answered()
         if response.size_bytes > JOINED_BYTES:
-            return await self._reply_large(raw, response, request_id, target)
-        return await self._reply(raw, response, request_id)
+            return await self._reply_large(raw, response, request_id, target, record)
+        return await self._reply(raw, response, request_id, record)
+
+    def _preflight(
+        self, raw: web.BaseRequest, authority: str | None, cors: Cors
+    ) -> HttpResponse | None:
+        """Return the answer to a browser that asks whether a page may ask; None if this is no such question."""
+        preflight = cors.preflight(raw.headers.get(_ORIGIN, ""), raw.headers)
+        if preflight is not None and self._access is not None:
+            self._access.check(self._approach(raw, authority, *self._headers(raw)))
+        return preflight
+
+    def _told(self, error: Exception, method: str, target: str, request_id: str) -> HttpResponse:
+        """Return the answer for what went wrong, as the dialect of the path tells it; a defect is logged."""
+        form = self._dispatcher.error_form(target)
+        if isinstance(error, MeshError):
+            self._metrics.errors.add((error.code,))
+            return error_response(error, form)
+        if isinstance(error, HttpRefusal):
+            return refusal_response(error, form)
+        log.error(
+            "request %s failed: %s %s",
+            request_id,
+            method,
+            target[:200],
+            exc_info=error,
+            extra={"request_id": request_id},
+        )
+        return failure_response(request_id, form)
 
     async def _reply_large(
-        self, raw: web.BaseRequest, response: HttpResponse, request_id: str, target: str
+        self,
+        raw: web.BaseRequest,
+        response: HttpResponse,
+        request_id: str,
+        target: str,
+        record: AccessRecord | None,
     ) -> web.StreamResponse:
         """Answer, unless too many large answers wait for their readers."""
         try:
             with self._bodies.answering(response.size_bytes):
-                return await self._reply(raw, response, request_id)
+                return await self._reply(raw, response, request_id, record)
         except Saturated as error:
             self._metrics.errors.add((error.code,))
-            instead = error_response(error, with_code=_is_mesh_api(target))
-        return await self._reply(raw, instead, request_id)
+            instead = error_response(error, self._dispatcher.error_form(target))
+        return await self._reply(raw, instead, request_id, record)
 
     async def _reply(
-        self, raw: web.BaseRequest, response: HttpResponse, request_id: str
+        self,
+        raw: web.BaseRequest,
+        response: HttpResponse,
+        request_id: str,
+        record: AccessRecord | None,
     ) -> web.StreamResponse:
         """Count an answer, and write it unless aiohttp does so at once."""
+        if self._cors is not None:
+            response = self._shared(raw, response)
+        if record is not None:
+            record.answered(response.status, response.headers, response.size_bytes)
         self._responses.add(_STATUS_LABELS.get(response.status) or (str(response.status),))
         size_bytes = response.size_bytes
         self._metrics.response_body_bytes += size_bytes
@@ -277,143 +400,104 @@ class HttpServer:
             )
         return await send(raw, response, request_id, self._date.text())
 
-    def _admit(self, raw: web.BaseRequest, authority: str | None) -> Caller:
-        """Say who asks, before anything else of a request is looked at.
+    def _shared(self, raw: web.BaseRequest, response: _Response) -> _Response:
+        """Return an answer with what lets a page of another origin read it, if such a page asks and may.
+
+        Every answer says that it depends on the origin: one without may not be given to a page by a cache.
+        """
+        assert self._cors is not None
+        if "Access-Control-Allow-Origin" in response.headers:
+            return response
+        origin = raw.headers.get(_ORIGIN)
+        shared = self._cors.shared(response.headers, origin)
+        return msgspec.structs.replace(response, headers=shared)
+
+    async def _reply_stream(
+        self,
+        raw: web.BaseRequest,
+        stream: HttpStream,
+        request_id: str,
+        record: AccessRecord | None,
+    ) -> web.StreamResponse:
+        """Count an answer that is still being made, and write it as it comes."""
+        if self._cors is not None:
+            stream = self._shared(raw, stream)
+        if record is not None:
+            record.answered(stream.status, stream.headers, 0)
+            record.is_broken = True  # until its end was sent
+        self._responses.add(_STATUS_LABELS.get(stream.status) or (str(stream.status),))
+
+        def count(size_bytes: int) -> None:
+            self._metrics.response_body_bytes += size_bytes
+            if record is not None:
+                record.response_bytes += size_bytes
+
+        answer, is_whole = await send_stream(
+            raw, stream, request_id, self._date.text(), count, is_last=self._is_leaving
+        )
+        if record is not None and is_whole:
+            record.is_broken = False
+        return answer
+
+    def _count_body(self, size_bytes: int, record: AccessRecord | None) -> None:
+        self._metrics.request_body_bytes += size_bytes
+        if record is not None:
+            record.request_bytes = size_bytes
+
+    def _admit(
+        self, approach: Approach, raw: web.BaseRequest, record: AccessRecord | None
+    ) -> Caller:
+        """Say who asks, before anything else of a request is looked at; `record` is told."""
+        caller = self._recognised(approach, raw)
+        if record is not None:
+            record.caller = caller
+        return caller
+
+    def _recognised(self, approach: Approach, raw: web.BaseRequest) -> Caller:
+        if self._access is None:
+            return OWNER
+        if raw.method in ("GET", "HEAD") and raw.raw_path.partition("?")[0] in OPEN_PATHS:
+            self._access.check(approach)
+            return READER
+        return self._access.admit(approach, self._loop.time(), self._wall_s())
+
+    def _headers(self, raw: web.BaseRequest) -> tuple[Mapping[str, str], bytes]:
+        """Return a request's headers, each once, and the names of all lines; they keep to their limit.
+
+        Raises:
+            HttpRefusal: if they are too large.
+            InvalidRequest: if they contradict each other.
+        """
+        if sum(map(len, itertools.chain.from_iterable(raw.raw_headers))) > MAX_HEADER_BYTES:
+            raise HttpRefusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+        names = b"\n".join(map(_NAME_OF_HEADER, raw.raw_headers))
+        if not has_repetitions(names):
+            return raw.headers, names
+        return CIMultiDict(each_once(raw.headers.items())), names
+
+    def _approach(
+        self,
+        raw: web.BaseRequest,
+        authority: str | None,
+        headers: Mapping[str, str],
+        names: bytes,
+    ) -> Approach:
+        """Return what shows who sent a request.
 
         Args:
             raw: The request.
             authority: What its target names as the host, if it names one.
+            headers: Its headers.
+            names: Their names.
         """
-        if sum(map(len, itertools.chain.from_iterable(raw.raw_headers))) > MAX_HEADER_BYTES:
-            raise HttpRefusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
-        if self._access is None:
-            return OWNER
-        headers = raw.headers
         host = headers.get(_HOST)
         if authority is not None:
             host = one_host(authority, host)
-        approach = Approach(
+        return Approach(
             raw.remote or "",
             host,
             headers.get(_ORIGIN),
             headers.get(_AUTHORIZATION),
             headers.get(_X_API_KEY),
-            b"\n".join(map(_NAME_OF_HEADER, raw.raw_headers)),
+            names,
         )
-        return self._access.admit(approach, self._loop.time(), self._wall_s())
-
-    async def _read_body(self, raw: web.BaseRequest) -> tuple[bytearray, Body]:
-        """Read a body that has not arrived completely; `Body.end` lets it go.
-
-        Raises:
-            TooLarge: if it exceeds its limit, by its Content-Length or as it grows.
-            Saturated: if too many large bodies are being held, or this one is dropped for others.
-            HttpRefusal: if it arrives too slowly.
-        """
-        announced = raw.content_length or 0
-        if announced > MAX_BODY_BYTES:
-            raise _too_large()
-        timer = asyncio.timeout(BODY_GRACE_S)
-        held = self._bodies.begin(announced, lambda: timer.reschedule(self._loop.time()))
-        # One buffer that grows: pieces to be joined would take twice the memory at the end.
-        data = bytearray()
-        started = self._loop.time()
-        try:
-            async with timer:
-                await _continue(raw)
-                while chunk := await raw.content.readany():
-                    data += chunk
-                    held.grow(len(chunk))
-                    if len(data) > MAX_BODY_BYTES:
-                        raise _too_large()
-                    timer.reschedule(started + BODY_GRACE_S + len(data) / MIN_BODY_BYTES_PER_S)
-            held.complete()
-        except TimeoutError:
-            if held.dropped is not None:
-                raise held.dropped from None
-            raise HttpRefusal(408, "the body arrives too slowly", {"Connection": "close"}) from None
-        except (web.RequestPayloadError, HttpProcessingError) as error:
-            raise HttpRefusal(400, "the body is not valid HTTP", {"Connection": "close"}) from error
-        finally:
-            if not held.is_complete:
-                held.end()
-        return data, held
-
-
-def _too_large() -> TooLarge:
-    return TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
-
-
-def _is_mesh_api(target: str) -> bool:
-    return target.startswith("/mesh/")
-
-
-async def _continue(raw: web.BaseRequest) -> None:
-    """Tell a client that waits for permission (curl, from 1 MiB on) to send its body."""
-    if raw.headers.get(_EXPECT, "").lower() == "100-continue":
-        await raw.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        raw.writer.output_size = 0  # of the answer; as aiohttp's own handler does
-
-
-class _Server(web.Server):
-    """Makes our kind of connection, and closes those beyond the limit at once."""
-
-    def __init__(self, handler: _Handler, metrics: GatewayMetrics, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self._metrics = metrics
-        self._running_loop = asyncio.get_running_loop()
-        self._options = options
-        self._open = 0
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._running_loop, **self._options)
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._open += 1
-        self._metrics.connections += 1
-        if self._open > MAX_HTTP_CONNECTIONS:
-            transport.abort()
-
-    def connection_lost(
-        self, handler: web.RequestHandler, exc: BaseException | None = None
-    ) -> None:
-        self._open -= 1
-        self._metrics.connections -= 1
-        super().connection_lost(handler, exc)
-
-
-class _Connection(web.RequestHandler):
-    """Answers what is not HTTP in JSON too, and without a stack trace per port scan."""
-
-    __slots__ = ()
-
-    def close_if_idle(self) -> None:
-        """Close the connection unless a request has arrived or is being answered."""
-        if self._current_request is None and not self._messages and self.transport is not None:
-            self.transport.close()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Called by aiohttp for bytes that its parser refuses."""
-        if status == 500:
-            log.error("a connection failed", exc_info=exc)
-            response = failure_response("-")
-        else:
-            if isinstance(exc, LineTooLong):
-                status = 431
-            log.debug("malformed HTTP from %s: %s", request.remote, message)
-            response = refusal_response(HttpRefusal(status, "the request is not valid HTTP"))
-        assert isinstance(response.body, bytes)
-        answer = web.Response(
-            body=response.body,
-            status=response.status,
-            headers={**response.headers, "Server": "meshnode"},
-        )
-        answer.force_close()
-        return answer

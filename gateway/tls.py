@@ -63,6 +63,10 @@ class GatewayTls:
     def __repr__(self) -> str:
         return f"<GatewayTls {self._certificate}>"
 
+    def pem(self) -> tuple[bytes, bytes]:
+        """Return the key and the certificate that were loaded last, for servers that bring a TLS of their own."""
+        return self._pair.key, self._pair.certificate
+
     def reload(self) -> bool:
         """Take the files anew if they have changed; return whether there is another pair. Blocks."""
         stamps = self._stamps()
@@ -106,7 +110,7 @@ class GatewayTls:
         return _stamp(self._certificate), _stamp(self._key)
 
     def _take(self, pair: Pair) -> None:
-        self._current = pair.context
+        self._pair, self._current = pair, pair.context
         self._dates = None
         self._warned_at_s = None
         try:

@@ -27,10 +27,12 @@ class Pair(NamedTuple):
     Attributes:
         context: Serves them.
         certificate: The certificate's file, as it was read.
+        key: The key's file, likewise.
     """
 
     context: ssl.SSLContext
     certificate: bytes
+    key: bytes = b""
 
 
 def load_pair(certificate: Path, key: Path) -> Pair:
@@ -63,7 +65,7 @@ def load_pair(certificate: Path, key: Path) -> Pair:
         raise ConfigError(
             f"--tls-cert {certificate} or --tls-key {key} cannot be read: {error.strerror or error}"
         ) from None
-    return Pair(context, chain)
+    return Pair(context, chain, secret)
 
 
 def dates_of(chain: bytes) -> tuple[datetime, datetime]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 
+from meshnode.gateway.operations import Operation
 from meshnode.gateway.protocols.body import decode_body
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
 from meshnode.limits import (
@@ -28,7 +29,7 @@ from meshnode.limits import (
     MAX_INVITE_USES,
     MAX_NAME_LENGTH,
 )
-from meshnode.types import Role
+from meshnode.types import Role, Scope
 
 if TYPE_CHECKING:
     from meshnode.gateway.mesh_api import MeshControl
@@ -118,3 +119,19 @@ def evict(control: MeshControl, http: HttpRequest) -> HttpResponse:
 def set_role(control: MeshControl, http: HttpRequest, node: str) -> HttpResponse:
     """Answer `PUT /mesh/v1/roles/NODE`."""
     return json_response(control.trust.set_role(node, decode_body(http, _Role).role, http.caller))
+
+
+_TAG = "Trust"
+_OBJECT = {"type": "object"}
+OPERATIONS = (
+    Operation("POST", "/mesh/v1/invites", "Invite a device", _TAG, Scope.ADMIN, _Invite, _OBJECT),
+    Operation("POST", "/mesh/v1/evictions", "Evict a node", _TAG, Scope.ADMIN, _Eviction, _OBJECT),
+    Operation("PUT", "/mesh/v1/roles/{node}", "Give a node a role", _TAG, Scope.ADMIN, _Role, _OBJECT),
+    Operation("GET", "/mesh/v1/trust", "Members, and who is none any more", _TAG, Scope.ADMIN, answer=_OBJECT),
+    Operation(
+        "POST", "/mesh/v1/trust/rotate", "Give this node another key", _TAG, Scope.OWNER,
+        answer=_OBJECT, status=202,
+    ),
+    Operation("POST", "/mesh/v1/trust/seal", "Put the root key out of use", _TAG, Scope.OWNER, answer=_OBJECT),
+)  # fmt: skip
+"""What the routes do whose answers are here."""

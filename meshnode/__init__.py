@@ -17,14 +17,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from meshnode.client.async_calls import AsyncStream
     from meshnode.client.async_mesh import AsyncMeshClient
+    from meshnode.client.blocking_calls import Stream
+    from meshnode.client.deployment_results import (
+        DeploymentChange,
+        DeploymentDiff,
+        DeploymentEdit,
+        DeploymentRevision,
+    )
+    from meshnode.client.hints import Hints
     from meshnode.client.infer import InferResult, Route
+    from meshnode.client.jobs import JobInfo, Webhook
     from meshnode.client.mesh import MeshClient
+    from meshnode.client.native import PlainResult
     from meshnode.client.results import (
+        DeployedVersion,
+        DeploymentInfo,
         DeployProgress,
         Ineligible,
         InviteInfo,
         KeyInfo,
+        MeshEvent,
         ModelInfo,
         ModelMetadata,
         NewKey,
@@ -47,15 +61,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncMeshClient",
+    "AsyncStream",
     "DeployProgress",
+    "DeployedVersion",
+    "DeploymentChange",
+    "DeploymentDiff",
+    "DeploymentEdit",
+    "DeploymentInfo",
+    "DeploymentRevision",
     "Eviction",
+    "Hints",
     "Ineligible",
     "InferResult",
     "InputTensor",
     "InviteInfo",
+    "JobInfo",
     "KeyInfo",
     "MeshClient",
     "MeshError",
+    "MeshEvent",
     "ModelInfo",
     "ModelMetadata",
     "NewKey",
@@ -63,13 +87,16 @@ __all__ = [
     "NodeRole",
     "NodeStatus",
     "PeerError",
+    "PlainResult",
     "ReplicaInfo",
     "RevokedNode",
     "Route",
+    "Stream",
     "TensorInfo",
     "TrustInfo",
     "TrustedNode",
     "UsageError",
+    "Webhook",
     "__version__",
 ]
 
@@ -78,13 +105,23 @@ if not TYPE_CHECKING:  # for a type checker every name is here already, and no o
     _TRUST = "meshnode.client.trust_results"
     _HOMES = {
         "AsyncMeshClient": "meshnode.client.async_mesh",
+        "AsyncStream": "meshnode.client.async_calls",
         "InferResult": "meshnode.client.infer",
         "InputTensor": "meshnode.client.tensors",
+        "Hints": "meshnode.client.hints",
+        "JobInfo": "meshnode.client.jobs",
         "MeshClient": "meshnode.client.mesh",
         "MeshError": "meshnode.errors",
         "PeerError": "meshnode.errors",
+        "PlainResult": "meshnode.client.native",
         "Route": "meshnode.client.infer",
+        "Stream": "meshnode.client.blocking_calls",
         "UsageError": "meshnode.errors",
+        "Webhook": "meshnode.client.jobs",
+        **dict.fromkeys(
+            ("DeploymentChange", "DeploymentDiff", "DeploymentEdit", "DeploymentRevision"),
+            "meshnode.client.deployment_results",
+        ),
         **dict.fromkeys(
             ("Eviction", "NodeRole", "RevokedNode", "TrustInfo", "TrustedNode"), _TRUST
         ),

@@ -289,10 +289,15 @@ class Authority:
     def counts(self, entry: Entry) -> bool:
         """Whether an entry that was taken in still counts: its author was in good standing by then."""
         author = NodeId(entry.author)
+        member = self._roster.get(author)
         if author not in self._untouched:
-            member = self._roster.get(author)
             self._untouched[author] = member is not None and self.standing.is_untouched(member)
-        return self._untouched[author] or self._why_not(entry, self._chains_of(author)) is None
+        if member is not None and self._untouched[author]:
+            # Its chain counts, but a role by which it wrote this may not count any more.
+            role = self.standing.role(member, entry.order)
+            if role.allows(needed_role(entry.key)):
+                return True
+        return self._why_not(entry, self._chains_of(author)) is None
 
     def _why_not(self, entry: Entry, chains: list[VerifiedMember]) -> str | None:
         """Say why an author might not write an entry at its stamp, or it does not stay, or None."""

@@ -20,6 +20,7 @@ what makes no sense counts as not said, numbers are held within bounds, texts an
 | `speed` | what the speed probe measured (`meshnode.hardware.probe`) |
 | `limits` | what the owner set, and under `not_enforced` what this platform cannot keep |
 | `paused` | why the node serves nothing at present; absent while it serves |
+| `cost` | what an hour of it costs, in a unit that the mesh's owners agree on; absent for nothing |
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from meshnode.limits import (
     MAX_CAPABILITIES_BYTES,
     MAX_CAPABILITY_ITEMS,
     MAX_CAPABILITY_TEXT_LENGTH,
+    MAX_CLAIMED_COST,
     MAX_CLAIMED_CPUS,
     MAX_CLAIMED_MEMORY_BYTES,
 )
@@ -84,11 +86,19 @@ class Accelerator(msgspec.Struct, frozen=True, omit_defaults=True):
     compute: str = ""
 
 
+_LEAST_RUNTIMES = 8  # all that there are, and a few
+
+
 class RuntimeDetails(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An installed runtime: its version, and the execution providers that it has."""
+    """A runtime: its version, the execution providers that were built in, and what it can run on.
+
+    `missing` says why it cannot run anything, with what to install; empty if it can.
+    """
 
     version: str = ""
     providers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    missing: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -120,13 +130,14 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     speed: dict[str, float] = msgspec.field(default_factory=dict)
     limits: Limits = Limits()
     paused: str = ""
+    cost: float = 0
 
     def to_record(self) -> dict[str, Any]:
         """Return it as a record holds it, in at most `MAX_CAPABILITIES_BYTES`.
 
         What does not fit goes in this order: sentences about what is absent, the runtimes'
-        providers, drivers and ISAs of accelerators, accelerators beyond the first four, what is
-        not enforced, and then all but what placement needs.
+        providers and what they miss, drivers and ISAs of accelerators, accelerators beyond the first
+        four, what is not enforced, the runtimes' devices, and then all but what placement needs.
         """
         # Cleaned first: others read it by the same limits.
         documents = [_document(each) for each in _ever_shorter(read(_document(self)))]
@@ -147,19 +158,25 @@ def _document(facts: Capabilities) -> dict[str, Any]:
 def _ever_shorter(full: Capabilities) -> list[Capabilities]:
     replace = msgspec.structs.replace
     forms = [full, replace(full, absent=())]
-    details = {name: replace(each, providers=()) for name, each in full.runtime_details.items()}
+    details = {
+        name: replace(each, providers=(), missing="") for name, each in full.runtime_details.items()
+    }
     forms.append(replace(forms[-1], runtime_details=details))
     plain = tuple(replace(each, driver="", compute="") for each in full.accelerators)
     forms.append(replace(forms[-1], accelerators=plain))
     forms.append(replace(forms[-1], accelerators=plain[:4]))
     forms.append(replace(forms[-1], limits=replace(full.limits, not_enforced=())))
+    bare = {name: RuntimeDetails(each.version) for name, each in full.runtime_details.items()}
+    forms.append(replace(forms[-1], runtime_details=bare))
     least = Capabilities(
         cpus=full.cpus,
         memory_bytes=full.memory_bytes,
         os=full.os,
         architecture=full.architecture,
-        runtimes=full.runtimes[:4],
+        runtimes=full.runtimes[:_LEAST_RUNTIMES],
+        power=full.power,
         paused=full.paused,
+        cost=full.cost,
     )
     return [*forms, least]
 
@@ -204,7 +221,12 @@ def read(raw: Mapping[str, Any]) -> Capabilities:
         speed=_speed(raw.get("speed")),
         limits=_limits(_mapping(raw.get("limits"))),
         paused=paused_of(raw),
+        cost=cost_of(raw),
     )
+
+
+_ACCELERATING = ("cuda", "tensorrt", "rocm", "migraphx", "coreml", "dml", "mps")
+"""Words in the names of execution providers and devices that compute elsewhere than on the processor."""
 
 
 def cpus_of(raw: Mapping[str, Any]) -> float:
@@ -220,6 +242,60 @@ def memory_of(raw: Mapping[str, Any]) -> int:
 def runtimes_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of what a node can execute."""
     return _texts(raw.get("runtimes"))
+
+
+def usable_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the runtimes of which a node says that they can run something, offered or not."""
+    details = _runtime_details(raw.get("runtime_details"))
+    return tuple(name for name, each in details.items() if not each.missing and each.version)
+
+
+def accelerators_of(raw: Mapping[str, Any]) -> tuple[Accelerator, ...]:
+    """Return the accelerators that a node says it has, used by a runtime or not."""
+    return tuple(map(_accelerator, _mappings(raw.get("accelerators"))))
+
+
+def accelerating_of(raw: Mapping[str, Any]) -> frozenset[str]:
+    """Return the runtimes that compute on an accelerator of the node."""
+    details = _runtime_details(raw.get("runtime_details"))
+    # What was built in need not run here; older nodes say no more than that.
+    return frozenset(
+        runtime
+        for runtime, each in details.items()
+        if any(
+            word in name.lower()
+            for name in each.devices or each.providers
+            for word in _ACCELERATING
+        )
+    )
+
+
+def accelerator_bytes_of(raw: Mapping[str, Any]) -> int:
+    """Return the memory of the largest accelerator that a runtime of the node uses, or 0 without one."""
+    if not accelerating_of(raw):
+        return 0
+    return max((each.memory_bytes for each in accelerators_of(raw)), default=0)
+
+
+def device_class_of(raw: Mapping[str, Any]) -> str:
+    """Return what a node computes with: nodes with the same word are alike in what a larger request costs them.
+
+    Its accelerators if it has any, else its processor; empty if it says neither.
+    """
+    found = [_accelerator(each) for each in _mappings(raw.get("accelerators"))]
+    if found:
+        return " + ".join(sorted({f"{each.kind} {each.name}" for each in found}))
+    return _text(_mapping(raw.get("cpu")).get("model"))
+
+
+def cost_of(raw: Mapping[str, Any]) -> float:
+    """Return what an hour of a node costs, or 0 if it does not say."""
+    return _number(raw.get("cost"), MAX_CLAIMED_COST)
+
+
+def on_battery_of(raw: Mapping[str, Any]) -> bool:
+    """Whether a node says in its record that it runs on a battery."""
+    return raw.get("power") == "battery"
 
 
 def paused_of(raw: Mapping[str, Any]) -> str:
@@ -241,7 +317,10 @@ def _runtime_details(raw: object) -> dict[str, RuntimeDetails]:
     pairs = [*_mapping(raw).items()][:MAX_CAPABILITY_ITEMS]
     return {
         _text(name): RuntimeDetails(
-            _text(_mapping(each).get("version")), _texts(_mapping(each).get("providers"))
+            _text(_mapping(each).get("version")),
+            _texts(_mapping(each).get("providers")),
+            _texts(_mapping(each).get("devices")),
+            _text(_mapping(each).get("missing")),
         )
         for name, each in pairs
     }

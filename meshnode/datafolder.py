@@ -13,8 +13,9 @@ Layout of a data folder (mode 0700)::
     epoch           the last boot epoch that was used, as decimal text
     hardware.json   what was measured of this machine
     state/<key>     what cores asked to persist
-    blobs/, models/ model files (meshnode.models.store)
+    blobs/, models/ model files (meshnode.models.artifacts.store)
     uploads/        model files that are on their way in
+    sources/        copies of models from buckets and web servers (meshnode.models.repository.source_copy)
     lock            held by the running daemon, with its process id inside
     control, control.sock   where the running daemon listens for its owner
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
@@ -45,12 +47,16 @@ from meshnode.trust.identity import Identity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+log = logging.getLogger(__name__)
+
 _EPOCH = re.compile(rb"[0-9]{1,18}")
 _FORGOTTEN: Final = "mesh.forgotten"
 _SUCCESSOR: Final = "successor"
 _SUCCESSOR_DUE: Final = "successor.due"
 _EVICTED: Final = "evicted"
 _MESH_EVICTED: Final = "mesh.evicted"
+_SECRETS: Final = ("identity.key", "mesh", _FORGOTTEN, _SUCCESSOR, _SUCCESSOR_DUE, _MESH_EVICTED)
+"""Files with keys in them."""
 _OF_THE_MESH: Final = ("state", "blobs", "models", "uploads")
 """Folders that belong to a membership; all else belongs to the device and outlives it."""
 
@@ -138,6 +144,8 @@ class DataFolder:
                 ) from None
             raise _config_error(f"cannot use the data folder {path}", path, error) from None
         try:
+            for name in _SECRETS:
+                _close_to_others(path / name)
             self._finish_succession()
             self._finish_forgetting()
             self._finish_eviction()
@@ -446,6 +454,33 @@ def _read(path: Path) -> bytes | None:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _close_to_others(path: Path) -> None:
+    """Take others' rights at a file with a secret in it away.
+
+    Raises:
+        ConfigError: if that is not possible.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        mode = path.stat().st_mode
+        if not mode & 0o077:
+            return
+        path.chmod(0o600)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"{path} holds a secret, can be read or written by other users of this machine, and cannot be "
+            f"closed to them ({error.strerror}); make it yours with chown, and run chmod 600 {path}"
+        ) from error
+    log.warning(
+        "%s could be read or written by other users of this machine (mode %o) and is closed to them now; if "
+        "one of them may have read it, give this device another key: meshnode trust rotate",
+        path, mode & 0o777,
+    )  # fmt: skip
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

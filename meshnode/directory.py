@@ -7,16 +7,23 @@ So it is hearsay until it fits what membership knows:
 - garbage counts as nothing: a value that a newer version wrote, or a liar;
 - load is taken when it is said, never again later: an old one must not pass for a fresh one.
 
+A node's conditions (labels, cost, battery, heat, memory) come the same way, in steps that are coarse enough that a
+trembling value does not make routing rank its candidates anew.
+
 The directory also remembers what routing does not need to know: which files each replica has.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from meshnode import advertisement
 from meshnode.advertisement import LOAD_KEY, parse_replica_key
+from meshnode.capabilities import cost_of, device_class_of, on_battery_of
 from meshnode.errors import ProtocolError
+from meshnode.limits import MAX_BODY_BYTES, MIB
+from meshnode.models.serving.profile import service_ms as profiled_ms
 from meshnode.routing.table import Replica
 from meshnode.types import NodeId, ReplicaState
 from meshnode.wire.messages import LoadReport
@@ -24,7 +31,7 @@ from meshnode.wire.messages import LoadReport
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshnode.advertisement import ReplicaAdvert
+    from meshnode.advertisement import NodeLoad, ReplicaAdvert
     from meshnode.membership.member import Member
     from meshnode.models.manifest import Manifest
     from meshnode.routing.router import Router
@@ -34,6 +41,10 @@ _HAS_FILES: Final = (
     ReplicaState.READY, ReplicaState.PAUSED, ReplicaState.LOADING, ReplicaState.UNLOADING,
 )  # fmt: skip
 """States of a replica whose node has all of its files."""
+
+_PERCENT_STEP: Final = 10.0
+_AMPLE_BYTES: Final = 4 * MAX_BODY_BYTES
+_LEAST_MEMORY_BYTES: Final = 16 * MIB
 
 _Face = tuple[str, str, str]
 """What routing shows of a live member: name, region, zone."""
@@ -70,6 +81,7 @@ class Directory:
         self.moved: set[tuple[str, int]] = set()
         # Whom routing knows, and under which face; None for one that is gone.
         self._routed: dict[NodeId, _Face | None] = {me: _face(members[me])}
+        self._record_heard(members[me])
 
     def __repr__(self) -> str:
         return f"<Directory of {self._me[:8]}: {len(self._adverts)} versions are served>"
@@ -82,8 +94,11 @@ class Directory:
         self._router.node_changed(node, member.state)
         before, face = self._routed.get(node), _face(member) if member.live else None
         self._routed[node] = face
+        if face is not None:
+            self._record_heard(member)
         models: list[str] = []
         if face is not None and face != before:
+            self._fares_known(node)
             for key in self._owners.entries(node):
                 if key != LOAD_KEY:
                     models += self.state_changed(node, key, now)
@@ -93,8 +108,7 @@ class Directory:
         """Take the value that a node's key has now, or that it has none."""
         value = self._owners.get(node, key)
         if key == LOAD_KEY:
-            # What routing believes of this node's own load comes with each answer.
-            if value is not None and node != self._me:
+            if value is not None:
                 self._load_heard(node, value, now)
             return []
         found = parse_replica_key(key)
@@ -124,6 +138,14 @@ class Directory:
             for node, advert in self._adverts_of(manifest)
             if advert.digest == digest and advert.state is ReplicaState.READY
         )
+
+    def failed(self, manifest: Manifest, digest: str) -> dict[NodeId, str]:
+        """Return the nodes that cannot load a version with the files of this digest, and why, as they say."""
+        return {
+            node: advert.reason
+            for node, advert in self._adverts_of(manifest)
+            if advert.digest == digest and advert.state is ReplicaState.FAILED
+        }
 
     def with_files(self, manifest: Manifest, digest: str) -> list[NodeId]:
         """Return the nodes that have the files of this digest for a version, in a stable order."""
@@ -155,6 +177,7 @@ class Directory:
             manifest=manifest,
             slots=advert.slots,
             digest=advert.digest,
+            service_ms=profiled_ms(advert.profile) or max(0.0, advert.service_ms),
         )
         if not self._router.replica_changed(replica, now):
             return False
@@ -178,9 +201,59 @@ class Directory:
             load = advertisement.decode_load(value)
         except ProtocolError:
             return
+        if node in self._members:
+            self._fares_heard(node, load)
         for each in load.models:
-            report = LoadReport(each.in_system, each.slots, each.service_ms)
+            report = LoadReport(each.in_system, each.slots, each.service_ms, failing=each.failing)
             self._router.load_reported(node, each.model, each.version, report, now)
+
+    def _record_heard(self, member: Member) -> None:
+        """Take what a node's record says of its conditions; what its load says of them is newer, and stays."""
+        node, record = member.node_id, member.record
+        before = self._router.table.conditions(node)
+        fresh = before._replace(
+            labels=frozenset(record.labels.items()),
+            cost=cost_of(record.capabilities),
+            device=device_class_of(record.capabilities),
+        )
+        if self._owners.get(node, LOAD_KEY) is None:
+            fresh = fresh._replace(on_battery=on_battery_of(record.capabilities))
+        self._router.conditions_changed(node, fresh)
+
+    def _fares_known(self, node: NodeId) -> None:
+        """Take the conditions that a node told before it was known to be a member."""
+        value = self._owners.get(node, LOAD_KEY)
+        if value is not None:
+            with suppress(ProtocolError):
+                self._fares_heard(node, advertisement.decode_load(value))
+
+    def _fares_heard(self, node: NodeId, load: NodeLoad) -> None:
+        """Take what a node's load says of its conditions; what it does not say stays as it was."""
+        before = self._router.table.conditions(node)
+        on_battery = before.on_battery if load.on_battery is None else load.on_battery
+        percent = load.battery_percent if on_battery else None
+        fresh = before._replace(
+            on_battery=on_battery,
+            battery_percent=None if percent is None else _stepped(percent, _PERCENT_STEP),
+            throttled=load.held_back,
+            memory_free_bytes=_scarce(load.memory_available_bytes),
+        )
+        self._router.conditions_changed(node, fresh)
+
+
+def _stepped(value: float, step: float) -> float:
+    return value // step * step
+
+
+def _scarce(free_bytes: int) -> int | None:
+    """Return free memory, rounded down to a power of two, where it is so little that a request may not fit.
+
+    None stands for enough, or for 0, which nodes say that do not tell their memory; 0 for less than any request needs.
+    The steps are coarse because each change costs every gateway a look at all replicas that the node is among.
+    """
+    if free_bytes == 0 or free_bytes >= _AMPLE_BYTES:
+        return None
+    return 1 << (free_bytes.bit_length() - 1) if free_bytes >= _LEAST_MEMORY_BYTES else 0
 
 
 def _read(key: str, value: bytes | None) -> ReplicaAdvert | None:

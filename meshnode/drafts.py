@@ -7,14 +7,26 @@ refuse is refused here, before this one holds it alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from meshnode import advertisement
 from meshnode.authority import needed_role
-from meshnode.errors import Forbidden, InvalidRequest, ModelNotFound, TooLarge, UsageError
-from meshnode.limits import MAX_ENTRIES_KEPT
-from meshnode.state.deployment import KEY_PREFIX, Deployment
+from meshnode.errors import (
+    Forbidden,
+    InvalidRequest,
+    MeshError,
+    ModelNotFound,
+    TooLarge,
+    UsageError,
+)
+from meshnode.limits import MAX_ENTRIES_KEPT, MAX_REMOVED_DEPLOYMENTS
+from meshnode.state.deployment import KEY_PREFIX, Deployment, Origin, Removal, removal_of
+from meshnode.state.deployment_history import base_of
 from meshnode.state.desired import Draft
+from meshnode.state.drain import Drain, drain_key
 from meshnode.state.statements import admission_key, revocation_key, role_key
 from meshnode.trust.chain import highest, promote
 from meshnode.trust.descent import Descent
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     from meshnode.authority import Authority
     from meshnode.reconcile import OwnReplica
     from meshnode.state.api_keys import ApiKey
+    from meshnode.state.artifact import Artifact
     from meshnode.state.desired import DesiredState
     from meshnode.state.desired_messages import Entry
     from meshnode.trust.chain import VerifiedMember
@@ -68,7 +81,7 @@ class Drafts:
         return f"<Drafts of {self._me[:8]}>"
 
     def deployment(self, deployment: Deployment, wall_s: float) -> Draft:
-        """Prepare to ask the mesh to serve a model.
+        """Prepare to ask the mesh to serve a model; the revision says which one it was made from.
 
         Raises:
             Forbidden: if this node's role does not allow it.
@@ -78,12 +91,29 @@ class Drafts:
         """
         for manifest in deployment.manifests:
             advertisement.require_advertisable(manifest)
-        value = deployment.encode()
+        base = base_of(self._desired.entry(deployment.key))
+        origin = structs.replace(deployment.origin, base=base)
+        value = structs.replace(
+            deployment, origin=origin, since_ms=self._since_ms(deployment.key, wall_s)
+        ).encode()
         self._require_role(deployment.key)
         return self._draft({deployment.key: value}, wall_s)
 
-    def undeployment(self, name: str, wall_s: float) -> Draft:
-        """Prepare to ask the mesh to stop serving a model.
+    def _since_ms(self, key: str, wall_s: float) -> int:
+        """Return when a deployment was first made, which no change of it changes."""
+        value = self._desired.get(key)
+        if value is not None and removal_of(value) is None:
+            with suppress(MeshError):  # what lies there may be no deployment
+                return Deployment.decode(value).since_ms
+        return int(wall_s * 1000)
+
+    def undeployment(self, name: str, wall_s: float, by: str = "") -> Draft:
+        """Prepare to ask the mesh to stop serving a model. Its revisions stay, and can be restored.
+
+        Args:
+            name: Of the deployment.
+            wall_s: Seconds since the Unix epoch.
+            by: Who asked for it.
 
         Raises:
             Forbidden: if this node's role does not allow it.
@@ -91,14 +121,54 @@ class Drafts:
             UsageError: if the model lies in this node's own folder, or the clock is far behind.
         """
         key = KEY_PREFIX + name
-        if self._desired.get(key) is None:
+        value = self._desired.get(key)
+        if value is None or removal_of(value) is not None:
             if any(model == name and not own.deployed for (model, _), own in self._own.items()):
                 raise UsageError(
                     f"{name!r} is served from a node's own model folder (--models), not deployed"
                 )
             raise ModelNotFound(f"nothing is deployed under the name {name!r}")
         self._require_role(key)
-        return self._draft({key: b""}, wall_s)
+        removal = Removal(Origin(base_of(self._desired.entry(key)), by))
+        return self._draft({**self._forgotten(), key: removal.encode()}, wall_s)
+
+    def _forgotten(self) -> dict[str, bytes]:
+        """Return what to write so that one more deleted deployment finds room: the oldest are forgotten."""
+        removed = [
+            entry
+            for key, value in self._desired.items()
+            if key.startswith(KEY_PREFIX) and removal_of(value) is not None
+            if (entry := self._desired.entry(key)) is not None
+        ]
+        removed.sort(key=lambda entry: entry.order)
+        more = max(0, len(removed) + 1 - MAX_REMOVED_DEPLOYMENTS)
+        return {entry.key: b"" for entry in removed[:more]}
+
+    def publication(self, artifacts: Iterable[Artifact], wall_s: float) -> Draft:
+        """Prepare to tell the mesh of versions that this node keeps for it.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            ModelError: if a field is not within its limits.
+            TooLarge: if one is too large to be shared.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        values = {artifact.key: artifact.encode() for artifact in artifacts}
+        for key in values:
+            self._require_role(key)
+        return self._draft(values, wall_s)
+
+    def withdrawal(self, artifacts: Iterable[Artifact], wall_s: float) -> Draft:
+        """Prepare to take published versions back.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        keys = [artifact.key for artifact in artifacts]
+        for key in keys:
+            self._require_role(key)
+        return self._draft(dict.fromkeys(keys, b""), wall_s)
 
     def api_key(self, key: ApiKey, wall_s: float, forget: ApiKey | None = None) -> Draft:
         """Prepare to tell the mesh of an API key, one that was made or one that was revoked.
@@ -117,6 +187,23 @@ class Drafts:
         self._require_role(key.key)
         dropped = {} if forget is None else {forget.key: b""}
         return self._draft({**dropped, key.key: value}, wall_s)
+
+    def drain(self, node: NodeId, drain: Drain | None, wall_s: float) -> Draft:
+        """Prepare to have a node emptied, or to take that back.
+
+        Args:
+            node: Which.
+            drain: How; None to take it back.
+            wall_s: Seconds since the Unix epoch.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            TooLarge: if the desired state is full.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        key = drain_key(node)
+        self._require_role(key)
+        return self._draft({key: b"" if drain is None else drain.encode()}, wall_s)
 
     # Who belongs to the mesh
 

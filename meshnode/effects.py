@@ -86,17 +86,35 @@ class Persist(Effect):
 
 @dataclass(frozen=True, slots=True)
 class LoadModel(Effect):
-    """Make a model version of a deployment servable here, fetching its files where missing."""
+    """Make a model version of a deployment servable here, fetching its files where missing.
+
+    Attributes:
+        model: Its public name.
+        version: Its number.
+        digest: Of its manifest.
+        holders: Nodes that have its files, best first.
+        companions: Nodes on which it is placed too, which fetch it or have it; in the order in which to
+            ask them.
+    """
 
     model: str
     version: int
     digest: str
     holders: tuple[NodeId, ...]
+    companions: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadModel(Effect):
     """Stop serving a model version after what runs has finished."""
+
+    model: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfferModel(Effect):
+    """Offer a model version that is here otherwise (`meshnode.models.exposure`); what runs goes on."""
 
     model: str
     version: int

@@ -25,6 +25,8 @@ class MeshError(Exception):
     """A stable word for programs."""
     retryable: ClassVar[bool] = False
     """Whether the same request may succeed on another replica."""
+    nothing_ran: bool = False
+    """Whether it is certain that the request was not begun, so that any request may be tried elsewhere."""
     exit_code: ClassVar[int] = 1
     """What the command line exits with."""
     mesh_route: str = ""
@@ -78,14 +80,74 @@ class ModelNotFound(UsageError):
     code = "not_found"
 
 
+class UnsupportedMedia(UsageError):
+    """A request's body has a media type that the model does not take, such as a picture for one that takes numbers.
+
+    Changed: nothing; the model did not run.
+    To do: send what the message names; JSON is taken by every model.
+    """
+
+    code = "unsupported_media_type"
+
+
+class NotCached(UsageError):
+    """A request wants a kept answer or none (`Cache-Control: only-if-cached`), and none is kept.
+
+    Changed: nothing; the model was not run.
+    To do: ask without `only-if-cached`.
+    """
+
+    code = "not_cached"
+
+
+class IdempotencyKeyReused(UsageError):
+    """A request has the `Idempotency-Key` of another one that its caller sent before.
+
+    Changed: nothing; the request was not carried out.
+    To do: give each request a key of its own. A repetition must be the same request, to the last byte.
+    """
+
+    code = "idempotency_key_reused"
+
+
+class StaleRevision(UsageError):
+    """A deployment was changed by somebody else since the revision that this change was made from.
+
+    Changed: nothing.
+    To do: look at what they changed (`meshnode history NAME`), and make the change anew from that, or force it.
+    """
+
+    code = "stale_revision"
+
+
 class NotFound(UsageError):
-    """No API key or upload has this name or id, or no device that asks to join has this code.
+    """No API key, upload or job has this name or id, or no device that asks to join has this code.
 
     Changed: nothing; an upload or a request to join may have expired.
     To do: list what there is (`meshnode keys list`, `meshnode approve`), or begin the upload again.
     """
 
     code = "unknown"
+
+
+class JobUnfinished(UsageError):
+    """A job's result was asked for before the job has ended.
+
+    Changed: nothing; the job goes on.
+    To do: ask for the job until its status is another than `queued` and `running`, or follow its events.
+    """
+
+    code = "job_unfinished"
+
+
+class JobCancelled(UsageError):
+    """A job's result was asked for, and there is none: the job was cancelled.
+
+    Changed: nothing.
+    To do: ask for the work again, as a new job.
+    """
+
+    code = "job_cancelled"
 
 
 class Forbidden(UsageError):
@@ -110,16 +172,16 @@ class Unauthenticated(UsageError):
 
 
 class Throttled(UsageError):
-    """Too many calls with wrong API keys came from this address, or too many wrong codes were typed.
+    """An API key's rate or number of requests at once is used up; or too many wrong keys or codes came.
 
-    Changed: nothing; the key was not valid, or the code was not looked at.
-    To do: wait as long as `Retry-After` says, and use a valid key, which passes at once.
+    Changed: nothing; the request, the wrong key or the code was not looked at.
+    To do: wait as long as `Retry-After` says. Instead of a wrong key, use a valid one, which passes at once.
     """
 
     code = "throttled"
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        """Say it, and after how many seconds the next wrong key is looked at."""
+        """Say it, and after how many seconds it is worth asking again."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -200,6 +262,45 @@ class LinkLost(PeerError):
     retryable = True
 
 
+class OutcomeUnknown(PeerError):
+    """The link to a node broke while it may have run a request that must not run twice.
+
+    Changed: the request may have run; its answer is lost, and it was not tried elsewhere.
+    To do: find out whether it ran before sending it again. Which models are so says `meshnode_repeatable`
+        in their config.pbtxt.
+    """
+
+    code = "outcome_unknown"
+
+
+class SequenceLost(PeerError):
+    """The node that holds a sequence of requests is gone, or its link broke while it worked for the sequence.
+
+    Changed: what the model kept of the sequence is lost to its caller; the message says whether this request
+        may have run.
+    To do: start the sequence anew: send its requests again from the first, which has `sequence_start`.
+    """
+
+    code = "sequence_lost"
+
+
+class SequenceMoved(PeerError):
+    """The node that held a sequence of requests is being emptied, and has given the sequence to another one.
+
+    Changed: nothing ran.
+    To do: nothing; the gateway asks the node that has it now. Only a sequence that moves again and again ends so.
+    """
+
+    code = "sequence_moved"
+    retryable = True
+    nothing_ran = True
+
+    def __init__(self, message: str, node: str = "") -> None:
+        """Make one: `node` is the id of the node that has the sequence; empty where it is not known."""
+        super().__init__(message)
+        self.node = node
+
+
 class NotServing(PeerError):
     """The node that was asked does not serve the model, or may not make this change and reaches none that may.
 
@@ -210,6 +311,7 @@ class NotServing(PeerError):
 
     code = "not_serving"
     retryable = True
+    nothing_ran = True
 
 
 class Saturated(PeerError):
@@ -221,6 +323,12 @@ class Saturated(PeerError):
 
     code = "saturated"
     retryable = True
+    nothing_ran = True
+
+    def __init__(self, message: str = "", retry_after_s: float = 1.0) -> None:
+        """Say it, and after how many seconds the backlog of now should be worked off."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NoReplica(PeerError):

@@ -70,5 +70,12 @@ class TimerFired(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Woke(Event):
+    """This process stood still, with its machine or alone: whatever it waited for may have come meanwhile."""
+
+    slept_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Leave(Event):
     """The owner asks the node to leave: say goodbye now; the driver stops soon after."""

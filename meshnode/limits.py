@@ -88,6 +88,30 @@ MAX_REQUEST_PARAMETERS: Final = 64
 MAX_REQUEST_TEXT_LENGTH: Final = 16 * 1024
 """Characters of all names, ids and parameters of a request: they cross a link in one message."""
 
+MAX_REQUEST_TEXTS: Final = 2048
+"""Texts that one request asks vectors or completions for: what OpenAI takes."""
+
+MAX_REQUEST_CHOICES: Final = 128
+"""Answers that one request asks for the same text: what OpenAI takes."""
+
+MAX_TOLD_MEMBER_LENGTH: Final = 80
+"""Characters of a member's name that an error says again: longer ones are no mistake in writing."""
+
+MAX_REQUEST_MESSAGES: Final = 4096
+"""Messages of one conversation; longer ones are longer than what any model reads."""
+
+MAX_STOP_TEXTS: Final = 16
+"""Texts at which an answer ends: OpenAI takes 4, other servers more."""
+
+MAX_STOP_LENGTH: Final = 1024
+"""Characters of one of them: so much of an answer may be held back until it is clear."""
+
+ROWS_OF_TEXTS: Final = 64
+"""Texts in one inference of a model whose batches have no limit of their own: more only make the others wait."""
+
+FAN_OUT: Final = 8
+"""Inferences that one request has running at once: enough to fill a batch, too few to crowd out others."""
+
 MAX_TENSOR_RANK: Final = 32
 """Dimensions of a tensor: what numpy 1 allows, and far more than any model has."""
 
@@ -106,11 +130,153 @@ MAX_REMEMBERED_PATHS: Final = 1024
 MAX_REMEMBERED_HOSTS: Final = 64
 """Spellings of a valid `Host` header that are kept: there are a handful in use."""
 
+STREAM_RESUME_S: Final = 60.0
+"""How long a streamed answer whose reader is gone waits for it. Where only the gateway's side of a connection was closed,
+its client learns of that by silence (`CLIENT_STREAM_SILENCE_S`), and then has a whole call's time
+(`DEFAULT_REQUEST_TIMEOUT_S`) for coming back. So long a model may work for nobody, if its client did not say that it
+will not come back; it counts for the client's key."""
+
+STREAM_HEARTBEAT_S: Final = 10.0
+"""Between signs of life on a quiet stream of events: proxies cut connections that are silent for 30 s or more."""
+
+MAX_STREAM_KEPT_BYTES: Final = MIB
+"""Events of one streamed answer that are kept, to be sent or to be sent again: minutes of text. A model whose
+reader is slower waits; a single part may be larger."""
+
+MAX_STREAMS_KEPT_BYTES: Final = 64 * MIB
+"""Events of all streamed answers together; beyond it none is kept that was sent."""
+
+STREAM_ALIVE_S: Final = 0.5
+"""Between signs of life of a node that works on a streamed answer and has no part of it yet: 30 bytes each."""
+
+STREAM_STALL_S: Final = 2.5
+"""A stream that brings neither a part nor a sign of life for so long has stalled, and goes on elsewhere or ends with an
+error. Five signs are due in it; a node whose whole loop stands still is found out sooner, by its link (`LinkConfig`)."""
+
+STREAM_LATE_S: Final = 0.5
+"""A gateway that looks for a sign of life so much later than it meant to was itself asleep, and waits anew."""
+
+STREAM_PAUSE_S: Final = 300.0
+"""The longest that a model may take from one part of a streamed answer to the next, and the reader to take one, unless the
+request gave its first part more: five minutes, as for calls whose forms name no deadline (`MODEL_CALL_TIMEOUT_S`). A
+model that hangs in mid-stream still tells signs of life; its place is free again after that."""
+
+MAX_STREAM_CONTINUATIONS: Final = 3
+"""How often in a row a streamed answer is continued on another node before anything new has come."""
+
+MAX_DELIVERED_TEXT_LENGTH: Final = 64 * KIB
+"""Characters of an answer that are told to the node that continues it; where more came, it runs anew from its beginning."""
+
+MAX_KEPT_ANSWER_BYTES: Final = 2 * MIB
+"""Parts of one streamed answer that the node keeps which makes it, for a gateway that takes it up: what waits at the
+gateway that is lost (`MAX_STREAM_KEPT_BYTES`), and as much again on its way there."""
+
+MAX_KEPT_ANSWERS_BYTES: Final = 64 * MIB
+"""Parts of all streamed answers that a node keeps; beyond it those sent are let go, the oldest first."""
+
+MAX_KEPT_ANSWERS: Final = 1024
+"""Streamed answers that a node keeps at once; of more, those of clients that are long gone are let go."""
+
+MAX_EVENT_STREAMS: Final = 1024
+"""Streamed answers at once, those that wait for their readers included: the oldest of these makes room."""
+
+MAX_KEPT_EVENTS: Final = 1024
+"""Events of the mesh that a node can tell again, a few hundred bytes each: hours of a quiet mesh."""
+
+MAX_EVENT_READERS: Final = 256
+"""Programs that follow a node's events at once: each has a connection and a task."""
+
+MAX_DESCRIBED_MODELS: Final = 200
+"""Models that the API's description shows, the first by name: a page of more helps nobody, and takes seconds."""
+
+MAX_DESCRIBED_DEPTH: Final = 64
+"""How deep a schema that a model states about itself is told; what lies deeper may be anything."""
+
 MAX_REPOSITORY_PATH_LENGTH: Final = 4096
 """A model repository's path in a request: PATH_MAX of Linux."""
 
 HTTP_CLOSE_GRACE_S: Final = 1.0
 """Seconds that the last HTTP answers have to be written; running requests finished before."""
+
+# Forms and uploads
+
+MAX_FORM_PARTS: Final = 64
+"""Fields and files of one form: a model has a handful of inputs."""
+
+MAX_FORM_HEADER_BYTES: Final = 8 * KIB
+"""Headers of one part of a form: its name, its file's name and its type, each of a few hundred bytes."""
+
+MAX_UPLOAD_INPUTS: Final = 16
+"""Inputs of one model that take uploaded files; each with as many media types at most."""
+
+# gRPC
+
+MAX_GRPC_MESSAGE_BYTES: Final = MAX_BODY_BYTES + 64 * KIB
+"""A gRPC message: tensors as in an HTTP body, and their names and parameters."""
+
+MAX_GRPC_CALLS: Final = MAX_REQUESTS_IN_FLIGHT
+"""gRPC calls at once, streams included; more are refused as RESOURCE_EXHAUSTED."""
+
+MAX_GRPC_CALLS_PER_CONNECTION: Final = 1024
+"""Calls that one gRPC connection has open at once; a client waits with more, as HTTP/2 says."""
+
+MAX_GRPC_READS: Final = 64
+"""Messages with tensors or files of gRPC calls that are read at once: how large one is shows when it is here. Small
+ones are read in no time, so a place is soon free; of large ones no more than this many are in memory before they are
+counted."""
+
+MAX_GRPC_SMALL_READS: Final = 256
+"""Messages of all other gRPC calls that are read at once: names and numbers, which come with the call itself. They
+have places of their own, so that a balancer is told that a node lives however many tensors are on their way."""
+
+MAX_GRPC_READS_PER_CALLER: Final = 16
+"""Messages of one caller (its key, or its connection if it has none) that are read at once: one that opens calls and
+sends nothing holds so many places, and others have the rest."""
+
+GRPC_MESSAGE_TIMEOUT_S: Final = 60.0
+"""How long the message of a gRPC call may take to arrive: at its full size a megabyte per second."""
+
+GRPC_SMALL_MESSAGE_TIMEOUT_S: Final = 5.0
+"""How long a message without tensors or files may take: it fits into a packet or two."""
+
+MAX_GRPC_STREAMS: Final = 256
+"""gRPC streams of inferences at once; a client needs one, and each may be sending a large message."""
+
+MAX_GRPC_STREAMS_PER_CALLER: Final = MAX_GRPC_STREAMS // 4
+"""Of those, how many one API key may have open, and all programs of this machine without a key together; as many
+watches of the node's health: one caller does not lock out the others."""
+
+GRPC_STREAM_IDLE_S: Final = 300.0
+"""A gRPC stream on which nothing runs and no request comes is ended after this: a person who talks to a model through
+it has left; a client opens another."""
+
+MAX_GRPC_STREAM_REQUESTS: Final = 64
+"""Requests of one gRPC stream that are worked on at once; further ones are not read until one is answered."""
+
+GRPC_KEEPALIVE_S: Final = 75.0
+"""A gRPC connection that is silent for as long is asked whether it lives, as an idle HTTP one is closed."""
+
+GRPC_KEEPALIVE_TIMEOUT_S: Final = 20.0
+"""How long such a connection has to answer before it is closed: gRPC's own default."""
+
+GRPC_IDLE_S: Final = 600.0
+"""A gRPC connection without calls is closed after this; a client opens another with its next call."""
+
+MIN_GRPC_PING_INTERVAL_S: Final = 5.0
+"""A client that pings more often without calls is sent away: phones ping every half a minute, at most."""
+
+HEALTH_WATCH_INTERVAL_S: Final = 1.0
+"""How often the state is looked at for who watches it (grpc.health.v1): a balancer wants to know within seconds."""
+
+MAX_SHARED_MEMORY_REGIONS: Final = 1024
+"""Regions of shared memory that clients have registered: each holds an open file; load generators use a few per
+model."""
+
+MAX_SHARED_MEMORY_OFFSET: Final = 2**62
+"""Bytes within a region: beyond any memory, and below what a file offset of 64 bits can say."""
+
+MAX_SHARED_MEMORY_NAME_LENGTH: Final = 255
+"""Characters of a region's name and of its key: NAME_MAX of Linux."""
 
 # Callers of the HTTP gateway
 
@@ -149,9 +315,102 @@ revoked or not, so nothing is lost; the month is for clocks that are wrong."""
 MAX_KEY_TTL_S: Final = 10 * 365 * 86_400
 """Life of an API key that expires: ten years; for longer, let it not expire."""
 
+MAX_KEY_RATE_REQUESTS: Final = 1_000_000
+"""Requests per second, minute, hour or day that a key's limit may allow: more than a gateway answers in
+half a minute."""
+
+MAX_KEY_CONCURRENCY: Final = MAX_REQUESTS_IN_FLIGHT
+"""Requests at once that a key's limit may allow: as many as a gateway works on; more would be no limit."""
+
+MAX_KEY_SHARE: Final = 100
+"""What a key may have of an overloaded gateway beside 1 of another: with more, the others have next to nothing."""
+
+MAX_LIMITED_KEYS: Final = MAX_API_KEY_ENTRIES
+"""Keys with a limit whose requests are counted; beyond it, those that rest are dropped from the count."""
+
+CORS_PREFLIGHT_AGE_S: Final = 600
+"""Seconds for which a browser may remember that pages of an origin may ask: Chromium takes two hours at most,
+and an owner who closes the gateway again waits ten minutes."""
+
+MAX_CORS_ORIGINS: Final = 64
+"""Origins whose pages may use a gateway: as many as names that it may be asked under."""
+
+MAX_IDEMPOTENCY_KEY_LENGTH: Final = 255
+"""Characters of an `Idempotency-Key`: a UUID has 36; Stripe's limit, which clients know."""
+
+IDEMPOTENCY_TTL_S: Final = 24 * 3600.0
+"""Seconds for which an answer is kept for requests with the same `Idempotency-Key`: a client that has not
+repeated itself after a day has given up."""
+
+MAX_IDEMPOTENCY_KEYS: Final = 16_384
+"""Answers that are kept for requests with an `Idempotency-Key`; the oldest of the caller with the most goes first."""
+
+MAX_IDEMPOTENT_RUNS: Final = MAX_REQUESTS_IN_FLIGHT
+"""Requests with an `Idempotency-Key` that run at once, those whose clients hung up included: clients that send a
+key with everything must not get less of a gateway than others."""
+
+MAX_IDEMPOTENT_RUNS_PER_CALLER: Final = MAX_IDEMPOTENT_RUNS // 4
+"""Of those, how many one API key may have running at a gateway, or one gateway at the home of its keys: who sends
+requests and hangs up leaves room for others."""
+
+MAX_IDEMPOTENT_ANSWER_BYTES: Final = 4 * MIB
+"""The largest answer that is kept for a repetition; one request cannot take the room of all others."""
+
+MAX_SEALED_BYTES: Final = MAX_IDEMPOTENT_ANSWER_BYTES + MAX_HEADER_BYTES
+"""The largest such answer as it is kept: its body, with room for its headers and the seal."""
+
+MAX_IDEMPOTENT_BYTES: Final = 64 * MIB
+"""All answers that are kept for repetitions, together: less than what one link may hold."""
+
+MAX_KEPT_HEADERS: Final = 32
+"""Headers of an answer that is kept for repetitions and crosses a link: ours have ten at most."""
+
+LOAD_PROBE_TIMEOUT_S: Final = 1.0
+"""A probe of a replica's load is given up then: its answer would be old itself."""
+
+MAX_LIFE_SIGN_S: Final = 60.0
+"""The longest pause between signs of life that a peer may ask for: it would find out a stalled stream no sooner."""
+
+ONCE_HOME_TIMEOUT_S: Final = 5.0
+"""Seconds for the home of an `Idempotency-Key` to hear what a request was answered; its caller waits meanwhile,
+and has its answer at this gateway in any case."""
+
+MAX_CACHE_CONTROL_LENGTH: Final = 256
+"""Characters of a request's `Cache-Control` that are read: all directives that mean something have sixty."""
+
 FORWARD_TIMEOUT_S: Final = 120.0
 """Seconds for a call that another node answers for this gateway: as long as a client gives a gateway for
 the longest of them, a deployment (`CLIENT_PUBLISH_TIMEOUT_S`)."""
+
+LOAD_WAIT_S: Final = 100.0
+"""Seconds that a request to load a model waits until it is ready: less than the answer to a passed-on call
+may take (`FORWARD_TIMEOUT_S`), so that the caller hears why."""
+
+UNLOAD_WAIT_S: Final = 10.0
+"""Seconds that a request to unload waits until no replica serves: a replica goes a second after it was told."""
+
+LOAD_POLL_S: Final = 0.05
+"""How often a request to load looks how far it is: small models load in as long."""
+
+MAX_URL_LENGTH: Final = 2048
+"""Characters of a URL that a caller names: what browsers and proxies take."""
+
+MODEL_DOWNLOAD_TIMEOUT_S: Final = 100.0
+"""Seconds that a model may take to come from a URL that a caller named: as long as `LOAD_WAIT_S`; what is larger
+is uploaded, or published from a node that has it."""
+
+MAX_MODEL_REDIRECTS: Final = 5
+"""Redirects of a URL from which a model is registered: release pages need two or three."""
+
+STATISTICS_TIMEOUT_S: Final = 2.0
+"""Seconds that a node has to say what its models have done: load generators ask around each of their
+windows of seconds, and a node that is slower counts with what it said last."""
+
+MAX_STATISTICS_ASKED: Final = 64
+"""Nodes that are asked for their statistics at once: a mesh of a thousand is asked in some tens of round trips."""
+
+MAX_STATISTICS_VERSIONS: Final = 4096
+"""Versions of which one answer tells: more than a node can serve, and some MiB at most."""
 
 MAX_FORWARD_DIALS: Final = 2
 """Nodes without a link that a gateway dials in order to pass a call on: each may cost seconds of the
@@ -220,6 +479,125 @@ TLS_EXPIRY_REPEAT_S: Final = 86_400.0
 TLS_POLL_S: Final = 60.0
 """How often the certificate's files are looked at: renewals come weeks before the old one ends."""
 
+# URLs that callers name
+
+MAX_OUTBOUND_URL_LENGTH: Final = 2048
+"""Characters of a URL that a caller names, for a webhook or as a model's source: what browsers take, too."""
+
+MAX_OUTBOUND_NETWORKS: Final = 64
+"""Networks that an owner allows such URLs to lead to besides public addresses."""
+
+
+# Jobs
+
+JOB_COPIES: Final = 2
+"""Live nodes that keep a job at any time: it outlives any one of them, and the copies heal after each loss."""
+
+MAX_JOBS: Final = 10_000
+"""Jobs that a node keeps, finished ones included: some seconds to look through at the start, 40 MiB of memory."""
+
+MAX_JOBS_PER_CALLER: Final = MAX_JOBS // 4
+"""The same for one API key (or all programs without one): three others find room."""
+
+MAX_JOBS_BYTES: Final = 4 * 1024 * MIB
+"""Requests and results that a node keeps on its disk for jobs; more are refused, and go to another node."""
+
+MAX_JOB_RESULT_BYTES: Final = MAX_BODY_BYTES
+"""A job's result: as much as a request may have, and one part of a link."""
+
+MAX_JOBS_RUNNING: Final = 8
+"""Jobs that a node runs at once: enough for batches, few enough to leave room to callers who wait. Each may
+hold a request and a result in memory."""
+
+JOB_RESULT_S: Final = 86_400
+"""Seconds that a finished job and its result are kept: a client that was away over night still finds them."""
+
+MAX_JOB_AGE_S: Final = 86_400
+"""Seconds until a job that has not ended fails: what waits for longer is not waited for any more."""
+
+JOB_PATIENCE_S: Final = 3600.0
+"""Seconds that a job waits for a replica of its model to be there or to have room, from when it was accepted."""
+
+JOB_UNKNOWN_S: Final = 10.0
+"""Seconds that a job waits for its model to be known: a node that has just started has not heard of all."""
+
+JOB_RETRY_FIRST_S: Final = 0.5
+"""Pause before a job whose model is busy or away asks again; it doubles each time."""
+
+JOB_RETRY_MAX_S: Final = 15.0
+"""The longest such pause."""
+
+JOB_TIMEOUT_S: Final = 3600.0
+"""Seconds that the model has for a job whose request names no time of its own: nobody waits with a connection."""
+
+JOB_ACCEPT_TIMEOUT_S: Final = 5.0
+"""Seconds for a second live node to have a job on its disk before its caller is told that it was not accepted."""
+
+JOB_ASK_TIMEOUT_S: Final = 3.0
+"""Seconds that another node has to say what it knows of a job."""
+
+JOB_SEND_TIMEOUT_S: Final = 60.0
+"""Seconds to hand a copy of a job, 64 MiB at most, to another node."""
+
+JOB_UNABLE_S: Final = 5.0
+"""How long a node that did not take a copy is passed over: by then a restarted one is back."""
+
+MAX_JOB_PASSED: Final = 16
+"""Nodes that may give a job back because they cannot run it, before it fails: by then it is the job's fault."""
+
+JOB_REVIEW_S: Final = 1.0
+"""How often a node looks whether what it keeps has expired, or is to be sent, run or told again."""
+
+JOB_PROGRESS_S: Final = 0.5
+"""How often a change of progress is written down and told to the other copy."""
+
+JOB_EVENTS_POLL_S: Final = 0.25
+"""How often a gateway asks for a job's state while a client follows its events."""
+
+JOB_EVENTS_ELSEWHERE_POLL_S: Final = 1.0
+"""The same where an operator's node is asked for the job, because this one's role does not let it see it: each
+question takes one of the places for passed-on calls there (`MAX_FORWARDED_CALLS_PER_PEER`) for some milliseconds."""
+
+JOB_HEARTBEAT_S: Final = 15.0
+"""How often such a stream says that it lives: proxies close what is silent for a minute or less."""
+
+JOB_WAITING_STREAMS: Final = 64
+"""Copies of jobs that a node sends at once: each holds a body in memory."""
+
+MAX_JOB_WATCHERS: Final = 256
+"""Clients that follow jobs' events at one gateway; each costs a question per `JOB_EVENTS_POLL_S`."""
+
+MAX_JOB_WATCHERS_PER_CALLER: Final = MAX_JOB_WATCHERS // 4
+"""Of those, how many come with one API key: no program keeps the others from following theirs."""
+
+MAX_JOBS_LISTED: Final = 1000
+"""Jobs on one page of a list."""
+
+MAX_JOB_NODES_ASKED: Final = 64
+"""Nodes that are asked for one job that none of its first holders knows, or at once for a list."""
+
+JOB_FIRST_ASKED: Final = 3
+"""Nodes asked for a job first: those that keep it, and one that may be about to."""
+
+MAX_JOB_HEADERS_BYTES: Final = 8 * KIB
+"""Headers that are kept of a job's call, or of its answer."""
+
+MAX_WEBHOOK_SECRET_LENGTH: Final = 256
+"""Characters of the secret that signs webhooks; 32 random bytes have 44."""
+
+WEBHOOK_TIMEOUT_S: Final = 15.0
+"""Seconds that a webhook's receiver has to answer, as the Standard Webhooks' guide recommends."""
+
+MAX_WEBHOOK_ANSWER_BYTES: Final = 64 * KIB
+"""What is read of its answer: only the status counts."""
+
+MAX_JOB_FIELD_LENGTH: Final = 512
+"""Characters of a job's names (of its model, its key, the node that took it) as another node tells them."""
+
+MAX_WEBHOOKS_RUNNING: Final = 16
+"""Webhooks that a node sends at once: a slow receiver holds up few others."""
+
+
 # Links
 
 MAX_LINKS_UNAUTHENTICATED: Final = 64
@@ -269,6 +647,89 @@ REPLACED_LINK_GRACE_S: Final = 30.0
 
 MAX_SPARE_LINKS: Final = 2
 """Further links to one peer, each finishing or about to be parted with; more is a peer's mistake."""
+
+MAX_RELAYED_LINKS: Final = 64
+"""Pairs of nodes that one node relays between: it holds up to a window (1 MiB) of each, both ways."""
+
+MAX_RELAYED_LINKS_PER_NODE: Final = 16
+"""Of these, how many one node may be an end of: a few of them cannot take the relay for themselves."""
+
+RELAY_PAIR_BYTES_PER_S: Final = 32 * MIB
+"""What one pair may send through a relay, both ways together: a quarter of a gigabit, more than most
+uplinks; requests feel nothing of it, and a large model's files do not fill the relay's network."""
+
+RELAY_BYTES_PER_S: Final = 64 * MIB
+"""What all pairs may together: half of a gigabit, so that the relay's own requests have the other half."""
+
+RELAY_BURST_S: Final = 0.25
+"""A pair may run ahead of its rate by what it may send in so long: a picture or an answer goes at once."""
+
+RELAY_BEGIN_S: Final = 5.0
+"""How long a relay that said that it would keeps the place free: it was one of several that were asked."""
+
+MAX_RELAYS_ASKED: Final = 4
+"""Nodes that are asked at once to relay to a peer: the nearest few, so that the best of them is known."""
+
+RELAY_ASK_TIMEOUT_S: Final = 2.0
+"""How long their answers may take: a few round trips; a frozen one among them costs no more than that."""
+
+RELAY_ANSWERS_S: Final = 0.25
+"""How long after the first that would the others are waited for: a farther one is no better."""
+
+RELAY_AFTER_S: Final = 1.0
+"""How long a needed peer is without a link before a relay is looked for, where no dial has failed yet:
+three round trips to another continent."""
+
+RELAY_STAGGER_S: Final = 0.25
+"""How long one relay that would is waited for before the next one is tried beside it, at least: as between addresses (RFC
+8305, section 5)."""
+
+MAX_RELAY_STAGGER_S: Final = 1.0
+"""And at most, however far away it is: one that passes nothing on costs a second."""
+
+RELAY_HELLO_S: Final = 1.0
+"""A hello through a relay that takes longer than this, and than `RELAY_HELLO_RTTS` round trips, counts as failed, and others
+are asked: a busy small device takes half as long. If nobody else is there it may go on for `HANDSHAKE_TIMEOUT_S`."""
+
+RELAY_HELLO_RTTS: Final = 8.0
+"""Twice the round trips that TLS and a hello take."""
+
+RELAY_DISTRUST_S: Final = 30.0
+"""How long a relay through which a link failed comes last, the first time; it doubles: one that was only restarted, or whose
+peer was gone, is soon as good as before, and one that does harm costs requests a second in half a minute at most."""
+
+MAX_RELAY_DISTRUST_S: Final = 900.0
+"""The longest: a relay that is always bad is tried four times an hour where there is another."""
+
+MAX_RELAY_FAULTS: Final = 1024
+"""Relays and pairs of relay and peer that have failed and are remembered: all relays of a few hundred peers."""
+
+NEW_RELAY_S: Final = 3.0
+"""How long a request whose relay was lost waits for the way through another one, if no other replica can be asked:
+as long as the other relays may take to answer, and a hello."""
+
+RELAY_RETRY_S: Final = 2.0
+"""The first pause after no relay was found; it doubles."""
+
+MAX_RELAY_RETRY_S: Final = 30.0
+"""The longest: as for dialling."""
+
+DIRECT_RETRY_S: Final = 15.0
+"""After so long the peer of a relayed link is dialled directly again; it doubles."""
+
+MAX_DIRECT_RETRY_S: Final = 600.0
+"""The longest pause: a router's rule that somebody just changed is found within ten minutes, and a
+dial of a dead address costs a few packets."""
+
+RELAY_REVIEW_S: Final = 10.0
+"""How often it is looked whether another relay would be much nearer: estimates take some probes to settle."""
+
+RELAYED_LINK_GRACE_S: Final = 600.0
+"""How long what runs on a relayed link may go on when a direct one has taken its place: the relay loses
+nothing by it, and a long stream ends where it began."""
+
+RELAY_LOOK_S: Final = 1.0
+"""How often a node looks whether a peer needs a relay or a direct link, besides when a link changes."""
 
 MAX_STREAMS_PER_LINK: Final = 1024
 """Streams that a peer may have open at once on one link; more than a gateway's 64 x 16 clients."""
@@ -368,6 +829,22 @@ MAX_LOG_FILES: Final = 4
 
 LOG_RETRY_S: Final = 30.0
 """How long the log file is left alone after it could not be written: a full disk stays full a while."""
+
+MAX_ACCESS_LOG_FILE_BYTES: Final = 64 * MIB
+"""The access log, before it is put aside and a new one begun: some 200,000 requests."""
+
+MAX_DECISION_LOG_FILE_BYTES: Final = 32 * MIB
+"""The decision log, before it is put aside and a new one begun: of 20 candidates each some 5,000 decisions."""
+
+MAX_ACCESS_LOG_BUFFER_BYTES: Final = 4 * MIB
+"""Lines of the access log that wait for the disk; beyond it lines are lost, counted, and a line says so:
+requests never wait for a log."""
+
+ACCESS_LOG_FLUSH_S: Final = 0.5
+"""How long a line of the access log waits for others before they are written together."""
+
+MAX_ACCESS_LOG_TEXT_LENGTH: Final = 512
+"""Characters of a path or user agent in the access log; longer ones are cut."""
 
 MAX_TRACEPARENT_LENGTH: Final = 256
 """A `traceparent` header: version 00 has 55 characters, a later one may add to them."""
@@ -580,8 +1057,8 @@ MAX_DESIRED_DIGESTS_PER_NOTE: Final = 60
 """Keys in one note: 1,040 bytes each where every character is one of four bytes."""
 
 MAX_DESIRED_TOTAL_BYTES: Final = 16 * MIB
-"""All revisions that this node's own writes may reach: the whole map is rewritten on each change and
-lies in every node's memory. Peers' writes are taken up to twice that."""
+"""All values that count now, as far as this node's own writes may take them: the whole map is rewritten on each
+change and lies in every node's memory. Peers' writes are taken up to twice that."""
 
 MAX_REFUSALS_REMEMBERED: Final = 1024
 """(key, author) pairs whose refusal was told; forgetting one repeats an event."""
@@ -598,6 +1075,92 @@ node of a mesh of a thousand."""
 
 MAX_DEPLOYMENT_VERSIONS: Final = 32
 """Versions that one deployment serves side by side: far above a rollout's two or three."""
+
+MAX_SEQUENCE_MOVES: Final = 32
+"""Sequences that a node which is emptied gives away at once: a round trip each, and their states in memory."""
+
+SEQUENCE_MOVE_TIMEOUT_S: Final = 5.0
+"""How long one of them may take; its requests wait that long at most before it goes on where it was."""
+
+MAX_CONSTRAINTS: Final = 16
+"""Regions, and labels, that one deployment asks for."""
+
+MAX_CONSTRAINT_TEXT_LENGTH: Final = 128
+"""Characters of one of these words."""
+
+MAX_STANDBY_REPLICAS: Final = 16
+"""Replicas of one deployment that are warmed for the case that others fail."""
+
+MAX_STABLE_WINDOW_S: Final = 3600.0
+"""The window over which autoscaling averages what is needed: an hour, one look a second, is 3,600 numbers."""
+
+MAX_SCALING_DELAY_S: Final = 3600.0
+"""Autoscaling's delays: who wants fewer changes than one an hour sets the number of replicas by hand."""
+
+MAX_IDLE_S: Final = 7 * 86_400.0
+"""How long an autoscaled model may be left alone before its last replica goes: a week; else it is not to sleep at all."""
+
+MAX_SCALING_TARGET: Final = 1_000_000.0
+"""A target of autoscaling, requests or milliseconds: more than any device does."""
+
+MAX_STEWARD_REASON_LENGTH: Final = 400
+"""Characters in which a steward says why it decided so."""
+
+MAX_STEWARD_EPOCH: Final = 2**53
+"""How often a deployment's steward may have changed: a liar cannot claim a change that nobody can follow, since of two
+words of this epoch that of the better-placed node counts."""
+
+MAX_DEMAND_MODELS: Final = 48
+"""Autoscaled models of which a gateway tells how many requests came: with the longest names 7 KB of its load, which
+then names half as many replicas where both do not fit."""
+
+MAX_WAITING_MODELS: Final = 64
+"""Models at zero for which a gateway tells that requests wait: those that have waited longest."""
+
+MAX_FAILING_TOLD: Final = 32
+"""Versions that a node tells to keep failing on it: more at once is the node's own fault, and eight waste enough."""
+
+MAX_FAILING_WHY_LENGTH: Final = 160
+"""Characters of each one's reason: all of them fit `MAX_OWNER_VALUE_BYTES` beside the files that are told."""
+
+MAX_FILES_TOLD: Final = 512
+"""Versions of which a node tells that their files are on its disk, 8 bytes and 2 for each."""
+
+MAX_ENVIRONMENT_VARIABLES: Final = 64
+"""Variables that one deployment sets for its models' code."""
+
+MAX_ENVIRONMENT_BYTES: Final = 8 * KIB
+"""All of these together: the deployment's manifests are to fit beside them."""
+
+MAX_ORIGIN_TEXT_LENGTH: Final = 256
+"""Characters of one word about how a revision of a deployment came about, such as who asked for it."""
+
+MAX_FORMER_DEPLOYMENTS: Final = 255
+"""Former revisions of one deployment that are kept: with a change on every working day, those of a year. Where two
+nodes differ in a deployment they send each other all of them."""
+
+MAX_FORMER_REVISIONS_BYTES: Final = 8 * MIB
+"""Former revisions of all keys of the desired state together, the youngest first: some four thousand of a usual
+deployment. The oldest give way; no write is refused for them."""
+
+MAX_REMOVED_DEPLOYMENTS: Final = 256
+"""Names whose deployment was deleted and can be restored, the last deleted first; the oldest are forgotten."""
+
+MAX_DEPLOYMENT_FILE_BYTES: Final = MIB
+"""A file of deployments: some thousand of them."""
+
+MAX_DEPLOYMENTS_PER_FILE: Final = 256
+"""Deployments of one file: a person still finds theirs."""
+
+MAX_YAML_NODES: Final = 100_000
+"""Values of a YAML document, those counted again that an alias repeats: a few lines of aliases would otherwise
+become billions."""
+
+MAX_YAML_NUMBER_LENGTH: Final = 40
+"""Characters of a whole number in YAML: Python refuses to read thousands, and no key takes more than 19."""
+
+MAX_YAML_DEPTH: Final = 32
+"""How deep values of a YAML document are nested; a deployment needs three."""
 
 # Trust
 
@@ -687,6 +1250,50 @@ MAX_MODEL_FILES: Final = 4096
 MAX_MODEL_CONFIG_BYTES: Final = MIB
 """Text of one `config.pbtxt`: the longest ones known (ensembles) have a few tens of kilobytes."""
 
+MAX_BATCH_ROWS: Final = 1 << 20
+"""`max_batch_size` of a model: a million rows of a few numbers are tens of megabytes, a request's size."""
+
+MAX_MODEL_TENSORS: Final = 1024
+"""Inputs, outputs and states of a model: a language model's key-value caches have some hundred."""
+
+MAX_EXECUTION_ENTRIES: Final = 256
+"""Entries of one list in a model's settings (parameters, warm-ups, routes): they travel with its manifest."""
+
+MAX_ENSEMBLE_STEPS: Final = 128
+"""Models that one ensemble calls: published ones have five."""
+
+MAX_PARAMETER_LENGTH: Final = 4096
+"""Characters of a parameter's name or value in `config.pbtxt`: a path, or a short JSON text."""
+
+MAX_PRIORITY_LEVELS: Final = 1024
+"""Priority levels of one model's queue: each has a queue of its own."""
+
+MAX_METADATA_BYTES: Final = 64 * KIB
+"""A `metadata.json`: a few numbers and a note."""
+
+MAX_UNPACKED_RATIO: Final = 200
+"""Unpacked bytes for each byte of an archive: weights shrink by half at most, texts to a tenth; a zip bomb
+claims thousands."""
+
+MIN_UNPACKED_BYTES: Final = 64 * MIB
+"""An archive may unpack to this much whatever its own size: small ones are mostly text, which shrinks well."""
+
+MAX_SOURCE_FILES: Final = 65_536
+"""Files of a bucket or web server that are looked at for one repository: sixteen versions of each of `MAX_MODELS`."""
+
+MODELS_POLL_S: Final = 2.0
+"""How often a node's own folder of models is looked at: a look costs a stat of each file, and who puts a new
+version there expects it to serve within a few seconds."""
+
+MAX_MODELS_POLL_S: Final = 86_400.0
+"""At least once a day; 0 for never."""
+
+SOURCE_POLL_S: Final = 60.0
+"""A bucket or web server is asked at most this often whether its models have changed: listing costs money."""
+
+MAX_LISTED_PAGES: Final = 1000
+"""Folders of a web server that are listed for one repository."""
+
 MAX_PATH_COMPONENT_LENGTH: Final = 255
 """One component of a model file's path: what common file systems allow."""
 
@@ -696,24 +1303,415 @@ BLOB_CHUNK_BYTES: Final = MIB
 BLOB_IDLE_TIMEOUT_S: Final = 10.0
 """Seconds without a chunk after which a transfer is given up and resumed from another holder."""
 
-MAX_BLOBS_SENT: Final = 32
-"""Files that are sent at once, each with up to three chunks in memory; more peers wait their turn."""
+MAX_BLOBS_SENT: Final = 64
+"""Files and chunks that are sent at once, each with up to three chunks in memory; more wait their turn."""
+
+MAX_CHUNKS_ASKED: Final = 3
+"""Chunks that are asked of one node at once: one on its way, one being read there, one asked for."""
+
+MAX_CHUNKS_UNDER_WAY: Final = 24
+"""Chunks that a node asks for at once, of all nodes together: 24 MiB in memory at the most."""
+
+MAX_FILE_SOURCES: Final = 16
+"""Nodes that a version's files are fetched from at once: enough for any link, and each costs a watch."""
+
+MAX_FILES_ASKED: Final = 1024
+"""Files whose state is asked of a node at once: 32 KiB of hashes."""
+
+FILES_WAIT_S: Final = 2.0
+"""Seconds that a node waits for news of its files before it answers that there are none: half of what a
+slow link's answer may take, and one message each two seconds where nothing happens."""
+
+FETCH_STALL_S: Final = 20.0
+"""Seconds without a single chunk after which a fetch is given up, to be tried again from what is here:
+twice the silence after which a single node is given up."""
+
+MAX_VERSION: Final = 10**18 - 1
+"""The highest number of a model's version: eighteen digits, as a folder's name and a path of a gateway take."""
+
+MAX_NOTE_LENGTH: Final = 500
+"""Characters of a note about a published version: it travels with each of its descriptions."""
+
+MAX_PROVENANCE_METRICS: Final = 16
+"""Metrics of a published version: accuracy, loss and a few of their kind."""
+
+MAX_FETCHES_TOLD: Final = 16
+"""Fetches that a node tells its mesh of; more are mostly of one deployment, and its first ones say enough."""
+
+DISK_RESERVE_BYTES: Final = 1024 * MIB
+"""Room on the disk that model files leave free: for the node's own state, logs and the system."""
+
+DISK_RESERVE_SHARE: Final = 0.05
+"""The same on small disks: no more than this share of them."""
+
+UNUSED_BLOBS_SHARE: Final = 0.1
+"""Of the disk that files which nobody wants may take, where the owner has set no `max_disk`: enough to
+roll back to what was served before, and little enough not to be noticed."""
 
 MAX_WAITING_RUNS: Final = 256
 """Requests that may wait per version: at 10 ms each, 2.5 s of work; more would wait past any
 patience, and another node can take them."""
 
+MAX_QUEUE_SIZE: Final = 16_384
+"""Requests that may wait where a model's configuration asks for a longer queue: some 10 MB without their
+tensors."""
+
+MAX_ADAPTIVE_ROWS: Final = 64
+"""Rows that are joined where nothing is configured: processors gain nothing by more, and the rows of one
+batch wait for one another."""
+
+MAX_ADAPTIVE_ROW_BYTES: Final = 4 * MIB
+"""A row that is joined where nothing is configured: 64 of them take 256 MB once more, and larger ones keep a
+processor busy alone."""
+
+MAX_COUNTED_BATCH_SIZES: Final = 256
+"""Batch sizes whose executions are counted apart, per version; others count with the next power of two."""
+
+MAX_SEQUENCES: Final = 4096
+"""Sequences of one version that run or wait for a slot: each may hold a state in memory."""
+
+STREAM_PARTS_AHEAD: Final = 16
+"""Parts of a streamed answer that are made before their reader has taken them: a slow reader slows the
+model, and a fast one never waits."""
+
+RESPONSE_CACHE_BYTES: Final = 64 * 1024**2
+"""Answers kept for versions that ask for a response cache: a few hundred thousand of small models, a
+hundred images; a twentieth of what a small device has to spare."""
+
+MIN_RESPONSE_CACHE_BYTES: Final = 1024**2
+"""Less would keep hardly an answer, and look like a cache."""
+
+MAX_RESPONSE_CACHE_ENTRIES: Final = 100_000
+"""Answers kept, however small: each costs some 500 bytes besides its tensors, so 50 MB at most."""
+
+RESPONSE_CACHE_TIME_S: Final = 3600.0
+"""An hour: an answer is the same for ever as long as the files are, but one that nobody asked for in that
+time holds memory that others could use."""
+
+MAX_CACHED_SHARE: Final = 0.25
+"""Of the response cache's bytes that a single answer may take: one larger would drop all others."""
+
+MAX_PROFILE_SIZES: Final = 16
+"""Batch sizes in a replica's profile: powers of two up to 32,768 rows."""
+
+MAX_PROFILE_BATCH: Final = 1024
+"""Rows measured at most where a version states no limit: larger batches bring no model more throughput."""
+
+MAX_SHOWN_LENGTH: Final = 120
+"""Characters of a device's or a batching's description in a replica's advert: a line for people."""
+
+MAX_WARM_UP_RUNS: Final = 10_000
+"""Requests of all configured warm-ups of one version; more is a mistake in its configuration."""
+
+MAX_INSTANCES: Final = 64
+"""Instances of one version on one node: each may hold its weights again."""
+
+MAX_TASKS: Final = 8
+"""Tasks that a model is offered for: there are three."""
+
+MAX_TASK_TEXT_LENGTH: Final = 4096
+"""Characters of one task's mapping: names and a chat template."""
+
+INLINE_TICK_S: Final = 0.05
+"""A run on the event loop that two looks this far apart find still running is ended and made in a thread:
+a hundred times what is expected of such a run, and hardly felt by a peer's failure detector."""
+
+RUN_END_GRACE_S: Final = 2.0
+"""Seconds after its last caller is gone in which a run in this process is to end; longer than one operation
+of a large model. Past that its place counts as lost, until it ends after all."""
+
+UNLOAD_DRAIN_S: Final = 60.0
+"""Seconds in which a version that is unloaded ends its requests before its runs are ended: the default
+deadline of a request, and room."""
+
+UNLOAD_PATIENCE_S: Final = 5.0
+"""Seconds that the look at a folder waits for versions that are unloaded; then it goes on, and so do they."""
+
+CLOSE_DRAIN_S: Final = 5.0
+"""The same when the whole node stops: service managers kill it after 10 to 90 seconds."""
+
+SHRINK_FROM_S: Final = 0.01
+"""Runs that are shorter cannot have taken much memory: 10 ms fill some 50 MB at most."""
+
+SHRINK_EVERY_S: Final = 2.0
+"""Memory of unusually large runs is given back this often at most: taking it again costs about 0.2 s per GB."""
+
+MAX_ONNX_GRAPH_DEPTH: Final = 32
+"""Graphs within graphs of an ONNX file that are looked through: branches and loops; people write three."""
+
+MAX_ONNX_NODE_BYTES: Final = 4096
+"""A name in an ONNX file that is looked through: exporters write paths of modules, some hundred characters."""
+
+MAX_VARIANTS: Final = 8
+"""Variants of one version in a deployment: fp32, fp16, int8 and a few more; each is a manifest of its own."""
+
+PRESSURE_SHARE: Final = 0.08
+"""Share of free memory below which batches shrink: the system begins to swap or to kill soon after."""
+
+PRESSURE_RELIEF_SHARE: Final = 0.12
+"""Share of free memory above which they grow again; apart from `PRESSURE_SHARE`, so that it does not flap."""
+
+PRESSURE_STEADY_S: Final = 30.0
+"""Seconds of relief before each step back: memory that a batch freed is taken again by the next."""
+
+MAX_PRESSURE: Final = 6
+"""Steps of memory pressure; each halves the rows of a batch, so that the last allows a 64th."""
+
 MAX_IMAGE_PIXELS: Final = 50_000_000
 """A decoded picture: the largest phone cameras' ordinary mode; 150 MB as RGB. A few kilobytes of PNG
 can claim far more (a decompression bomb)."""
 
+SMALL_PICTURE_PIXELS: Final = 2_000_000
+"""A picture up to this size is decoded in some ten milliseconds, and never waits for a larger one: those take seconds
+where they are made to."""
+
+MAX_WAITING_PICTURES: Final = 32
+"""Pictures of each kind, small and large, that wait at a gateway to be decoded; at a second and a half for the slowest
+that are taken, some of 32 would come too late for their callers already."""
+
+MAX_CALLER_WAITING_PICTURES: Final = 8
+"""Of these, one caller's (an API key's; all without a key are one), so that no caller fills the queue alone."""
+
 MAX_RUNTIME_MESSAGE_LENGTH: Final = 300
 """Characters of a runtime's message that a person reads in a table or an answer: a few lines."""
+
+ENSEMBLE_LOOK_S: Final = 0.5
+"""Seconds between two looks at whether all models of an ensemble are there: a lookup in a table for each, and
+gossip takes as long."""
+
+MAX_ENSEMBLE_REQUESTS: Final = 256
+"""Requests of one ensemble at once on a node: each holds its tensors between the steps, whose own queues
+are limited besides."""
+
+LITERT_TRIAL_TIMEOUT_S: Final = 60.0
+"""Seconds in which a TensorFlow Lite file is opened and run once in a process of its own: large ones take
+seconds on a small board; what hangs there would hang a loading thread of the node for ever."""
+
+MAX_LITERT_FILE_BYTES: Final = (1 << 31) - 1
+"""A `.tflite` file is read into memory; places in it are numbers of 31 bits."""
+
+MAX_LITERT_ERRORS_LENGTH: Final = 64 * 1024
+"""Characters of errors that an interpreter of such a file keeps before it is opened again: some hundred errors."""
 
 MAX_REASON_BYTES: Final = 500
 """Bytes of a replica's reason: enough for a library's error message, little beside a manifest."""
 
+MAX_CALL_TEXT_BYTES: Final = 48 * 1024
+"""Path, query and headers of an HTTP request that a model's own route answers: three times what the
+gateway takes, for what JSON escapes, and less than a link's message holds."""
+
+MODEL_CALL_TIMEOUT_S: Final = 300.0
+"""Deadline of a JSON document and of a request to a model's own route, whose forms have no place for one:
+five minutes, as browsers wait; who hangs up earlier stops the work."""
+
+MAX_ACCEPT_LENGTH: Final = 200
+"""Characters of an Accept or Content-Type header that a model is told with a document: browsers send 130."""
+
+MAX_ROUTES: Final = 64
+"""HTTP routes of one model: an endpoint has a few, and its node tells all of them to the mesh."""
+
+MAX_TABLE_ROUTES: Final = 1024
+"""Paths of all models' routes that a gateway knows; a path with parameters is compared with each, 0.3 µs apiece."""
+
+MAX_ROUTE_LENGTH: Final = 200
+"""Characters of a route's path, likewise."""
+
+MAX_SCHEMA_BYTES: Final = 8 * KIB
+"""JSON schemas of a model's requests and answers, as its node tells them to the mesh: half of what a
+value may have. Longer ones are left out."""
+
+MAX_ARCHIVE_BYTES: Final = 32 * 1024 * MIB
+"""What a `.mar` archive unpacks to: the weights of a model that a large accelerator holds."""
+
+RETURNED_FILE_PART_BYTES: Final = 256 * KIB
+"""A file that a predictor returns travels in parts of this size: one frame of a link."""
+
+MAX_RETURNED_FILE_BYTES: Final = 4 * 1024 * MIB
+"""The largest file that a predictor may return: an hour of video."""
+
+MAX_SOURCE_BYTES: Final = 4 * MIB
+"""A Python file that is read to find out how a model is written: the longest known have 100 KB."""
+
+# Worker processes of models
+
+WORKER_SHARED_BYTES: Final = 1024 * MIB
+"""Address space for the tensors between a node and one worker process: a few batches of the largest images
+or audio. Only pages that tensors touch are memory."""
+
+WORKER_SHARED_EAGER_BYTES: Final = 128 * MIB
+"""The same where a system counts such memory as taken at once (Windows)."""
+
+WORKER_IDLE_SHARED_BYTES: Final = 32 * MIB
+"""Touched pages of that memory that an idle worker keeps, so that its next tensors find warm ones."""
+
+WORKER_INLINE_BYTES: Final = 16 * 1024
+"""Tensors of a request up to this size go in its message: two copies of it through a socket cost less than
+taking and giving back shared memory."""
+
+MAX_WORKER_MESSAGE_BYTES: Final = 4 * MIB
+"""One message between a node and a worker process; tensors are not in it, so it is long only where a model
+has thousands of tensors or parameters."""
+
+MAX_WORKER_ERROR_LENGTH: Final = 4000
+"""Characters of what a model says of a failure: the reasons of a validation may fill a page."""
+
+WARM_UP_TIMEOUT_S: Final = 600.0
+"""A single warm-up request: a first run may compile for minutes, and one that takes longer hangs."""
+
+ROW_CHECK_S: Final = 5.0
+"""For trying whether a model's requests may be joined, before it serves: short models need a tenth of a second,
+and one of a second per run gains little from being joined, so that fewer trials are enough."""
+
+MAX_TRIAL_INPUT_BYTES: Final = 64 * 2**20
+"""An input made of zeros for the first trial of a file that is not trusted yet: it says how large, and may lie."""
+
+MAX_SIGNATURE_TRIALS: Final = 200
+"""Inputs that are tried on a TorchScript model without a configuration: some tens of sizes and types of up to
+three inputs; a model that none of them fits needs a configuration."""
+
+MAX_WORKER_PROCESSES: Final = 128
+"""Processes that a worker may have forked: data loaders start one per core; more is a fork bomb."""
+
+MAX_MODEL_LINKS: Final = 10_000
+"""Links in a model's folder that are followed for what its process may read: a dataset of as many files."""
+
+WORKER_KEEPER_S: Final = 1.0
+"""Seconds between two looks of a worker's keeper at whether its node is still there: a killed node leaves a
+model that much longer."""
+
+WORKER_BURIAL_S: Final = 10.0
+"""Seconds that what a worker has started is killed for, again and again, before it is given up: a process
+that waits for a device may take that long to die."""
+
+MAX_WORKER_UNREAD_BYTES: Final = 32 * MIB
+"""Messages that a worker has not read: 1024 requests of 16 KiB wait for one that is busy; one that asks
+without reading the answers fills its node's memory."""
+
+WORKER_MESSAGES_PER_S: Final = 10_000.0
+"""Messages per second that are read from each socket of a worker, for long; further ones wait. Ten times what
+quick models say, and a fifth of a core."""
+
+MAX_UNCOLLECTED_RESULTS: Final = 1024
+"""Results that an endpoint fed its pipeline for and never asked for; the oldest are forgotten beyond it."""
+
+MAX_DOCUMENT_REASONS: Final = 5
+"""Reasons why a JSON document does not fit its type that an error names: enough to correct it."""
+
+MAX_WORKER_CONCURRENCY: Final = 1024
+"""Requests that one worker may work on at once, if its model asks for that: coroutines that mostly wait."""
+
+WORKER_MEMORY_SHARE: Final = 0.8
+"""Of the machine's memory that a worker process may take unless told otherwise; beyond, the system swaps."""
+
+WORKER_MEMORY_SLACK_BYTES: Final = 1024 * MIB
+"""How far above its limit a worker can ever reserve memory: libraries reserve more than they touch, and what
+they touch is watched. Above this an allocation fails inside the model, before the machine is in need."""
+
+WORKER_DISK_SHARE: Final = 0.25
+"""Of the disk that one model's temporary files and cache may take unless told otherwise: weights of a large
+language model fit an ordinary disk, and one mistake does not fill it."""
+
+WORKER_DISK_WATCH_S: Final = 5.0
+"""Seconds between two looks at what a worker has written: a fast disk takes some gigabytes meanwhile."""
+
+MAX_WORKER_FILES: Final = 250_000
+"""Files in a worker's temporary folder and its cache: ten times what an unpacked framework has, and to count
+them takes a second."""
+
+CACHE_SWEEP_S: Final = 600.0
+"""Seconds between two looks for cache folders of versions that are gone: they cost room, not time."""
+
+WORKER_START_TIMEOUT_S: Final = 900.0
+"""Seconds until a worker process is ready: compiling a large model takes minutes on a small device."""
+
+WORKER_STOP_GRACE_S: Final = 5.0
+"""Seconds that a model has to finish when it is closed; what it has not done then is lost."""
+
+WORKER_CANCEL_GRACE_S: Final = 10.0
+"""Seconds that a cancelled request may run on: starting a process anew costs as much or more."""
+
+WORKER_CANCEL_FACTOR: Final = 4.0
+"""A cancelled request may also run on for this many times the longest run that was seen to end well."""
+
+WORKER_SILENCE_S: Final = 60.0
+"""Seconds without a sign of life after which a worker is hung: one call into a library that holds Python's
+lock, such as reading a large pickle, takes tens of seconds on a slow disk."""
+
+WORKER_WATCH_S: Final = 1.0
+"""Seconds between two looks at a worker's memory; at 1 GB/s a leak takes 1 GB in between, which the slack allows."""
+
+WORKER_STOPPED_LOOKS: Final = 2
+"""Looks in a row at which a worker is found stopped (SIGSTOP) until it counts as hung: what it streams has stalled, and
+is to go on elsewhere within `STREAM_STALL_S`; one look may fall into a pause that ends by itself."""
+
+WORKER_PING_S: Final = 5.0
+"""Seconds between two signs of life that a worker is asked for."""
+
+WORKER_RESTART_FIRST_S: Final = 0.5
+"""Seconds before a worker is started again for the first time: most crashes are single ones."""
+
+WORKER_RESTART_MAX_S: Final = 60.0
+"""Seconds at most: one start a minute of a model that always crashes costs little and repairs itself soon."""
+
+WORKER_STEADY_S: Final = 120.0
+"""Seconds that a worker must last for its next restart to be quick again."""
+
+WORKER_STREAM_CREDITS: Final = 16
+"""Parts of a stream that are on their way from a worker: enough for tokens never to wait, little memory."""
+
+WORKER_LOG_LINES_PER_S: Final = 50
+"""Lines per second that a model may write to the log, for long; more are counted and left out."""
+
+WORKER_LOG_BURST_LINES: Final = 500
+"""Lines that it may write at once: a long traceback, a library's start-up."""
+
+MAX_WORKER_LOG_LINE_LENGTH: Final = 2000
+"""Characters of a line that a model prints; the rest is cut."""
+
+MAX_WORKER_CALLS: Final = 64
+"""Requests to other models that one worker has open at once."""
+
+# Converting and optimising models
+
+CONVERT_TIMEOUT_S: Final = 1800.0
+"""One step of `meshnode convert` or `optimize`, unless `--timeout` says otherwise: large models take minutes."""
+
+MAX_CONVERT_MEMORY_SHARE: Final = 0.75
+"""Share of the machine's memory that such a step may take: a framework, the model and its result, beside a node."""
+
+MAX_CONVERT_LOG_BYTES: Final = 64 * MIB
+"""What a step may print: frameworks print kilobytes; a model's code that prints on and on fills a disk."""
+
+MAX_CONVERT_PROGRESS_BYTES: Final = 64 * KIB
+"""One line that a step tells, and the end of its log that an error quotes from: names of tensors, not data."""
+
+MAX_NAMES_LOOKED_AT: Final = 2000
+"""Names of an archive that tell what a saved model is: frameworks write the telling ones among the first."""
+
+MAX_SAMPLE_FILE_BYTES: Final = 1024 * MIB
+"""A sample or calibration set: a thousand pictures as float32 are 600 MB; more says no more about a model."""
+
+MAX_ANSWERS_BYTES: Final = 4 * MAX_SAMPLE_FILE_BYTES
+"""What a model may answer to a sample: models with pictures for answers give about what they take."""
+
+MAX_SAMPLE_ROWS: Final = 4096
+"""Rows of a sample that are compared; the first ones count."""
+
+MAX_SAMPLE_ELEMENTS: Final = 64 * MIB
+"""Elements of one tensor of a made-up sample: 256 MB as float32; a greater shape is a mistake."""
+
 # Routing
+
+MIN_CONCURRENCY: Final = 4.0
+"""Requests of one model that an overloaded gateway has in flight at least: with fewer it would not learn that
+the overload is over."""
+
+MAX_ADMITTED_MODELS: Final = 4096
+"""Models of which a gateway counts what is in flight; of more, those at rest are forgotten. A thousand take 1 MB."""
+
+MAX_RETRY_AFTER_S: Final = 60
+"""Seconds after which a refused caller is told to come back at the latest: a longer backlog is a guess, and by
+then others have come and gone."""
 
 MAX_TABLE_REPLICAS: Final = 65_536
 """All replicas that a table holds: sixteen of each of `MAX_MODELS`, some 50 MB of memory."""
@@ -727,8 +1725,15 @@ MAX_LOAD_MODELS: Final = 96
 MAX_CLAIMED_REQUESTS: Final = 1_000_000
 """Requests or slots that one replica may claim; more is a lie or a fault."""
 
+MAX_DEVICE_CLASSES: Final = 64
+"""Kinds of devices of which a gateway learns apart what a request's size costs, for each model version: a mesh has a
+handful. Devices of further kinds share one."""
+
 MAX_CLAIMED_SERVICE_MS: Final = 3_600_000.0
 """Time of one run that a replica may claim: an hour, beyond any deadline."""
+
+MAX_CLAIMED_COST: Final = 1e9
+"""Cost of an hour that a node may claim, in whatever unit: beyond any machine in any currency."""
 
 MAX_CLAIMED_CPUS: Final = 65_536
 """Processors that a node may claim for itself; placement counts fewer."""
@@ -739,11 +1744,64 @@ MAX_CLAIMED_MEMORY_BYTES: Final = 2**63 - 1
 MAX_PLACEMENT_CPUS: Final = 4096.0
 """CPUs that count in placement: the largest machines' order; a larger claim draws no more."""
 
-MAX_CANDIDATES_SCORED: Final = 64
-"""Candidates scored per request: some 40 us, and enough that the best of them is a good one."""
+MAX_FAILED_NODES: Final = 8
+"""Nodes, besides twice the replicas wanted, on which a deployment may have failed before no further ones are tried:
+half of a mixed mesh may lack something, but eight in a row do so by chance once in 256 times."""
+
+MAX_CANDIDATES_SCORED: Final = 32
+"""Candidates scored per request: some 60 us, and enough that the best of them is a good one."""
+
+MAX_DECISIONS_KEPT: Final = 256
+"""Decisions that a gateway keeps with all that they were made from: of 20 candidates each some 2 MB."""
+
+MAX_CANDIDATES_RECORDED_PER_S: Final = 1000.0
+"""Candidates whose beliefs are written down for later: some ten microseconds each, so a hundredth of a core."""
+
+EXPLAINED_DRAWS: Final = 512
+"""Draws from which the odds of more candidates than are scored at once are guessed: to some 2 %, in 50 ms."""
 
 MAX_TRIED_SHOWN: Final = 8
 """Nodes in the routing header: a request has three attempts; a header line stays far below 8 KiB."""
+
+MAX_REMEMBERED_SEQUENCES: Final = 16 * MAX_SEQUENCES
+"""Sequences whose replica a gateway remembers: sixteen full replicas', 20 MB of memory; of more, those
+that were silent longest are forgotten, and found again as long as the replicas stay the same."""
+
+SEQUENCE_SLACK_S: Final = 60.0
+"""How much longer than its replica a gateway remembers a silent sequence: clocks start with the answer there."""
+
+MAX_HINT_HEADER_LENGTH: Final = 1024
+"""A header that says where a request may run: eight labels of the greatest length."""
+
+MAX_SESSION_LENGTH: Final = 128
+"""The word of `Mesh-Session`: a UUID has 36, the longest tracing ids under a hundred."""
+
+MAX_PROBES_IN_FLIGHT: Final = 64
+"""Questions for a replica's load that a gateway waits for at once: as many as the candidates that it scores."""
+
+MAX_COLD_WAIT_S: Final = 60.0
+"""For a model that is being fetched or loaded: what a client would wait for; longer loads answer at once that they
+take time."""
+
+COLD_GRACE_S: Final = 2.0
+"""For a replica that is only announced, a link that is dialled again, and what a new gateway has not heard yet: each
+takes about a second."""
+
+MAX_WAITING_FOR_REPLICAS: Final = 1024
+"""Requests that wait for a replica at one gateway; their bodies are bounded with all others."""
+
+MAX_RANKINGS: Final = 64
+"""Rules of where requests may run whose candidates a gateway keeps ranked, per model version: a mesh has some ten
+regions and a few labels; each entry names every replica once."""
+
+MAX_REMEMBERED_SESSIONS: Final = 16_384
+"""Sessions whose replica a gateway remembers: 4 MB; those not heard of longest are forgotten."""
+
+MAX_REMEMBERED_PREFIXES: Final = 16_384
+"""Beginnings of inputs of which a gateway remembers who has seen them: 4 MB."""
+
+MAX_PREFIX_HOLDERS: Final = 8
+"""Replicas remembered per beginning: enough for one that every request has, and a look at each costs little."""
 
 # Client and command line
 
@@ -801,6 +1859,19 @@ and until then it is asked only when all others failed too."""
 MAX_TRIES_PER_GATEWAY: Final = 3
 """How often one call asks one gateway: more would only add load to what is overloaded."""
 
+CLIENT_STREAM_SILENCE_S: Final = 25.0
+"""After so many seconds without a byte a client counts a stream as broken and asks to go on with it: two heartbeats
+(`STREAM_HEARTBEAT_S`) are due in it and another half of one, whatever the model does."""
+
+CLIENT_STREAM_LOOK_S: Final = 1.0
+"""How long a stream may bring nothing until a client of several gateways asks for a sign of life on another connection
+(`CLIENT_PROBE_TIMEOUT_S`): a frozen gateway is left within two seconds. Of a stream with such pauses it asks ever less
+often (`MAX_CLIENT_SILENCE_S`)."""
+
+MAX_STREAM_RESUMES: Final = 3
+"""How often in a row a client goes on with a stream that breaks before anything new has come: a line that carries
+not one event in three tries carries none."""
+
 MAX_KEY_FILE_BYTES: Final = 4096
 """A file with an API key: one line of under a hundred characters."""
 
@@ -832,6 +1903,9 @@ MAX_ALLOWED_HOSTS: Final = 64
 
 MAX_MDNS_INTERFACES: Final = 64
 """Addresses that mDNS is limited to: more than a machine with containers has."""
+
+MIN_DISK_LIMIT_BYTES: Final = 64 * MIB
+"""The least that an owner may give to model files: less holds no model that anybody would share."""
 
 MIN_MEMORY_LIMIT_BYTES: Final = 64 * MIB
 """Least memory that a node may be limited to: an idle one takes about as much."""
@@ -966,6 +2040,44 @@ SERVICE_TOOL_TIMEOUT_S: Final = 90.0
 HTTP_GOODBYE_LIMIT_S: Final = 2.0
 """How long a leaving node waits for its gateway to be quiet before it tells the mesh: most requests
 have ended by then; the others go on while it leaves, and may still be sent to other nodes."""
+
+# Sleep
+
+WAKE_LOOK_S: Final = 1.0
+"""How often a node looks whether it slept: it wakes as often for its probes anyway."""
+
+SLEPT_S: Final = 3.0
+"""A look that comes so much too late followed a sleep: less than any peer waits before it holds this node for dead, and
+more than a busy machine keeps a loop waiting."""
+
+WAKE_PROOF_S: Final = 5.0
+"""How long a peer may stay silent after this node slept before the link to it is parted with: a wireless network is there
+again within three seconds mostly, and a link that stands saves a hello."""
+
+# Draining
+
+MAX_DRAIN_REASONS: Final = 32
+"""Sentences of a node that say what keeps it from being empty: more than people read, and its value stays small."""
+
+MAX_DRAIN_REASONS_BYTES: Final = 6 * KIB
+"""Bytes of all such sentences of one kind: with both kinds, a report fits `MAX_OWNER_VALUE_BYTES`."""
+
+DRAIN_WAIT_S: Final = 600
+"""How long what began on a node may go on there while it is drained, unless its operator says otherwise: most
+conversations and streams end within ten minutes, and who waits for a node to be empty wants to see an end."""
+
+MAX_DRAIN_WAIT_S: Final = 7 * 86_400
+"""How long it may be told to go on: as long as a job may take, and more would be a node that is not drained."""
+
+DRAIN_LOOK_S: Final = 0.25
+"""How often a node that is drained looks what is left of it: a person waits, and a look costs little."""
+
+DRAIN_TELL_S: Final = 1.0
+"""How often it tells the mesh of a change that only moves numbers: what it says is signed, and goes to all."""
+
+DRAIN_HAND_OVER_S: Final = 30.0
+"""How long jobs that were stopped because they took too long may take to reach other nodes, before the node says that it
+is empty all the same: they are kept by a second node anyway."""
 
 # Simulator
 

@@ -101,6 +101,22 @@ RETRIES_REFUSED: Final = MetricSpec(
     "Further tries that the retry budget refused, so that their requests failed.",
     example="increase(meshnode_retries_refused_total[10m]) > 0",
 )
+HEDGES: Final = MetricSpec(
+    "meshnode_hedges_total",
+    "counter",
+    "Tries that were sent beside a slow one.",
+)
+HEDGES_REFUSED: Final = MetricSpec(
+    "meshnode_hedges_refused_total",
+    "counter",
+    "Tries beside a slow one that the budget of hedges refused; the slow one went on alone.",
+)
+ADMISSION_REFUSED: Final = MetricSpec(
+    "meshnode_admission_refused_total",
+    "counter",
+    "Requests that the gateway refused because their model had more in flight than its replicas answer in time.",
+    example="rate(meshnode_admission_refused_total[5m]) > 1",
+)
 BREAKERS: Final = MetricSpec(
     "meshnode_breakers",
     "gauge",
@@ -117,7 +133,7 @@ PEER_REQUESTS: Final = MetricSpec(
 FORWARDED_CALLS: Final = MetricSpec(
     "meshnode_forwarded_calls_total",
     "counter",
-    "Changes that this gateway had another node make, whose role allows them, by outcome.",
+    "Changes, and calls about jobs, that this gateway had another node answer, whose role allows them, by outcome.",
     {"outcome": f"`refused` where that node refused it, else {_OUTCOME}"},
 )
 CHECKUPS_ANSWERED: Final = MetricSpec(
@@ -127,10 +143,42 @@ CHECKUPS_ANSWERED: Final = MetricSpec(
     {"outcome": _OUTCOME},
     'rate(meshnode_checkups_answered_total{outcome="saturated"}[5m]) > 0',
 )
+JOBS: Final = MetricSpec(
+    "meshnode_jobs",
+    "gauge",
+    "Jobs that this node keeps, each of which another node keeps too, by status.",
+    {"status": "`queued`, `running` (here or elsewhere), `succeeded`, `failed` or `cancelled`"},
+    'meshnode_jobs{status="queued"} > 100',
+)
+JOBS_BYTES: Final = MetricSpec(
+    "meshnode_jobs_bytes",
+    "gauge",
+    "What the requests and results of these jobs take on the disk.",
+)
+JOB_RUNS: Final = MetricSpec(
+    "meshnode_job_runs_total",
+    "counter",
+    "Jobs that ran on this node to their end, by outcome.",
+    {"outcome": "`succeeded` or `failed`"},
+    'rate(meshnode_job_runs_total{outcome="failed"}[5m]) > 0',
+)
+JOB_WEBHOOKS: Final = MetricSpec(
+    "meshnode_job_webhooks_total",
+    "counter",
+    "Webhooks of jobs that this node told, by outcome.",
+    {"outcome": "`delivered`, or `failed` after all tries"},
+    'increase(meshnode_job_webhooks_total{outcome="failed"}[1h]) > 0',
+)
+JOB_QUESTIONS: Final = MetricSpec(
+    "meshnode_job_questions_total",
+    "counter",
+    "Questions of other nodes about jobs that this one answered, copies that it took included, by outcome.",
+    {"outcome": _OUTCOME},
+)
 FORWARDED_CALLS_ANSWERED: Final = MetricSpec(
     "meshnode_forwarded_calls_answered_total",
     "counter",
-    "Changes that this node was asked for by other nodes' gateways, by outcome.",
+    "Changes, and calls about jobs, that this node was asked for by other nodes' gateways, by outcome.",
     {"outcome": f"`http` for a path that is none, else {_OUTCOME}"},
     'rate(meshnode_forwarded_calls_answered_total{outcome="unauthenticated"}[5m]) > 0',
 )
@@ -144,6 +192,17 @@ HTTP_RESPONSES: Final = MetricSpec(
     {"status": "HTTP status codes"},
     'sum(rate(meshnode_http_responses_total{status=~"5.."}[5m])) by (status)',
 )
+GRPC_CALLS: Final = MetricSpec(
+    "meshnode_grpc_calls_total",
+    "counter",
+    "Calls by gRPC that the gateway answered, by method and status.",
+    {
+        "method": "method of inference.GRPCInferenceService or grpc.health.v1.Health",
+        "code": "gRPC status names",
+    },
+    'sum(rate(meshnode_grpc_calls_total{code!="OK"}[5m])) by (method, code)',
+    absent="where gRPC is not offered, or was never asked",
+)
 HTTP_ERRORS: Final = MetricSpec(
     "meshnode_http_errors_total",
     "counter",
@@ -151,6 +210,29 @@ HTTP_ERRORS: Final = MetricSpec(
     "`unauthenticated`, too many of them `throttled`, a foreign Host or a missing scope `forbidden`.",
     {"code": "the code of an [error](errors.md)"},
     'sum(rate(meshnode_http_errors_total{code=~"unauthenticated|throttled"}[5m])) > 1',
+)
+HTTP_CACHE_ANSWERS: Final = MetricSpec(
+    "meshnode_http_cache_answers_total",
+    "counter",
+    "Answers of models whose answers are kept, as this gateway's callers got them: a kept one (`hit`), a new "
+    "one (`miss`), or a new one because the caller's Cache-Control wanted it (`bypass`).",
+    {"outcome": "`hit`, `miss` or `bypass`"},
+    'rate(meshnode_http_cache_answers_total{outcome="hit"}[5m])',
+)
+HTTP_IDEMPOTENT: Final = MetricSpec(
+    "meshnode_http_idempotent_requests_total",
+    "counter",
+    "Requests with an Idempotency-Key: carried out (`new`), answered as before (`replayed`, from another node's "
+    "memory `replayed_elsewhere`), or refused because the key came with another request (`mismatch`).",
+    {"outcome": "`new`, `replayed`, `replayed_elsewhere` or `mismatch`"},
+    'rate(meshnode_http_idempotent_requests_total{outcome="replayed"}[5m])',
+)
+HTTP_KEY_LIMITED: Final = MetricSpec(
+    "meshnode_http_key_limited_total",
+    "counter",
+    "Requests that were refused because their API key's limit was used up, by which part of it.",
+    {"limit": "`rate` or `concurrency`"},
+    "sum(rate(meshnode_http_key_limited_total[5m])) by (limit) > 0",
 )
 HTTP_CONNECTIONS: Final = MetricSpec(
     "meshnode_http_connections",
@@ -208,6 +290,84 @@ MODEL_LOAD_TIME: Final = MetricSpec(
     "How long opening and warming up a model version took, its transfer not included.",
     {"model": _OWN_MODEL, "version": _VERSION},
 )
+MODEL_ANSWERS: Final = MetricSpec(
+    "meshnode_model_answers_total",
+    "counter",
+    "Requests that a model version took on this node, by what became of them.",
+    {
+        "model": _OWN_MODEL,
+        "version": _VERSION,
+        "outcome": "`ok`, `failed` (late and cancelled ones too)",
+    },
+    'sum by (model) (rate(meshnode_model_answers_total{outcome="failed"}[5m]))',
+)
+MODEL_EXECUTIONS: Final = MetricSpec(
+    "meshnode_model_executions_total",
+    "counter",
+    "Runs of a model version on this node; requests that were joined to a batch share one.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+)
+MODEL_ROWS: Final = MetricSpec(
+    "meshnode_model_rows_total",
+    "counter",
+    "Rows that a model version executed on this node.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+    "rate(meshnode_model_rows_total[5m]) / rate(meshnode_model_executions_total[5m])",
+)
+MODEL_QUEUE_TIME: Final = MetricSpec(
+    "meshnode_model_queue_seconds_total",
+    "counter",
+    "Time that requests of a model version waited on this node before they ran.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+    "rate(meshnode_model_queue_seconds_total[5m]) > 10",
+)
+MODEL_COMPUTE_TIME: Final = MetricSpec(
+    "meshnode_model_compute_seconds_total",
+    "counter",
+    "Time of a model version's runs on this node: joining requests, the model itself, and cutting its "
+    "outputs.",
+    {"model": _OWN_MODEL, "version": _VERSION, "phase": "`input`, `infer`, `output`"},
+)
+MODEL_PROCESS_MEMORY: Final = MetricSpec(
+    "meshnode_model_process_memory_bytes",
+    "gauge",
+    "Resident memory of the processes of a model version that has its own (Python, PyTorch), with what they "
+    "started.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+)
+MODEL_PROCESS_RESTARTS: Final = MetricSpec(
+    "meshnode_model_process_restarts_total",
+    "counter",
+    "How often such processes were started again, after they died or were ended; the log says why.",
+    {"model": _OWN_MODEL, "version": _VERSION},
+    "rate(meshnode_model_process_restarts_total[15m]) > 0",
+)
+RESPONSE_CACHE_REQUESTS: Final = MetricSpec(
+    "meshnode_response_cache_requests_total",
+    "counter",
+    "Requests for models with a response cache: answered from it (`hit`), by the run of an equal request "
+    "at the same time (`shared`), or by a run of their own (`miss`).",
+    {"outcome": "`hit`, `shared`, `miss`"},
+    'rate(meshnode_response_cache_requests_total{outcome="hit"}[5m])',
+)
+RESPONSE_CACHE_BYTES: Final = MetricSpec(
+    "meshnode_response_cache_bytes", "gauge", "Memory that kept answers take."
+)
+RESPONSE_CACHE_ENTRIES: Final = MetricSpec(
+    "meshnode_response_cache_entries", "gauge", "Answers that are kept."
+)
+RESPONSE_CACHE_EVICTIONS: Final = MetricSpec(
+    "meshnode_response_cache_evictions_total",
+    "counter",
+    "Answers that went for want of room before their time was over.",
+    example="rate(meshnode_response_cache_evictions_total[5m]) > 100",
+)
+MEMORY_PRESSURE: Final = MetricSpec(
+    "meshnode_memory_pressure",
+    "gauge",
+    "How short of memory this node is: 0 for enough; each step halves the rows of a batch.",
+    example="meshnode_memory_pressure > 0",
+)
 
 # Mesh
 
@@ -248,6 +408,20 @@ EVENTS: Final = MetricSpec(
     {"kind": "the first word of the log's line, such as `member.dead`, `desired.changed`"},
     'increase(meshnode_events_total{kind="member.dead"}[15m]) > 3',
 )
+DEPLOYMENT_REPLICAS: Final = MetricSpec(
+    "meshnode_deployment_replicas",
+    "gauge",
+    "Replicas of each deployment, as this node knows it: how many are wanted now, and how many nodes serve it.",
+    {"model": "a deployed model", "what": "`wanted`, `ready`"},
+    'meshnode_deployment_replicas{what="ready"} < ignoring(what) meshnode_deployment_replicas{what="wanted"}',
+    "a deployment that is paused",
+)
+DEPLOYMENTS_STEWARDED: Final = MetricSpec(
+    "meshnode_deployments_stewarded",
+    "gauge",
+    "Autoscaled deployments whose number of replicas this node decides.",
+    example="sum(meshnode_deployments_stewarded)",
+)
 LINKS: Final = MetricSpec("meshnode_links", "gauge", "Peers that a link stands to.")
 LINKS_REFUSED: Final = MetricSpec(
     "meshnode_links_refused_total", "counter", "Incoming links that failed their hello."
@@ -262,6 +436,33 @@ LINKS_THROTTLED: Final = MetricSpec(
     "counter",
     "Incoming connections that were closed unheard, because their source opens too many.",
     example="rate(meshnode_links_throttled_total[5m]) > 0",
+)
+LINKS_RELAYED: Final = MetricSpec(
+    "meshnode_links_relayed",
+    "gauge",
+    "Links of this node that go through another one, because neither end can dial the other.",
+    example="meshnode_links_relayed > 0",
+)
+RELAY_SEARCHES: Final = MetricSpec(
+    "meshnode_relay_searches_total",
+    "counter",
+    "Searches of this node for somebody that relays to a peer, by outcome.",
+    {
+        "outcome": "`found`, or `failed` if nobody did; and `replaced`, when a direct link took a relayed one's place"
+    },
+    'rate(meshnode_relay_searches_total{outcome="failed"}[5m]) > 0',
+)
+RELAYED_PAIRS: Final = MetricSpec(
+    "meshnode_relayed_pairs",
+    "gauge",
+    "Pairs of other nodes that this one relays between.",
+    example="meshnode_relayed_pairs",
+)
+RELAYED_BYTES: Final = MetricSpec(
+    "meshnode_relayed_bytes_total",
+    "counter",
+    "What this node has passed on for other nodes, in bytes.",
+    example="rate(meshnode_relayed_bytes_total[5m])",
 )
 PATHS_MOVED: Final = MetricSpec(
     "meshnode_paths_moved_total",

@@ -13,42 +13,52 @@ How things are kept in step. What a core emits names what changed, and marks mod
 | emitted | what follows | stale |
 |---|---|---|
 | `state.changed` | the replica or load goes to routing (`directory`) | that model |
-| `member.*` | its replicas go to routing, or leave it | all, if placements may differ now |
-| `member.evicted` | its replicas leave routing, its state is forgotten | all, if placements may differ now |
-| `desired.changed` | what is wanted goes to routing | the deployment's model |
+| `member.*` | its replicas go to routing, or leave it | those that are placed otherwise now |
+| `member.evicted` | its replicas leave routing, its state is forgotten | those that are placed otherwise now |
+| `desired.changed` | what is wanted goes to routing | the deployment's model, those that are placed otherwise now |
+| `desired.changed`, `desired.outdated` | people are told of changes that were overwritten unseen (`overwrites`) | |
 
-Then each stale model is reconciled (`reconcile`): what is asked of the driver is noted in `own` and
-advertised, which may make models stale again, until none is. A model that is not stale costs
-nothing, so a mesh of many deployments is no dearer than its changes. What changes only with time
-(a retry, a handover) is one timer, for the earliest of them.
+Then each stale model is reconciled (`reconcile_loop`): what is asked of the driver is noted in `own` and
+advertised, which may make models stale again, until none is.
 
 The daemon and the simulator both drive exactly this class.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode import advertisement
-from meshnode.advertisement import LOAD_KEY, NodeLoad, replica_key
-from meshnode.capabilities import paused_of
-from meshnode.deployments import Deployments, Fleet, Known, Target, describe
+from meshnode import advertisement, suitability
+from meshnode.advertisement import LOAD_KEY, parse_replica_key
+from meshnode.deployments import Deployments, describe
 from meshnode.directory import Directory
 from meshnode.drafts import Drafts
-from meshnode.effects import Effect, Emit, LoadModel, StartTimer, UnloadModel
-from meshnode.errors import TooLarge
+from meshnode.draining import Handover
+from meshnode.effects import Effect, Emit
 from meshnode.events import DatagramReceived, Event, LinkUp, Start, TimerFired
 from meshnode.eviction import Evictions
-from meshnode.limits import MAX_OWNER_VALUE_BYTES
+from meshnode.fleet import Fleet
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
 from meshnode.membership.timers import MembershipTimer
-from meshnode.reconcile import OwnReplica, Reconciler, Wanted
+from meshnode.models.variables import without_variables
+from meshnode.node_events import (
+    CapabilitiesChanged,
+    DrainReported,
+    FilesHere,
+    LoadSampled,
+    ReplicaChanged,
+    ReplicaGone,
+    RequestsWait,
+)
+from meshnode.overwrites import Overwrites
+from meshnode.own_replicas import OwnReplicas
+from meshnode.reconcile_loop import QUIET_START_S, ReconcileDue, ReconcileLoop
 from meshnode.request_links import RequestLinks
+from meshnode.routing.affinity import sequence_hosts
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
 from meshnode.routing.table import Goal
@@ -56,16 +66,20 @@ from meshnode.state.api_keys import is_api_key, why_kept
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
 from meshnode.state.desired import DesiredState
+from meshnode.state.drain import REPORT_KEY, Drains, is_drain
 from meshnode.state.owner import OwnerStates, OwnerTrust
+from meshnode.stewardship import ScalingView, StewardDue, Stewardship
+from meshnode.suitability import SUITABILITY_KEY
 from meshnode.trust.identity import verify
 from meshnode.types import Address, NodeId, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from meshnode.authority import Authority
+    from meshnode.draining import Kept
     from meshnode.membership.messages import MemberRecord
-    from meshnode.models.manifest import Manifest
+    from meshnode.reconcile import OwnReplica
     from meshnode.routing.placement import Placement
     from meshnode.state.desired import Draft
     from meshnode.state.desired_messages import Entry
@@ -76,51 +90,6 @@ _MEMBER_CHANGES: Final = frozenset(
     for what in ("alive", "suspect", "dead", "left", "refuted", "updated", "conflict")
 )
 """Events after which a member's state or record may be another one."""
-
-QUIET_START_S: Final = 3.0
-"""Seconds after a start in which a node that has a mesh to rejoin loads nothing: links, records and
-deployments arrive within one; without the pause it would fetch every model and drop it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaChanged(Event):
-    """A model version on this node is being fetched or loaded, is ready, or failed."""
-
-    manifest: Manifest
-    state: ReplicaState
-    reason: str = ""
-    slots: int = 1
-    service_ms: float = 0.0
-    deployed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaGone(Event):
-    """A model version is not on this node any more."""
-
-    model: str
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSampled(Event):
-    """How busy this node is now."""
-
-    load: NodeLoad
-
-
-@dataclass(frozen=True, slots=True)
-class CapabilitiesChanged(Event):
-    """This machine's facts are other ones now; a word under `paused` takes it out of service."""
-
-    capabilities: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ReconcileDue:
-    """A timer: models may have to be looked at again (at this monotonic second)."""
-
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +135,9 @@ class Node:
         router: Where requests go.
         own: This node's replicas by (model, version).
         drafts: Prepares what this node asks of the mesh.
+        drains: The nodes that are to be emptied.
         has_friends: Whether it knew at its start of others to look for.
+        changed_replicas: (node, key of its state) of replicas that changed, for whoever tells people; cleared by them.
     """
 
     def __init__(
@@ -230,7 +201,8 @@ class Node:
             config=config.routing,
             rng=random.Random(rng.getrandbits(64)),
         )
-        self.own: dict[tuple[str, int], OwnReplica] = {}
+        self._replicas = OwnReplicas(self.membership, self.owners)
+        self.own = self._replicas.by_version
         self.drafts = Drafts(
             trust.identity,
             desired=self.desired,
@@ -247,16 +219,45 @@ class Node:
         )
         self.has_friends = bool(seeds or known)
         self._deployments = Deployments(self.desired)
-        self._fleet = Fleet()
+        self._overwrites = Overwrites(self.desired, self._name_of)
+        self.drains = Drains(self.desired)
+        self._stewardship = Stewardship(
+            self.me,
+            deployments=self._deployments,
+            desired=self.desired,
+            owners=self.owners,
+            members=self.membership.members,
+            router=self.router,
+            placement=self.placement,
+        )
+        self._fleet = Fleet(self.drains, self._stewardship.wanted)
         self._fleet.update(self.membership.members.values())
-        self._reconciler = Reconciler(self.me)
-        self._stale: set[str] = set()
+        for name in self._deployments.names():
+            self._fleet.want(name, self._deployments.get(name))
+        self.changed_replicas: dict[tuple[NodeId, str], None] = {}
         self._unrouted: set[str] = set()  # models of which routing may have another goal
-        self._quiet_until = float("-inf")
-        self._due: dict[str, float] = {}  # by model: when to look at it again
-        self._timer_at: float | None = None  # the timer that runs for the earliest of them
         self._directory = Directory(self.me, self.membership.members, self.owners, self.router)
         self._links = RequestLinks(self.me)
+        self._reconcile = ReconcileLoop(
+            self.me,
+            replicas=self._replicas,
+            desired=self.desired,
+            deployments=self._deployments,
+            fleet=self._fleet,
+            directory=self._directory,
+            links=self._links,
+        )
+        self._handover = Handover(
+            self.me,
+            own=self.own,
+            deployments=self._deployments,
+            fleet=self._fleet,
+            directory=self._directory,
+            drains=self.drains,
+            name_of=self._name_of,
+        )
+        for member in self.membership.members:  # stored drains: nothing tells of them again
+            self._route_drain(member)
 
     def __repr__(self) -> str:
         return f"<Node {self.me[:8]} {self.membership!r} {len(self.own)} replicas>"
@@ -276,18 +277,27 @@ class Node:
                 # Most of what a node at rest is told, and no concern of the other cores.
                 effects = self.membership.handle(event, now)
             case ReplicaChanged():
-                effects = self._replica_changed(event, now)
+                effects = self._reconcile.replica_changed(event, now)
             case ReplicaGone(model, version):
-                effects = self._replica_gone(model, version, now)
+                effects = self._reconcile.replica_gone(model, version, now)
             case LoadSampled(load):
-                effects = self.owners.set(LOAD_KEY, advertisement.encode(load), now)
+                value = advertisement.encode(self._stewardship.told(load))
+                effects = self.owners.set(LOAD_KEY, value, now)
+            case RequestsWait(models):
+                effects = self._stewardship.requests_wait(models, now)
+            case TimerFired(StewardDue()):
+                effects = self._stewardship.due(now, wall_s)
+            case FilesHere(digests):
+                effects = self._replicas.tell_files(digests, now)
             case CapabilitiesChanged(capabilities):
                 effects = self._capabilities_changed(capabilities, now)
+            case DrainReported():
+                effects = self._drain_reported(event, now)
             case TimerFired(ReconcileDue(at)):
                 effects = []
                 # A clock's rounding must not make a timer early for what it was started for.
                 now = max(now, at)
-                self._look_again(at)
+                self._reconcile.mark_due(at)
             case _:
                 effects = self._begin(now) if isinstance(event, Start) else []
                 effects += [
@@ -301,12 +311,9 @@ class Node:
         return self._settle(effects, now)
 
     def _begin(self, now: float) -> list[Effect]:
-        """Wait for news before acting: a node that just started would think that it is alone."""
         self._all_stale()
-        if not self.has_friends:
-            return []
-        self._quiet_until = now + QUIET_START_S
-        return self._wake_at(self._quiet_until, now)
+        scaling = self._stewardship.begin(now + QUIET_START_S * self.has_friends, now)
+        return [*scaling, *(self._reconcile.be_quiet(now) if self.has_friends else ())]
 
     def _why_refused(self, entry: Entry) -> str | None:
         """Say why an entry of the desired state is refused, or None."""
@@ -337,17 +344,39 @@ class Node:
         """Compute where a deployment's replicas belong now; the same on every node."""
         return self._fleet.placement(deployment)
 
+    def scaling(self, deployment: Deployment) -> ScalingView:
+        """Return how many replicas a deployment is to have now, how many it has, and who decided it why."""
+        return self._stewardship.view(deployment)
+
+    def is_lasting(self, node: NodeId, deployment: Deployment) -> bool:
+        """Whether a node that cannot take a deployment is there, so that waiting changes nothing."""
+        return self._fleet.is_lasting(node, deployment)
+
+    def chosen_digest(self, name: str, version: int, node: NodeId) -> str:
+        """Return the digest of the form that a node is to serve; empty if the version is not deployed."""
+        known = self._deployments.get(name)
+        variants = known.versions.get(version, ()) if known is not None else ()
+        return self._fleet.chosen(node, known, version).digest if known and variants else ""
+
+    @property
+    def needed(self) -> frozenset[NodeId]:
+        """The nodes that this one's requests and fetches go to: it wants links to them, however."""
+        return self._links.members
+
     @property
     def paused(self) -> str:
         """Why this node's replicas serve nobody at present, or an empty text."""
-        return paused_of(self.membership.record.capabilities)
+        return self._replicas.paused
 
     def shown_state(self, replica: OwnReplica) -> ReplicaState:
         """Return what others are told of a replica: a ready one of a paused node is paused."""
-        is_held = replica.state is ReplicaState.READY and bool(self.paused)
-        return ReplicaState.PAUSED if is_held else replica.state
+        return self._replicas.shown_state(replica)
 
-    # This node's replicas
+    def kept_replicas(self) -> list[Kept]:
+        """Return what of this node's replicas keeps it from being empty, if it is to be drained."""
+        return self._handover.kept()
+
+    # What this node is
 
     def _capabilities_changed(self, capabilities: dict[str, Any], now: float) -> list[Effect]:
         """Tell the mesh what this machine is now.
@@ -361,51 +390,38 @@ class Node:
         if self.paused != before:
             what = Emit("node.paused", self.me, self.paused)
             effects.append(what if self.paused else Emit("node.resumed", self.me))
-            for model, version in self.own:
-                effects += self._publish(model, version, now)
+            effects += self._replicas.publish_all(now)
         return effects
 
-    def _replica_changed(self, event: ReplicaChanged, now: float) -> list[Effect]:
-        manifest = event.manifest
-        replica = OwnReplica(
-            manifest, event.state, event.deployed, event.reason, event.slots, event.service_ms
-        )
-        self.own[manifest.model, manifest.version] = replica
-        if event.state is not ReplicaState.FETCHING:
-            self._links.put(("files", manifest.model, manifest.version), ())
-        if event.state is ReplicaState.FAILED and event.deployed:
-            self._reconciler.failed(manifest, replica.digest, now)
-        self._stale.add(manifest.model)
-        return self._publish(manifest.model, manifest.version, now)
+    # Draining
 
-    def _replica_gone(self, model: str, version: int, now: float) -> list[Effect]:
-        self.own.pop((model, version), None)
-        self._links.put(("files", model, version), ())
-        self._stale.add(model)
-        return self.owners.delete(replica_key(model, version), now)
+    def _drains_changed(self, now: float) -> list[Effect]:
+        """Place and route anew; what this node reported of a drain that was taken back is withdrawn."""
+        changed = self.drains.look()
+        if not changed:
+            return []
+        self._fleet.update(self.membership.members.values())
+        for node in changed:
+            self._route_drain(node)
+        told = [
+            Emit("node.drain" if node in self.drains else "node.undrained", node)
+            for node in sorted(changed)
+        ]
+        if self.me not in changed or self.me in self.drains:
+            return [*told]
+        return [*told, *self._replicas.withdraw("", now), *self.owners.delete(REPORT_KEY, now)]
 
-    def _publish(self, model: str, version: int, now: float) -> list[Effect]:
-        """Advertise a replica; one that cannot be described is told to have failed."""
-        replica = self.own[model, version]
-        key = replica_key(model, version)
-        state = self.shown_state(replica)
-        is_held = state is not replica.state
-        full = advertisement.advert(
-            replica.manifest,
-            state,
-            digest=replica.digest,
-            reason=self.paused if is_held else replica.reason,
-            slots=replica.slots,
-            deployed=replica.deployed,
-            service_ms=replica.service_ms,
-        )
-        value = advertisement.encode(full)
-        if len(value) > MAX_OWNER_VALUE_BYTES:
-            value = advertisement.encode(advertisement.undescribed(full))
-        try:
-            return self.owners.set(key, value, now)
-        except TooLarge as error:
-            return [Emit("replica.hidden", model, f"version {version}: {error}")]
+    def _route_drain(self, node: NodeId) -> None:
+        """Tell routing whether a member is to be emptied; its other conditions stay."""
+        if node in self.membership.members:
+            conditions = self.router.table.conditions(node)._replace(draining=node in self.drains)
+            self.router.conditions_changed(node, conditions)
+
+    def _drain_reported(self, event: DrainReported, now: float) -> list[Effect]:
+        if self.me not in self.drains:
+            return []  # it was taken back meanwhile
+        told = self.owners.set(REPORT_KEY, event.report.encode(), now)
+        return [*told, *self._replicas.withdraw(event.withdrawn, now)]
 
     # Keeping everything in step
 
@@ -420,14 +436,27 @@ class Node:
                     settled.append(effect)
                 elif effect.kind == "state.changed":
                     node, key = NodeId(effect.subject), effect.detail
-                    self._stale.update(self._directory.state_changed(node, key, now))
+                    self._reconcile.mark(self._directory.state_changed(node, key, now))
+                    if key == SUITABILITY_KEY:
+                        self._suitability_heard(node)
+                    for name in self._stewardship.heard(node, key):
+                        self._fleet.wanted_changed(name)
+                    if parse_replica_key(key) is not None:
+                        self.changed_replicas[node, key] = None
                 else:
                     settled.append(effect)
                     queue += self._follow(effect, now)
             queue += self._evictions.heed(now)
+            queue += self._stewardship.run(now)
             self._directory.forget_reaped()
+            if not self._reconcile.is_quiet(
+                now
+            ):  # a node that starts hears of all others, one by one
+                moved = self._fleet.moved()
+                self._reconcile.mark(moved)
+                self._unrouted |= moved
             self._route_goals()
-            queue += self._reconcile_stale(now)
+            queue += self._reconcile.run(now)
             queue += self._link_to_holders(now)
             if not queue:
                 return settled
@@ -437,28 +466,42 @@ class Node:
             return self._member_gone(NodeId(emit.subject))
         if emit.kind in _MEMBER_CHANGES and emit.subject in self.membership.members:
             return self._member_changed(NodeId(emit.subject), now)
-        if emit.kind == "desired.changed" and emit.subject.startswith(KEY_PREFIX):
-            name = emit.subject.removeprefix(KEY_PREFIX)
-            self._stale.add(name)
+        if emit.kind == "desired.changed" and is_drain(emit.subject):
+            return self._drains_changed(now)
+        name = emit.subject.removeprefix(KEY_PREFIX)
+        if name == emit.subject or emit.kind not in ("desired.changed", "desired.outdated"):
+            return []
+        told = self._overwrites.look(name)
+        if emit.kind == "desired.changed":
+            self._fleet.want(name, self._deployments.get(name))
+            self._reconcile.mark((name,))
             self._unrouted.add(name)
             flaw = self._deployments.flaw(name)
-            return [Emit("deployment.ignored", name, flaw)] if flaw else []
-        return []
+            told += [Emit("deployment.ignored", name, flaw)] if flaw else []
+            return [*self._stewardship.deployment_changed(name, now), *told]
+        return told
 
     def _member_changed(self, node: NodeId, now: float) -> list[Effect]:
         members = self.membership.members
         if self._fleet.take(members[node], members):
-            self._all_stale()
-        self._stale.update(self._directory.member_changed(node, now))
+            self._suitability_heard(node)
+            if node == self.me:  # another variant of what is placed here may suit it now
+                self._all_stale()
+        self._reconcile.mark(self._directory.member_changed(node, now))
+        self._route_drain(node)
         if node == self.me:
             return self.owners.follow_epoch(members[node].record.epoch)
         if members[node].live:
             return self.owners.welcome(node)
         return self.owners.forget(node)
 
+    def _suitability_heard(self, node: NodeId) -> None:
+        """Take what a member says of itself for placement; what one that is no member said counts as nothing."""
+        if node in self.membership.members:
+            self._fleet.said(node, suitability.decode(self.owners.get(node, SUITABILITY_KEY)))
+
     def _member_gone(self, node: NodeId) -> list[Effect]:
-        if self._fleet.drop(node):
-            self._all_stale()
+        self._fleet.drop(node)
         return self.owners.forget(node)
 
     def _is_signed_by(self, owner: NodeId, data: bytes, signature: bytes) -> bool:
@@ -478,17 +521,19 @@ class Node:
         moved = self._directory.moved
         while moved:
             key = moved.pop()
-            self._links.put(key, self._directory.holders(*key))
+            holders: Collection[NodeId] = self._directory.holders(*key)
+            if self.router.has_sequences(*key):
+                holders = sequence_hosts(*key, holders)
+            self._links.put(key, holders)
         if not self._links.has_changed():
             return []
         return self.membership.want_links(self._links.members, now)
 
-    # Which models run here
+    # What routing and people are told
 
     def _all_stale(self) -> None:
-        names = self._deployments.names()
-        self._stale.update(names, (model for model, _ in self.own))
-        self._unrouted.update(names)
+        self._reconcile.mark_all()
+        self._unrouted.update(self._deployments.names())
 
     def _route_goals(self) -> None:
         """Tell routing what is deployed and where: a model that nobody serves yet is known."""
@@ -497,78 +542,18 @@ class Node:
             known = self._deployments.get(name)
             goals = {}
             if known is not None:
-                placed = describe(self._fleet.placement(known.deployment), self._name_of)
-                for target in known.targets:
-                    goal = Goal(target.manifest, target.digest, placed)
-                    goals[target.manifest.version] = goal
+                placement = self._fleet.placement(known.deployment)
+                placed = describe(placement, self._name_of)
+                standby = frozenset(placement.standby)
+                for version, variants in known.versions.items():
+                    digests = frozenset(each.digest for each in variants)
+                    first = variants[0]
+                    plain = without_variables(first.manifest)
+                    goals[version] = Goal(
+                        plain, first.digest, placed, digests, standby, placement.paused
+                    )
             self.router.wanted_changed(name, goals)
 
     def _name_of(self, node: NodeId) -> str:
         member = self.membership.members.get(node)
         return member.record.name if member is not None else node
-
-    def _reconcile_stale(self, now: float) -> list[Effect]:
-        if now < self._quiet_until:
-            return []
-        stale, self._stale = sorted(self._stale), set()
-        effects: list[Effect] = []
-        for model in stale:
-            effects += self._reconcile(model, now)
-        if stale or self._timer_at is None:
-            effects += self._wake_at(min(self._due.values(), default=math.inf), now)
-        return effects
-
-    def _reconcile(self, model: str, now: float) -> list[Effect]:
-        known = self._deployments.get(model)
-        if known is None:
-            self._fleet.forget(model)
-        own = {version: own for (name, version), own in self.own.items() if name == model}
-        wanted = {} if known is None else self._wanted(known)
-        plan = self._reconciler.plan(model, wanted, own, now)
-        self._due.pop(model, None)
-        if plan.look_again_at is not None:
-            self._due[model] = plan.look_again_at
-        effects: list[Effect] = []
-        for version in plan.unload:
-            self.own[model, version].state = ReplicaState.UNLOADING
-            effects += [UnloadModel(model, version), *self._publish(model, version, now)]
-        for target in known.targets if known is not None else ():
-            manifest = target.manifest
-            if manifest.version in plan.load:
-                self.own[model, manifest.version] = OwnReplica(
-                    manifest, ReplicaState.FETCHING, deployed=True
-                )
-                holders = self._holders(target)
-                self._links.put(("files", model, manifest.version), holders)
-                effects.append(LoadModel(model, manifest.version, target.digest, holders))
-                effects += self._publish(model, manifest.version, now)
-        return effects
-
-    def _wanted(self, known: Known) -> dict[int, Wanted]:
-        nodes = self._fleet.placement(known.deployment).nodes
-        return {
-            target.manifest.version: Wanted(
-                target.digest, nodes, self._directory.ready(target.manifest, target.digest)
-            )
-            for target in known.targets
-        }
-
-    def _holders(self, target: Target) -> tuple[NodeId, ...]:
-        """Return who has a deployed model's files: its replicas, then whoever deployed it."""
-        found = self._directory.with_files(target.manifest, target.digest)
-        entry = self.desired.entry(KEY_PREFIX + target.manifest.model)
-        assert entry is not None  # the target is read from it
-        found.append(NodeId(entry.author))
-        return tuple(node for node in dict.fromkeys(found) if node != self.me)
-
-    def _look_again(self, at: float) -> None:
-        if self._timer_at == at:
-            self._timer_at = None
-        self._stale.update(model for model, due in self._due.items() if due <= at)
-
-    def _wake_at(self, at: float, now: float) -> list[Effect]:
-        """Start a timer, unless none is needed or one runs that is due before."""
-        if at == math.inf or (self._timer_at is not None and self._timer_at <= at):
-            return []
-        self._timer_at = at
-        return [StartTimer(ReconcileDue(at), max(0.0, at - now))]

@@ -119,6 +119,7 @@ class PairSeen:
         mdns: Whether it is heard; None where it shares no network with this node.
         evicted: Why this node takes it for no member of the mesh any more; empty if it is one.
         twins: Whether this key was seen to run twice.
+        relay: The node through which the link goes, by name; empty if it is direct.
     """
 
     name: str
@@ -131,6 +132,7 @@ class PairSeen:
     mdns: Multicast | None = None
     evicted: str = ""
     twins: bool = False
+    relay: str = ""
 
 
 @dataclass(frozen=True, slots=True)

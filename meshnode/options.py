@@ -20,6 +20,8 @@ from meshnode.limits import (
     MAX_INVITE_LENGTH,
     MAX_LABELS,
     MAX_NAME_LENGTH,
+    MODELS_POLL_S,
+    RESPONSE_CACHE_BYTES,
 )
 from meshnode.types import Address
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _HOST = re.compile(rf"[A-Za-z0-9._:%-]{{1,{MAX_HOST_LENGTH}}}")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _INVITE = re.compile(r"mesh1[A-Za-z0-9_-]+")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -39,12 +42,18 @@ DEFAULT_MESH_PORT: Final = 8471
 DEFAULT_HTTP_PORT: Final = 8470
 """Port of the HTTP gateway."""
 
+DEFAULT_GRPC_PORT: Final = 8472
+"""Port of the gateway's gRPC."""
+
 DEFAULT_LISTEN = Address("::", DEFAULT_MESH_PORT)
 """Where the mesh listens unless told otherwise: all of IPv6 and IPv4, or of IPv4 alone where a
 machine has no IPv6."""
 
 DEFAULT_HTTP = Address("127.0.0.1", DEFAULT_HTTP_PORT)
 """Where the HTTP gateway listens unless told otherwise."""
+
+DEFAULT_GRPC = Address("", DEFAULT_GRPC_PORT)
+"""Where gRPC is served unless told otherwise: at the gateway's host, if that can be; else not at all."""
 
 
 DEFAULT_REGION = "default"
@@ -64,21 +73,34 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         labels: Each `KEY=VALUE`.
         listen: Address of the mesh; port 0 stays 0: any free one, at each start.
         http: Address of the gateway; empty for no gateway.
-        models: Absolute path of a model repository; empty for none.
+        models: Absolute path or URL of a model repository; empty for none.
+        models_poll: Seconds; 0 for never.
         advertise: Addresses told to others.
         mdns: Whether the local network is used.
         mdns_interfaces: IP addresses that this is limited to.
+        relay: Whether it relays between nodes that cannot dial each other.
         profile: Preset of membership's settings.
         membership: Fields of it that differ, as text; replaced as a whole, like lists.
         allow_hosts: Further names of the gateway.
         require_key: Whether the gateway wants a key of everybody.
+        cors_origins: Origins of other pages that may use the gateway.
+        allow_outbound: Networks that URLs of callers may lead to besides public addresses.
+        access_log: Absolute path, or `-`; empty for none.
+        decision_log: Absolute path; empty for none.
+        grpc: Address of gRPC; empty for none.
+        shared_memory: Whether programs on this machine may hand tensors over in shared memory.
+        triton_ports: Whether the gateway also listens at Triton's ports.
         tls_cert: Absolute path; empty for none.
         tls_key: Absolute path; empty for none.
         max_memory: A size or share; empty for no limit.
+        response_cache: A size or share; empty for none.
+        max_disk: A size or share; empty for no limit.
         max_cpus: A number; empty for all.
         nice: A number; empty to leave it.
         only_on_mains: Whether it serves on mains only.
         max_temperature: A number; empty for no limit.
+        cost: A number.
+        allow_code: Whether models that are code may run.
         log_level: The least severe messages.
         log_format: Form of the log on stderr.
     """
@@ -90,20 +112,33 @@ class Chosen(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     listen: str | None = None
     http: str | None = None
     models: str | None = None
+    models_poll: str | None = None
     advertise: tuple[str, ...] | None = None
     mdns: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
+    relay: bool | None = None
     profile: str | None = None
     membership: dict[str, str] | None = None
     allow_hosts: tuple[str, ...] | None = None
     require_key: bool | None = None
+    cors_origins: tuple[str, ...] | None = None
+    allow_outbound: tuple[str, ...] | None = None
+    access_log: str | None = None
+    decision_log: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    grpc: str | None = None
+    shared_memory: bool | None = None
+    triton_ports: bool | None = None
     max_memory: str | None = None
+    response_cache: str | None = None
+    max_disk: str | None = None
     max_cpus: str | None = None
     nice: str | None = None
     only_on_mains: bool | None = None
     max_temperature: str | None = None
+    cost: str | None = None
+    allow_code: bool | None = None
     log_level: str | None = None
     log_format: str | None = None
 
@@ -155,7 +190,7 @@ class JoinOptions:
         listen: Address of the mesh, TCP and UDP; port 0 takes any free one.
         http: Address of the HTTP gateway, or None for no gateway; port 0 takes any free one.
         data_dir: Absolute path of the folder with this node's identity and state.
-        models: Absolute path of a model repository whose every model this node serves, or None.
+        models: Absolute path or URL of a model repository whose every model this node serves, or None.
         new: Found a mesh without looking for others.
         rejoin: Be a member already, or do not start: never found a mesh.
         ask: The mesh or node to ask for admission, as typed, or None.
@@ -163,23 +198,37 @@ class JoinOptions:
         mdns: Announce this node and look for others on the local network.
         mdns_interfaces: IP addresses of this machine whose networks that is limited to; empty for
             all that are suitable.
+        relay: Relay between nodes that have links to this one and none to each other.
         advertise: Addresses that others are told instead of those found on the interfaces; empty
             for the found ones.
         allow_hosts: Names besides its own addresses under which the gateway may be asked.
         require_key: The gateway wants a key of every caller, programs on this machine included.
+        cors_origins: Other origins whose pages may use the gateway; `*` for all.
+        allow_outbound: Networks that URLs of callers may lead to besides public addresses: `10.0.0.0/8`.
+        access_log: Absolute path of the file that has a line for each request, `-` for stdout, or None.
+        decision_log: Absolute path of the file for decisions about requests, or None.
+        grpc: Address of the gateway's gRPC, or None for none; without a host (`DEFAULT_GRPC`), at the gateway's if
+            it can be served there.
+        shared_memory: Programs on this machine may hand tensors over in shared memory.
+        triton_ports: The gateway also listens at Triton's ports (`meshnode.daemon.triton_ports`).
         tls_cert: Absolute path of the gateway's certificate chain (PEM), or None for plain HTTP.
         tls_key: Absolute path of its private key (PEM); given exactly where `tls_cert` is.
         profile: Which preset of `MembershipConfig` this node follows.
         membership: Fields of `MembershipConfig` that differ from the preset.
         region_chosen: Whether its owner named that region; if not, the one of its invite counts.
         max_memory_bytes: What this node may take of the machine's memory, or None for no limit.
+        response_cache_bytes: Memory for answers that are kept, or None to keep none.
+        max_disk: What models may take of the disk: bytes, or a share of it up to 1; None for no limit.
         max_cpus: How many processors it may use, or None for all.
         nice: Its scheduling priority, 0 to 19, or None to leave it as it was started.
         only_on_mains: Serve models only while the machine is not running on battery.
         max_temperature_c: Serve models only below this temperature, in degrees Celsius, or None.
+        cost: What an hour of this machine costs, in a unit that the mesh's owners agree on; 0 for nothing.
+        allow_code: Run models that are code, wherever they come from.
         log_level: The least severe messages that are logged.
         log_format: What the log on stderr looks like; the log file is always JSON lines.
         config_files: The files that settings came from, to be shown.
+        models_poll_s: How often `models` is looked at, in seconds; 0 for once.
         chosen: What of this the owner chose, now or before, to be kept for the next start.
     """
 
@@ -198,22 +247,35 @@ class JoinOptions:
     ask: str | None = None
     on_terminal: bool = False
     mdns_interfaces: tuple[str, ...] = ()
+    relay: bool = True
     advertise: tuple[Address, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     require_key: bool = False
+    cors_origins: tuple[str, ...] = ()
+    allow_outbound: tuple[str, ...] = ()
+    access_log: str | None = None
+    decision_log: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    grpc: Address | None = None
+    shared_memory: bool = False
+    triton_ports: bool = False
     profile: Profile = "lan"
     membership: Mapping[str, float] = field(default_factory=dict)
     region_chosen: bool = False
     max_memory_bytes: int | None = None
+    response_cache_bytes: int | None = RESPONSE_CACHE_BYTES
+    max_disk: float | None = None
     max_cpus: int | None = None
     nice: int | None = None
     only_on_mains: bool = False
     max_temperature_c: float | None = None
+    cost: float = 0.0
+    allow_code: bool = False
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     config_files: tuple[str, ...] = ()
+    models_poll_s: float = MODELS_POLL_S
     chosen: Chosen = field(default_factory=Chosen)
 
     @property
@@ -329,6 +391,21 @@ def check_host(what: str, text: str) -> str:
             f"{what} {text!r} is not a host's name, such as mesh.example.org (without a port)"
         )
     return host.lower()
+
+
+def check_origin(what: str, text: str) -> str:
+    """Return a web page's origin in lower case, or `*`.
+
+    Raises:
+        ConfigError: if it is not one; the message begins with `what`.
+    """
+    origin = text.lower()
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise ConfigError(
+            f"{what} {text!r} is not an origin: write it as browsers send it, https://app.example.org or "
+            "http://localhost:3000 (no path, no slash at its end), or * for all"
+        )
+    return origin
 
 
 def _is_ip(text: str) -> bool:

@@ -26,6 +26,10 @@ from typing import Final
 MAINS_STEADY_S: Final = 5.0
 """Seconds on mains before a node serves again: a plug that is put in makes and breaks a few times."""
 
+POWER_STEADY_S: Final = 120.0
+"""Seconds for which a machine must be on battery, or on mains again, before placement is told so: a laptop that is
+unplugged for a minute keeps its replicas."""
+
 TEMPERATURE_STEP_C: Final = 5.0
 """Degrees Celsius below the limit that count as cool: an idle processor cools that far at once."""
 
@@ -152,6 +156,32 @@ class OwnerPolicy:
         return refusing, max(0, limit_bytes - rss_bytes)
 
 
+class SteadyPower:
+    """What a node tells of its power in its record, from readings that come and go.
+
+    Deployments may ask for mains power, and a move of their replicas costs more than a laptop that is carried to
+    another desk: what changes is told once it has lasted. Requests avoid a node on battery at once (its load tells).
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing read; the first reading counts at once."""
+        self._told = ""
+        self._differs_since: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<SteadyPower: {self._told or 'not read'}>"
+
+    def see(self, power: str, now: float) -> str:
+        """Return what is told after a reading at monotonic second `now`."""
+        if not self._told or power == self._told:
+            self._told, self._differs_since = power, None
+        elif self._differs_since is None:
+            self._differs_since = now
+        elif now - self._differs_since >= POWER_STEADY_S:
+            self._told, self._differs_since = power, None
+        return self._told
+
+
 class _Held:
     """Something that is over its limit at once, and back only after it was fine for a while."""
 
@@ -199,11 +229,13 @@ def why_no_room(files_bytes: int, room_bytes: int, limit_bytes: int) -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """Return a size for people, such as `12 MiB`, `1 GiB` or `3.4 GiB`.
+    """Return a size for people, such as `310 KiB`, `12 MiB`, `1 GiB` or `3.4 GiB`.
 
     In powers of 1024, as owners write them (`--max-memory 1G`) and as memory is sold.
     """
     for power, name in ((4, "TiB"), (3, "GiB")):
         if size_bytes >= 1024**power:
             return f"{size_bytes / 1024**power:.1f}".removesuffix(".0") + f" {name}"
-    return f"{size_bytes / 1024**2:.0f} MiB"
+    if round(size_bytes / 1024) >= 1024 or size_bytes <= 0:
+        return f"{size_bytes / 1024**2:.0f} MiB"
+    return f"{size_bytes / 1024:.0f} KiB" if size_bytes >= 1024 else f"{size_bytes} bytes"

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 from meshnode import limits as _limits
 from meshnode import metric_catalogue as _catalogue
 from meshnode.errors import MeshError, PeerError, UsageError
-from meshnode.gateway.protocols.status import status_of_kind
-from meshnode.metric_catalogue import MetricSpec
 
 # For their errors, which are defined beside what raises them.
+from meshnode.gateway.protocols import openai_errors as _openai_errors  # noqa: F401
+from meshnode.gateway.protocols.status import status_of_kind
+from meshnode.metric_catalogue import MetricSpec
 from meshnode.trust import datagrams as _datagrams  # noqa: F401
 from meshnode.trust import reasons as _reasons  # noqa: F401
 

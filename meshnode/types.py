@@ -10,15 +10,15 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, NewType
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType
 
 import msgspec
 
 from meshnode.tracing import Trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 NodeId = NewType("NodeId", str)
 """32 lower-case base32 characters: the first 160 bits of SHA-256 over the Ed25519 public key."""
@@ -144,6 +144,67 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
         return math.prod(self.shape)
 
 
+class Priority(IntEnum):
+    """How urgent a request is: under overload, those of the lowest priority are shed first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+
+
+def is_within(region: str, asked_for: str) -> bool:
+    """Return whether a region is the one that is asked for, or one of those below it.
+
+    Args:
+        region: Where something is, such as `eu-west-1`.
+        asked_for: Such as `eu`, which `eu-west-1` is within and `europe` is not.
+    """
+    return region == asked_for or region.startswith(f"{asked_for}-")
+
+
+class RoutingHints(msgspec.Struct, frozen=True):
+    """What is said of where a request may run, and how urgent it is: by its caller's headers and its key.
+
+    Attributes:
+        region: Where it is to run: the region of this name and those below it (`eu` is `eu`, `eu-west`, `eu-west-1`);
+            empty for anywhere.
+        region_required: Whether it must run there; else it does if it can.
+        labels: Labels that the node must have.
+        session: Requests with the same word go to the same replica while that is not much worse.
+        prefix: Digest of how the input begins: a replica that has seen it may answer sooner. Empty for none.
+        priority: Which requests are shed first.
+        caller: The API key's id, among whom an overloaded gateway shares; empty for callers without a key.
+        share: How much of that is this caller's, beside 1 of another.
+    """
+
+    region: str = ""
+    region_required: bool = True
+    labels: tuple[tuple[str, str], ...] = ()
+    session: str = ""
+    prefix: bytes = b""
+    priority: Priority = Priority.NORMAL
+    caller: str = ""
+    share: int = 1
+
+
+NO_HINTS: Final = RoutingHints()
+"""Of a request of which nothing is said."""
+
+
+class KeptAs(msgspec.Struct, frozen=True):
+    """Under which name the node that makes a streamed answer keeps it, for a gateway that takes it up.
+
+    Attributes:
+        stream: Of the answer: so many random characters that nobody guesses it.
+        owner: Who may take it up.
+        after: How many of its parts were made elsewhere.
+    """
+
+    stream: str
+    owner: str
+    after: int = 0
+
+
 class InferRequest(msgspec.Struct, frozen=True):
     """One inference, whatever dialect it came in.
 
@@ -157,6 +218,11 @@ class InferRequest(msgspec.Struct, frozen=True):
         timeout_s: Seconds that remain for an answer (a deadline travels as remaining time).
         trace: This node's part in the trace that the request belongs to; None until a caller names
             one, another node is asked, or a line is logged.
+        cache_control: What the caller says about kept answers, as `CacheControl.text` spells it
+            (`meshnode.cache_control`); empty for nothing.
+        hints: Where it may run, and how urgent it is; read by the gateway, and not sent on but for its priority.
+        keep: How a streamed answer is kept where it is made; None if its client will not come back for it.
+        elsewhere: Whether another node may take it where this one has no room for a new sequence.
     """
 
     model: str
@@ -167,6 +233,10 @@ class InferRequest(msgspec.Struct, frozen=True):
     parameters: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
     timeout_s: float = 30.0
     trace: Trace | None = None
+    cache_control: str = ""
+    hints: RoutingHints = NO_HINTS
+    keep: KeptAs | None = None
+    elsewhere: bool = False
 
     @property
     def rows(self) -> int:
@@ -180,6 +250,14 @@ class ResponsePart(msgspec.Struct, frozen=True):
     outputs: tuple[Tensor, ...]
     parameters: Mapping[str, Scalar] = msgspec.field(default_factory=dict)
 
+    @property
+    def says_something(self) -> bool:
+        """Whether it is more than the sign with which some models end; only such parts of a stream are counted."""
+        return bool(self.outputs or self.parameters.keys() - _ENDS)
+
+
+_ENDS: Final = frozenset({"triton_final_response"})
+
 
 class InferResponse:
     """A response is always a stream of parts; a unary one is a stream of one.
@@ -191,9 +269,14 @@ class InferResponse:
         model: Public name of the model that answered.
         version: The version that answered.
         single: The only part of a unary response, or None for a stream.
+        executor: The node that makes it, where a gateway knows; another one where a stream goes on elsewhere.
+        after: How many parts of the answer came before these: 0 but for one that is taken up.
+        head: Parameters of its first part, in that case.
+        run_ms: How long the model ran for it alone, in milliseconds; 0 where that is not known: for a stream, and for
+            one of several that were joined.
     """
 
-    __slots__ = ("_parts", "model", "single", "version")
+    __slots__ = ("_parts", "after", "executor", "head", "model", "run_ms", "single", "version")
 
     def __init__(
         self, model: str, version: int, parts: ResponsePart | AsyncIterator[ResponsePart]
@@ -201,6 +284,10 @@ class InferResponse:
         """Wrap one part, or an iterator of parts that this response then owns."""
         self.model = model
         self.version = version
+        self.executor: NodeId | None = None
+        self.after = 0
+        self.head: Mapping[str, Scalar] | None = None
+        self.run_ms = 0.0
         self.single = parts if isinstance(parts, ResponsePart) else None
         self._parts = None if isinstance(parts, ResponsePart) else parts
 
@@ -208,13 +295,18 @@ class InferResponse:
         kind = "unary" if self.single is not None else "stream"
         return f"<InferResponse {self.model}/{self.version} {kind}>"
 
-    async def __aiter__(self) -> AsyncIterator[ResponsePart]:
-        """Yield the parts in order."""
+    async def __aiter__(self) -> AsyncGenerator[ResponsePart, None]:
+        """Yield the parts in order; whoever stops early ends the work on those to come."""
         if self.single is not None:
             yield self.single
         if self._parts is not None:
-            async for part in self._parts:
-                yield part
+            try:
+                async for part in self._parts:
+                    yield part
+            finally:
+                close = getattr(self._parts, "aclose", None)
+                if close is not None:
+                    await close()
 
 
 class NodeState(StrEnum):

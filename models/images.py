@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,12 @@ from meshnode.models.tensors import DTYPES, from_numpy
 from meshnode.types import DataType, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meshnode.models.manifest import TensorSpec
+
+# Pillow warns of large pictures; the limit here is ours, and lower. Said once: threads share the warnings' filters.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _FLOATS = (DataType.FP16, DataType.FP32, DataType.FP64)
@@ -60,7 +66,7 @@ def image_to_tensor(data: bytes, spec: TensorSpec) -> Tensor:
             f"input {spec.name!r} ({spec.datatype} {list(spec.shape)}) takes no picture: expected "
             "floats or UINT8 of shape [-1, H, W], [-1, C, H, W] or [-1, H, W, C] with C of 1 or 3"
         )
-    picture = _resized(_decoded(data, layout.channels), layout)
+    picture = _resized(_decoded(data, layout), layout)
     array = np.asarray(picture)
     if layout.channel_axis is not None:
         array = array.reshape(picture.height, picture.width, layout.channels)
@@ -84,24 +90,44 @@ def _layout(spec: TensorSpec) -> _Layout | None:
     return None
 
 
-def _decoded(data: bytes, channels: int) -> Image.Image:
-    """Return the picture, upright, in 8-bit grayscale or RGB."""
+def pixels_of(data: bytes) -> int:
+    """Return how many pixels a picture says that it has; nothing is decoded.
+
+    Raises:
+        InvalidRequest: if it is none.
+        TooLarge: if it has more than `MAX_IMAGE_PIXELS`.
+    """
+    with _opened(data) as picture:
+        return picture.width * picture.height
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a picture within the limit; what is wrong with it is told in our terms, also while it is decoded."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures; the limit below is ours, and lower.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                raise TooLarge(
-                    f"the picture has {picture.width} x {picture.height} pixels; at most {MAX_IMAGE_PIXELS}"
-                )
-            upright = ImageOps.exif_transpose(picture)
-    except Image.DecompressionBombError as error:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if picture.width * picture.height > MAX_IMAGE_PIXELS:
+            raise TooLarge(
+                f"the picture has {picture.width} x {picture.height} pixels; at most {MAX_IMAGE_PIXELS}"
+            )
+        yield picture
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the picture is too large: {error}") from None
     except UnidentifiedImageError:
         raise InvalidRequest(f"the file is no picture ({', '.join(_FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InvalidRequest(f"the picture is damaged: {error}") from None
+
+
+def _decoded(data: bytes, layout: _Layout) -> Image.Image:
+    """Return the picture, upright, in 8-bit grayscale or RGB."""
+    channels = layout.channels
+    with _opened(data) as picture:
+        if layout.height > 0 and layout.width > 0:
+            # JPEG can be decoded at a fraction of its size; it is still twice the model's or more.
+            side = 2 * max(layout.height, layout.width)
+            picture.draft(None, (side, side))
+        upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16"):  # 16-bit grayscale; Pillow would clip it, not scale it
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     return upright.convert("L" if channels == 1 else "RGB")

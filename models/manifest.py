@@ -20,6 +20,11 @@ from meshnode.limits import (
     MAX_MODEL_NAME_LENGTH,
     MAX_PATH_COMPONENT_LENGTH,
 )
+from meshnode.models.artifacts.chunks import is_root
+from meshnode.models.execution import DEFAULT_EXECUTION, Execution
+from meshnode.models.execution_rules import check_cache, check_execution
+from meshnode.models.exposure import NO_EXPOSURE, Exposure, check_exposure
+from meshnode.models.provenance import Provenance, check_provenance
 from meshnode.types import DataType, InferRequest, Tensor
 
 if TYPE_CHECKING:
@@ -54,11 +59,20 @@ class TensorSpec(msgspec.Struct, array_like=True, frozen=True):
 
 
 class FileEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One file of a model version: its relative POSIX path, size and SHA-256 (32 bytes)."""
+    """One file of a model version.
+
+    Attributes:
+        path: Relative POSIX path.
+        size_bytes: Its length.
+        sha256: Of its content, 32 bytes.
+        chunks: How it is cut into chunks, and the root over their hashes (`meshnode.models.artifacts.chunks`);
+            empty for a file of one chunk, and where an older version published it.
+    """
 
     path: str
     size_bytes: int
     sha256: bytes
+    chunks: bytes = b""
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True):
@@ -74,6 +88,10 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True):
         max_batch_size: 0 if the first dimension is not a batch.
         files: The version's files, sorted by path; empty for a model that never travels.
         entry: Path of the file that the runtime opens.
+        execution: How it is executed.
+        variant: Which of several forms of this version it is, such as `int8`; empty for the only one.
+        provenance: Who published it; None where nobody said.
+        exposure: How it is offered to clients.
     """
 
     model: str
@@ -85,12 +103,39 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True):
     max_batch_size: int
     files: tuple[FileEntry, ...]
     entry: str
+    execution: Execution = DEFAULT_EXECUTION
+    variant: str = ""
+    provenance: Provenance | None = None
+    exposure: Exposure = NO_EXPOSURE
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over everything but the public name and version: same digest, same model."""
-        anonymous = msgspec.structs.replace(self, model="", version=0)
-        return hashlib.sha256(msgspec.msgpack.encode(anonymous)).hexdigest()
+        """SHA-256 (hex) over what is executed and how: same digest, same model.
+
+        Name, version, variant, provenance and exposure are not part of it. Settings are only where there are any, so
+        that a version without them has the digest that nodes which know no settings compute. How files
+        are cut into chunks follows from their content, and schemas from the code: other versions of a library
+        write them differently.
+        """
+        files = [(file.path, file.size_bytes, file.sha256) for file in self.files]
+        fields: list[object] = [
+            "", 0, self.runtime, self.platform, self.inputs, self.outputs, self.max_batch_size,
+            files, self.entry,
+        ]  # fmt: skip
+        settings = msgspec.structs.replace(self.execution, schema="")
+        if settings != DEFAULT_EXECUTION:
+            fields.append(settings)
+        return hashlib.sha256(msgspec.msgpack.encode(fields)).hexdigest()
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether answers may be kept and given again: what its deployment says, else its configuration.
+
+        Never of a model whose answers have several parts, or depend on what it was asked before.
+        """
+        said, execution = self.exposure.cache, self.execution
+        wanted = execution.cache if said is None else said
+        return wanted and not execution.decoupled and execution.sequences is None
 
     @property
     def size_bytes(self) -> int:
@@ -110,6 +155,21 @@ def check_model_name(name: str) -> str:
             "beginning with a letter or digit"
         )
     return name
+
+
+def shown_name(name: str) -> str:
+    """Return a name as a model's that cannot be one is shown: what is not allowed is written as its code point.
+
+    A name that can be a model's is returned as it is.
+    """
+    if _NAME.fullmatch(name) and ".." not in name:
+        return name
+    shown = "".join(
+        char if char.isascii() and (char.isalnum() or char in "._-") else f"_x{ord(char):x}_"
+        for char in name
+    ).replace("..", "._x2e_")
+    # Names must begin with a letter or digit.
+    return f"x_{shown}"[:MAX_MODEL_NAME_LENGTH]
 
 
 def check_relative_path(path: str) -> str:
@@ -151,11 +211,21 @@ def check_manifest(manifest: Manifest) -> Manifest:
             raise ModelError(
                 f"file {file.path!r} of {manifest.model!r} has no valid size or SHA-256"
             )
+        if not is_root(file.chunks):
+            raise ModelError(
+                f"file {file.path!r} of {manifest.model!r} is cut into chunks in an unknown way"
+            )
+    if manifest.provenance is not None:
+        check_provenance(manifest.provenance)
     paths = [file.path for file in manifest.files]
     if len(set(paths)) != len(paths):
         raise ModelError(f"{manifest.model!r} names a file twice")
     if manifest.files and manifest.entry not in paths:
         raise ModelError(f"{manifest.entry!r} is not one of the files of {manifest.model!r}")
+    check_execution(manifest.execution, manifest.max_batch_size, manifest.inputs, manifest.outputs)
+    check_exposure(manifest.exposure)
+    if manifest.exposure.cache:
+        check_cache(manifest.execution)
     return manifest
 
 
@@ -203,11 +273,15 @@ def check_request(manifest: Manifest, request: InferRequest) -> None:
         check_form(manifest, spec, tensor)
         _check_size(tensor)
     if len(seen) != len(specs):
-        missing = ", ".join(repr(name) for name in specs if name not in seen)
-        raise InvalidRequest(
-            f"model {manifest.model!r} also needs input {missing}; its inputs are "
-            f"{_names(manifest.inputs)}"
+        optional = manifest.execution.optional_inputs
+        missing = ", ".join(
+            repr(name) for name in specs if name not in seen and name not in optional
         )
+        if missing:
+            raise InvalidRequest(
+                f"model {manifest.model!r} also needs input {missing}; its inputs are "
+                f"{_names(manifest.inputs)}"
+            )
     if request.outputs:
         known = {spec.name for spec in manifest.outputs}
         for name in request.outputs:

@@ -63,6 +63,20 @@ def to_numpy(tensor: Tensor) -> NDArray[Any]:
     return array if array.flags.aligned else array.copy()
 
 
+def bytes_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a BYTES tensor as an array of `bytes` objects, whatever their content.
+
+    Raises:
+        InvalidRequest: if the data does not hold as many elements as the shape says.
+    """
+    elements = [bytes(content) for content in _elements(tensor)]
+    if len(elements) != tensor.elements:
+        raise InvalidRequest(_wrong_count(tensor))
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(tensor.shape)
+
+
 def from_numpy(name: str, array: NDArray[Any]) -> Tensor:
     """Return a tensor over the memory of an array (BYTES, and arrays with strides: a copy).
 

@@ -1,8 +1,10 @@
-"""How many retries a gateway may make, whatever fails.
+"""How many retries, and how many hedges, a gateway may make, whatever fails.
 
 Retries multiply load exactly when a mesh has none to spare, so they are bounded by a share of the
 requests that came in (as in Finagle's RetryBudget): in any window of 10 s at most
 `max(ratio x requests, floor_per_s x 10)` retries.
+
+A retry that waits before it is sent has been counted already: pauses are far shorter than the window.
 
 Time is cut into buckets of one second. The sums err on the safe side: retries are counted over
 the bucket of now and ten whole ones before it (10 s or more), requests over the bucket of now and

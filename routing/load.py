@@ -8,6 +8,14 @@ Three sources, none of them trusted alone:
 - how long answers really took: rho, the ratio of observed over predicted time, corrects replicas
   that are slower than they say (throttled, asleep, lying).
 
+**rho.** Run times differ by chance and by size, so one slow answer proves nothing. Observed times, as multiples of
+what was predicted, are taken to be exponentially distributed around rho. Then the best guess is their sum over
+their number, where a request that is still in flight, or that nobody waited for to its end, counts with the time
+that it took so far, but not in the number: a replica that says nothing at all looks slower by the second. A few
+answers as predicted are assumed beforehand, one standard deviation is taken off, since who is not proven slow is
+not slow, and what was seen fades within ten seconds. The sums are kept in service times, so that a replica that
+says by itself how slow it has become is not punished twice.
+
 Each request in flight is a `Flight`, which is opened once and closed once, whatever happens to
 the request; `outstanding` is the number of open ones.
 """
@@ -20,9 +28,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from meshnode.limits import MAX_CLAIMED_REQUESTS, MAX_CLAIMED_SERVICE_MS
+from meshnode.routing.queues import UsualQueue
+from meshnode.routing.waits import LEAST_ANSWERS, Waits
 
 if TYPE_CHECKING:
-    from meshnode.types import NodeId
+    from meshnode.routing.alike import Alike
+    from meshnode.routing.request import RoutedRequest
+    from meshnode.routing.service_model import SizeModel
     from meshnode.wire.messages import LoadReport
 
 DECAY_S: Final = 10.0
@@ -32,9 +44,41 @@ MAX_RHO: Final = 8.0
 """Slower than eight times its own word a replica is avoided anyway; one outlier must not cost it
 minutes."""
 
-RATIO_GAIN: Final = 0.1
-"""Share of the newest answer in the average of observed over predicted time: about the last ten
-answers, so that one large request does not look like a slow node."""
+ASSUMED_ANSWERS: Final = 4.0
+"""Answers as predicted that are assumed before any was seen: one large request does not look like a slow node."""
+
+ANOTHER_SPEED: Final = 1.5
+"""A replica that says that it has become so many times faster is judged anew: what was seen was another speed."""
+
+TRIAL_AFTER_S: Final = 2.0
+"""An idle replica that was slow is given one request after so many seconds without an answer: nothing else can show
+that it is well again. Each trial that is slow doubles the time, so that who stays slow costs next to nothing."""
+
+TRIAL_AFTER_MOST_S: Final = 10.0
+"""The longest time between two trials."""
+
+TRIED_FACTOR: Final = 1.6
+"""An idle replica that says that its runs take so many times what they usually took is slow for the time being: so much
+more keeps it from being chosen, and then nothing it says will change."""
+
+QUICK_FACTOR: Final = 3.0
+"""A trial that takes up to so many times the usual run time was quick: run times differ by chance."""
+
+USUAL_S: Final = 120.0
+"""Seconds over which the usual run time is averaged: who is slow for longer is a slow replica, and not tried in vain
+for ever."""
+
+USUAL_LEAST_S: Final = 5.0
+"""Seconds of reports before there is a usual run time."""
+
+_USUAL_STEP_S: Final = 0.5  # between two steps of that average
+
+RAMP: Final = 2.0
+"""A replica that has just begun to serve seems so many times slower at first, and less each moment, as its first runs
+are its slowest and all gateways hear of it at once."""
+
+RAMP_S: Final = 3.0
+"""Seconds until a new replica seems as fast as it says."""
 
 ERROR_GAIN: Final = 0.2
 """Share of the newest outcome in the error rate: two failures show, five dominate."""
@@ -60,13 +104,20 @@ class LinkState(StrEnum):
 
 
 class Path:
-    """The way to one node: its link's state and round trip in milliseconds (None: not measured)."""
+    """The way to one node.
 
-    __slots__ = ("link", "rtt_ms")
+    Attributes:
+        link: The state of its link.
+        rtt_ms: Its round trip in milliseconds; None if it was not measured.
+        is_relayed: Whether the link that is up, or was up last, goes through another node.
+    """
+
+    __slots__ = ("is_relayed", "link", "rtt_ms")
 
     def __init__(self, link: LinkState = LinkState.DOWN, rtt_ms: float | None = None) -> None:
         self.link = link
         self.rtt_ms = rtt_ms
+        self.is_relayed = False
 
     def __repr__(self) -> str:
         return f"<Path {self.link} {self.rtt_ms} ms>"
@@ -75,14 +126,23 @@ class Path:
 class Flight:
     """One request on its way to a replica, from the try to its outcome."""
 
-    __slots__ = ("counted", "load", "predicted_ms", "rtt_ms", "started_at")
+    __slots__ = (
+        "counted", "load", "predicted_ms", "request", "rtt_ms", "sizes", "started_at", "told_wait", "trial_ms", "weight",
+    )  # fmt: skip
 
     def __init__(self, load: ReplicaLoad, started_at: float, rtt_ms: float, work_ms: float) -> None:
         self.load = load
         self.started_at = started_at
         self.rtt_ms = rtt_ms
         self.predicted_ms = work_ms
+        self.weight = load.service_ms / (work_ms + OVERHEAD_MS)  # makes service times of its time
         self.counted = False  # whether a report made since then has counted it
+        self.told_wait = 0.0  # the wait that the replica's report made expect, in service times
+        self.trial_ms = (
+            0.0  # the time that would show that its replica is well again; 0 if it is no trial
+        )
+        self.request: RoutedRequest | None = None
+        self.sizes: SizeModel | None = None  # what its run time teaches
 
     def __repr__(self) -> str:
         return f"<Flight since {self.started_at:.3f}, predicted {self.predicted_ms:.3g} ms>"
@@ -94,23 +154,38 @@ class ReplicaLoad:
     Attributes:
         in_system: Requests running and queued there, as last reported.
         slots: Requests that it runs at once.
-        service_ms: Its own average of one request's run time, or a first guess.
+        service_ms: Its own average of one request's run time, evened out with alike replicas'; before that, its
+            profile's or a guess.
         reported_at: When that report was made (local monotonic seconds); -inf for never.
         outstanding: This gateway's requests in flight there.
+        waits: How long its own requests waited there.
+        alike: Replicas that should be as fast; None if none is known.
+        usual_queue: What it has on average.
     """
 
     __slots__ = (
+        "_answers",
         "_error",
         "_error_at",
-        "_ratio",
-        "_rho",
-        "_rho_at",
+        "_open_from",
+        "_open_weight",
+        "_seen_at",
+        "_seen_ms",
         "_since_report",
+        "_trial_after_s",
+        "_usual_at",
+        "_usual_from",
+        "_usual_log_ms",
+        "alike",
         "in_system",
         "outstanding",
+        "ramp_until",
         "reported_at",
         "service_ms",
         "slots",
+        "slow_above_ms",
+        "usual_queue",
+        "waits",
     )
 
     def __init__(self, slots: int, service_ms: float) -> None:
@@ -119,19 +194,31 @@ class ReplicaLoad:
         self.service_ms = service_ms
         self.reported_at = -math.inf
         self.outstanding = 0
+        self.waits = Waits()
+        self.usual_queue = UsualQueue()
+        self.alike: Alike | None = None
         # Own requests that the last report cannot have counted, oldest first. Each is in flight,
         # so these are `outstanding` at most, which the link's stream limit bounds.
         self._since_report: deque[Flight] = deque()
-        self._ratio = 1.0
-        self._rho = 1.0
-        self._rho_at = -math.inf
+        # What was observed, in service times (see the module's text): of those that ended, faded to
+        # `_seen_at`, and of those in flight as sums of weights, and of weights times their beginnings.
+        self._answers = 0.0
+        self._seen_ms = 0.0
+        self._seen_at = 0.0
+        self._open_weight = 0.0
+        self._open_from = 0.0
         self._error = 0.0
         self._error_at = -math.inf
+        self._trial_after_s = TRIAL_AFTER_S
+        self._usual_log_ms = 0.0
+        self._usual_from = self._usual_at = -math.inf
+        self.slow_above_ms = math.inf
+        self.ramp_until = -math.inf
 
     def __repr__(self) -> str:
         return (
             f"<ReplicaLoad {self.queued}/{self.slots} in system, {self.outstanding} own, "
-            f"{self.service_ms:.3g} ms, rho {self._rho:.2f}, errors {self._error:.2f}>"
+            f"{self.service_ms:.3g} ms, errors {self._error:.2f}>"
         )
 
     @property
@@ -139,11 +226,71 @@ class ReplicaLoad:
         """Requests believed to be there: never less than those of this gateway itself."""
         return max(self.in_system + len(self._since_report), self.outstanding)
 
+    def wait_ms(self, now: float) -> float:
+        """Return how long one more request waits for its turn."""
+        wait = self._told_wait(now)
+        waits = self.waits
+        if waits.answers >= LEAST_ANSWERS and (wait > 0.0 or waits.level > 0.0):
+            wait = waits.expected(wait, now)
+            own = (self.outstanding + 1 - self.slots) / self.slots
+            if own > wait:
+                wait = own
+        return wait * self.service_ms
+
+    def _told_wait(self, now: float) -> float:
+        """Return the wait, in service times, that the last report makes expect, and what was sent since."""
+        slots, usual = self.slots, self.usual_queue
+        queued: float = self.in_system
+        if usual.is_known:
+            level = usual.level
+            if queued != level and now > self.reported_at:
+                # As `UsualQueue.expected`, written out: it is done for each candidate of each request.
+                queued = level + math.exp((self.reported_at - now) / usual.kept_s) * (
+                    queued - level
+                )
+        elif self.alike is not None and self.alike.crowd is not None:
+            queued = (
+                self.alike.crowd * slots
+            )  # nothing was heard of it, which is not to say that it is idle
+        queued += len(self._since_report)
+        if self.outstanding > queued:
+            queued = self.outstanding
+        return (queued + 1 - slots) / slots if queued + 1 > slots else 0.0
+
     def rho(self, now: float) -> float:
         """Return how many times slower than predicted answers are, 1 to `MAX_RHO`."""
-        if self._rho <= 1.0:
+        seen_ms, service_ms = self._seen_ms, self.service_ms
+        if not self.outstanding and (seen_ms <= 0.0 or now - self._seen_at >= self._trial_after_s):
             return 1.0
-        return 1.0 + (self._rho - 1.0) * math.exp((self._rho_at - now) / DECAY_S)
+        open_ms = max(0.0, now * self._open_weight - self._open_from) * 1000
+        # However little has faded: with up to four runs more than there were answers the formula below gives no
+        # more than 1. That is nearly always so, and the exponential is what costs.
+        if max(0.0, seen_ms - self._answers * service_ms) + open_ms <= ASSUMED_ANSWERS * service_ms:
+            return 1.0
+        fade = math.exp((self._seen_at - now) / DECAY_S)
+        answers = ASSUMED_ANSWERS + fade * self._answers
+        seen = (fade * seen_ms + open_ms) / service_ms
+        rho = (ASSUMED_ANSWERS + seen) / answers * (1.0 - 1.0 / math.sqrt(answers))
+        return min(MAX_RHO, max(1.0, rho))
+
+    def tried_ms(self, now: float) -> float:
+        """Return the run time to reckon with: what it says, or what is usual of one that is due for a trial."""
+        if (
+            self.service_ms <= self.slow_above_ms
+            or self.queued
+            or now - self._seen_at < self._trial_after_s
+        ):
+            return self.service_ms
+        return self.slow_above_ms / TRIED_FACTOR
+
+    def ramp(self, now: float) -> float:
+        """Return the factor for a replica that has just begun to serve, 1 to `RAMP`."""
+        return 1.0 + (RAMP - 1.0) * min(1.0, max(0.0, self.ramp_until - now) / RAMP_S)
+
+    @property
+    def errs(self) -> bool:
+        """Whether there was a failure."""
+        return self._error > 0.0
 
     def error_rate(self, now: float) -> float:
         """Return the share of failures expected, 0 to `MAX_ERROR`."""
@@ -151,17 +298,36 @@ class ReplicaLoad:
             return 0.0
         return self._error * math.exp((self._error_at - now) / DECAY_S)
 
-    def start(self, now: float, rtt_ms: float) -> Flight:
-        """Count a request that is sent now."""
-        waiting = self.queued + 1 - self.slots
-        wait_ms = waiting / self.slots * self.service_ms if waiting > 0 else 0.0
-        flight = Flight(self, now, rtt_ms, wait_ms + self.service_ms)
+    def start(self, now: float, rtt_ms: float, service_ms: float | None = None) -> Flight:
+        """Count a request that is sent now.
+
+        Args:
+            now: Monotonic seconds.
+            rtt_ms: Round trip to the replica.
+            service_ms: Its own run time there, as its size says; None for the average.
+        """
+        own_ms = self.service_ms if service_ms is None else service_ms
+        flight = Flight(self, now, rtt_ms, self.wait_ms(now) + own_ms)
+        flight.told_wait = self._told_wait(now)
+        if not self.outstanding and now - self._seen_at >= self._trial_after_s:
+            usual_ms = self.tried_ms(now)
+            if usual_ms < self.service_ms or self._seen_ms > self._answers * self.service_ms:
+                flight.trial_ms = own_ms * usual_ms / self.service_ms
         self.outstanding += 1
+        self._open_weight += flight.weight
+        self._open_from += flight.weight * (now + rtt_ms / 1000)
         self._since_report.append(flight)
         return flight
 
     def finish(
-        self, flight: Flight, now: float, ok: bool | None, report: LoadReport | None = None
+        self,
+        flight: Flight,
+        now: float,
+        ok: bool | None,
+        report: LoadReport | None = None,
+        run_ms: float = 0.0,
+        *,
+        timed: bool = True,
     ) -> None:
         """Take a request's outcome; call it once for each `start`.
 
@@ -171,14 +337,20 @@ class ReplicaLoad:
             ok: True for an answer, False for a failure that the replica or the path is to blame
                 for, None for anything else (cancelled, refused, the caller's own mistake).
             report: The load that came with the answer.
+            run_ms: How long the request ran there, as the replica says; 0 if it does not.
+            timed: Whether the time that it took says how fast the replica is. That of a failure says nothing:
+                its link may be to blame, and the breaker and the error rate count it.
         """
         self.outstanding -= 1
         if not flight.counted:
             self._since_report.remove(flight)
+        self._observe(flight, now, ok, timed=timed and ok is not False)
+        if run_ms > 0.0:
+            self._ran(flight, now, run_ms)
+        if ok is not None:
+            self._count_error(now, 0.0 if ok else 1.0)
         if report is not None:
             self.report(report, now - flight.rtt_ms / 2000, flight.rtt_ms)
-        if ok is not None:
-            self._observe(flight, now, ok)
 
     def report(self, report: LoadReport, made_at: float, rtt_ms: float) -> None:
         """Take what a replica says about its load; older word than the last one is ignored.
@@ -190,73 +362,84 @@ class ReplicaLoad:
         """
         if made_at < self.reported_at:
             return
+        if made_at - self._usual_at >= _USUAL_STEP_S:
+            self._learn_usual(made_at)
+        if self.reported_at > -math.inf:
+            self.usual_queue.held(self.in_system, made_at - self.reported_at)
         self.reported_at = made_at
         self.in_system = min(MAX_CLAIMED_REQUESTS, max(0, report.in_system))
         self.slots = min(MAX_CLAIMED_REQUESTS, max(1, report.slots))
+        if self.alike is not None:
+            self.alike.heard(self.in_system / self.slots)
         if math.isfinite(report.service_ms):
-            self.service_ms = min(MAX_CLAIMED_SERVICE_MS, max(MIN_SERVICE_MS, report.service_ms))
+            before_ms = self.service_ms
+            told_ms = min(MAX_CLAIMED_SERVICE_MS, max(MIN_SERVICE_MS, report.service_ms))
+            alike = self.alike
+            self.service_ms = told_ms if alike is None else alike.evened(self, told_ms, made_at)
+            if self.service_ms * ANOTHER_SPEED < before_ms:
+                self._answers = self._seen_ms = 0.0
+        crowd = None if self.alike is None else self.alike.crowd
+        self.usual_queue.told(self.slots, self.service_ms, crowd)
         sent_before = made_at - rtt_ms / 2000
         since = self._since_report
         while since and since[0].started_at <= sent_before:
             since.popleft().counted = True
 
-    def _observe(self, flight: Flight, now: float, ok: bool) -> None:
-        observed_ms = (now - flight.started_at) * 1000 - flight.rtt_ms
-        ratio = min(MAX_RHO, max(0.0, observed_ms) / (flight.predicted_ms + OVERHEAD_MS))
-        # A failure says how long it took at least; a quick one says nothing about speed.
-        if ok or ratio > self._ratio:
-            self._ratio += RATIO_GAIN * (ratio - self._ratio)
-            # Peak-EWMA (Finagle's PeakEwma): up at once, down with the time constant.
-            self._rho = max(self.rho(now), self._ratio, 1.0)
-            self._rho_at = now
-        error = self.error_rate(now)
-        self._error = min(MAX_ERROR, error + ERROR_GAIN * ((0.0 if ok else 1.0) - error))
+    def _observe(self, flight: Flight, now: float, ok: bool | None, *, timed: bool) -> None:
+        """Take how long a request took, and of one that was given up that it would have taken longer."""
+        if self.outstanding:
+            self._open_weight -= flight.weight
+            self._open_from -= flight.weight * (flight.started_at + flight.rtt_ms / 1000)
+        else:  # so that no rounding remains
+            self._open_weight = self._open_from = 0.0
+        if not timed:
+            return
+        observed_ms = max(0.0, (now - flight.started_at) * 1000 - flight.rtt_ms)
+        most_ms = 2 * MAX_RHO * flight.load.service_ms  # one outlier must not cost it minutes
+        if flight.trial_ms > 0.0:
+            self._judge_trial(flight, observed_ms, ok=bool(ok))
+        fade = math.exp((self._seen_at - now) / DECAY_S)
+        self._seen_ms = fade * self._seen_ms + min(most_ms, observed_ms * flight.weight)
+        self._answers = fade * self._answers + (1.0 if ok else 0.0)
+        self._seen_at = now
+
+    def _judge_trial(self, flight: Flight, observed_ms: float, *, ok: bool) -> None:
+        """Take what one request to an idle replica showed that was slow before."""
+        if ok and observed_ms <= QUICK_FACTOR * (flight.trial_ms + OVERHEAD_MS):
+            # As good as ever: what was seen before counts no more, and until the replica's own average has
+            # followed, it gets one request after the other.
+            self._answers = self._seen_ms = 0.0
+            self._trial_after_s = 0.0
+        else:
+            self._trial_after_s = min(
+                TRIAL_AFTER_MOST_S, max(TRIAL_AFTER_S, 2 * self._trial_after_s)
+            )
+
+    def _learn_usual(self, now: float) -> None:
+        """The run time that was said last has held until now; the average is geometric."""
+        if self.reported_at == -math.inf:
+            self._usual_from = self._usual_at = now
+            return
+        known_s = now - self._usual_from
+        share = (now - self._usual_at) / min(USUAL_S, known_s)
+        self._usual_log_ms += min(1.0, share) * (math.log(self.service_ms) - self._usual_log_ms)
+        self._usual_at = now
+        if known_s >= USUAL_LEAST_S:
+            self.slow_above_ms = TRIED_FACTOR * math.exp(self._usual_log_ms)
+        if self.service_ms <= self.slow_above_ms:
+            self._trial_after_s = TRIAL_AFTER_S
+
+    def _ran(self, flight: Flight, now: float, run_ms: float) -> None:
+        """Learn from how long a request ran what its size costs, and how long it had waited."""
+        took_ms = (now - flight.started_at) * 1000
+        run_ms = min(run_ms, took_ms)  # whatever it says, it cannot have run for longer
+        waited_ms = max(0.0, took_ms - flight.rtt_ms - run_ms)
+        if self.service_ms > OVERHEAD_MS:
+            self.waits.observe(flight.told_wait, waited_ms / self.service_ms, now)
+        if flight.sizes is not None and flight.request is not None:
+            flight.sizes.observe(flight.request, run_ms, self.service_ms)
+
+    def _count_error(self, now: float, error: float) -> None:
+        known = self.error_rate(now)
+        self._error = min(MAX_ERROR, known + ERROR_GAIN * (error - known))
         self._error_at = now
-
-
-class LoadBook:
-    """The beliefs about all replicas and paths.
-
-    It holds an entry per replica of the table and a path per member, and is bounded with them:
-    whoever removes a replica or node there removes it here (`Router` does both).
-    """
-
-    def __init__(self, first_service_ms: float) -> None:
-        self._first_service_ms = first_service_ms
-        self._loads: dict[tuple[str, int], dict[NodeId, ReplicaLoad]] = {}
-        self._paths: dict[NodeId, Path] = {}
-
-    def __repr__(self) -> str:
-        loads = sum(len(group) for group in self._loads.values())
-        return f"<LoadBook {loads} replicas, {len(self._paths)} paths>"
-
-    def load(self, node: NodeId, model: str, version: int, slots: int = 1) -> ReplicaLoad:
-        """Return the beliefs about a replica, made on first use.
-
-        A replica that has not reported yet is taken to be as fast as the fastest of the same
-        version: high enough in the ranking to be tried, and one report corrects it.
-        """
-        group = self._loads.setdefault((model, version), {})
-        load = group.get(node)
-        if load is None:
-            known = [each.service_ms for each in group.values() if each.reported_at > -math.inf]
-            load = group[node] = ReplicaLoad(slots, min(known, default=self._first_service_ms))
-        return load
-
-    def path(self, node: NodeId) -> Path:
-        """Return the path to a node, made on first use (down, not measured)."""
-        path = self._paths.get(node)
-        if path is None:
-            path = self._paths[node] = Path()
-        return path
-
-    def forget(self, node: NodeId, model: str, version: int) -> None:
-        """Drop the beliefs about a replica; requests in flight there keep theirs."""
-        group = self._loads.get((model, version), {})
-        group.pop(node, None)
-        if not group:
-            self._loads.pop((model, version), None)
-
-    def forget_path(self, node: NodeId) -> None:
-        """Drop the path to a node."""
-        self._paths.pop(node, None)

@@ -14,6 +14,8 @@ node of weight w scores ``-w / ln(h)``, and the highest scores win.
 Spread: nodes are taken in rounds, each round the best-ranked node of every region that is not yet
 taken. Written as a sort by (place within the region's own ranking, score), a node that leaves only
 moves the others of its region forward, so still exactly its own replica moves.
+
+Whether a node has room for what it would win is decided for all deployments together (`packing`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from meshnode.types import NodeId
 
@@ -33,23 +35,34 @@ _PERSON = b"mesh-placement"  # keeps these hashes apart from all others
 _BITS = 52  # (a 52-bit integer + 0.5) / 2**52 is exact in a float, and never 0 or 1
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementNode:
-    """A node as placement sees it.
+class Charge(NamedTuple):
+    """What one replica takes of a node; 0 where nothing is counted.
 
     Attributes:
-        node_id: The node.
-        region: Its region, for the spread.
-        weight: Its capacity relative to others; doubling it doubles the node's share.
-        eligible: Whether it satisfies the deployment's constraints and is alive.
-        reason: Why it is not, for people.
+        memory_bytes: Memory of the machine.
+        accelerator_bytes: Memory of one accelerator.
+        cpus: Processors.
     """
 
+    memory_bytes: int = 0
+    accelerator_bytes: int = 0
+    cpus: float = 0.0
+
+
+class Option(NamedTuple):
+    """A node that a deployment could be placed on.
+
+    Attributes:
+        score: How well the deployment ranks it; the highest wins (`rendezvous_score`).
+        node_id: The node.
+        region: Its region, for the spread.
+        charge: What a replica of the deployment takes there.
+    """
+
+    score: float
     node_id: NodeId
     region: str
-    weight: float = 1.0
-    eligible: bool = True
-    reason: str = ""
+    charge: Charge = Charge()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +71,30 @@ class Placement:
 
     Attributes:
         nodes: The nodes that should serve it, best first.
-        ranking: All eligible nodes, best first; who is next when one of `nodes` goes.
+        ranking: All that could, best first; who is next when one of `nodes` goes.
         ineligible: The others with the reason, by node.
-        missing: Replicas wanted that no eligible node is left for.
+        missing: Replicas wanted that no node is left for.
+        standby: Nodes that keep it ready for the case that `nodes` cannot answer, best first.
+        missing_standby: Those wanted that no node is left for.
+        paused: Whether it is to be served nowhere, as its deployment is paused.
     """
 
     nodes: tuple[NodeId, ...]
     ranking: tuple[NodeId, ...]
     ineligible: tuple[tuple[NodeId, str], ...]
     missing: int
+    standby: tuple[NodeId, ...] = ()
+    missing_standby: int = 0
+    paused: bool = False
+
+    @property
+    def hosts(self) -> tuple[NodeId, ...]:
+        """All nodes that are to have it ready, those on standby last."""
+        return self.nodes + self.standby
 
 
-def placement(
-    deployment: str,
-    replicas: int | None,
-    on: Collection[NodeId],
-    nodes: Iterable[PlacementNode],
-) -> Placement:
-    """Place a deployment.
-
-    Args:
-        deployment: Its name; different deployments are spread independently.
-        replicas: How many nodes should serve it. None: all nodes in `on`, or one if that is empty.
-        on: Nodes it is pinned to; empty for no restriction.
-        nodes: The mesh's nodes, in any order.
-
-    Returns:
-        The same for the same arguments, on every node.
-    """
-    wanted = (len(set(on)) or 1) if replicas is None else max(0, replicas)
-    eligible: list[PlacementNode] = []
-    ineligible: list[tuple[NodeId, str]] = []
-    known = {node.node_id: node for node in nodes}
-    for node_id in sorted(known.keys() | set(on)):
-        reason = _why_not(known.get(node_id), node_id, on)
-        if reason:
-            ineligible.append((node_id, reason))
-        else:
-            eligible.append(known[node_id])
-    ranking = _spread(deployment, eligible)
-    return Placement(ranking[:wanted], ranking, tuple(ineligible), max(0, wanted - len(ranking)))
-
-
-def rendezvous_score(deployment: str, node_id: NodeId, weight: float) -> float:
-    """Return a node's score for a deployment: ``-weight / ln(h)``, positive.
+def draw(deployment: str, node_id: NodeId) -> float:
+    """Return a node's own number for a deployment: ``-1 / ln(h)``, positive; its score per weight.
 
     The lengths of both names are bounded far below what a collision by concatenation would need a
     separator for, but NUL occurs in neither and settles it.
@@ -109,32 +102,24 @@ def rendezvous_score(deployment: str, node_id: NodeId, weight: float) -> float:
     text = f"{deployment}\0{node_id}".encode()
     digest = hashlib.blake2b(text, digest_size=8, person=_PERSON).digest()
     h = ((int.from_bytes(digest, "big") >> (64 - _BITS)) + 0.5) / 2**_BITS
-    return -weight / math.log(h)
+    return -1.0 / math.log(h)
 
 
-def _why_not(node: PlacementNode | None, node_id: NodeId, on: Collection[NodeId]) -> str:
-    if node is None:
-        return "not a node of this mesh"
-    if on and node_id not in on:
-        return "not one of the nodes that the deployment is pinned to"
-    if not node.eligible:
-        return node.reason or "does not satisfy the constraints"
-    if not (math.isfinite(node.weight) and node.weight > 0):
-        return "has no capacity"
-    return ""
+def rendezvous_score(deployment: str, node_id: NodeId, weight: float) -> float:
+    """Return a node's score for a deployment: ``-weight / ln(h)``, positive."""
+    return weight * draw(deployment, node_id)
 
 
-def _spread(deployment: str, eligible: list[PlacementNode]) -> tuple[NodeId, ...]:
+def spread(options: Iterable[Option]) -> list[Option]:
     """Rank by score, and then in rounds over the regions."""
-    scored = [
-        (-rendezvous_score(deployment, node.node_id, node.weight), node.node_id, node.region)
-        for node in eligible
-    ]
-    scored.sort()  # by score, highest first; equal ones by id, as on every node
+    # By score, highest first; equal ones by id, as on every node.
+    ranked = sorted(options, key=lambda each: (-each.score, each.node_id))
     seen: Counter[str] = Counter()
-    rounds: list[tuple[int, int, NodeId]] = []
-    for rank, (_, node_id, region) in enumerate(scored):
-        rounds.append((seen[region], rank, node_id))
-        seen[region] += 1
+    rounds: list[tuple[int, int]] = []
+    for rank, option in enumerate(ranked):
+        rounds.append((seen[option.region], rank))
+        seen[option.region] += 1
+    if len(seen) == 1:
+        return ranked
     rounds.sort()
-    return tuple(node_id for _, _, node_id in rounds)
+    return [ranked[rank] for _, rank in rounds]

@@ -13,7 +13,8 @@ serves at the moment is told from one that nobody knows.
 **One version, one content.** Two nodes may hold different files under the same version number: while
 a deployment replaces them, or by mistake. Requests are checked against one manifest, so only
 replicas of one digest serve: the deployment's while one of those is ready; otherwise the digest
-that most ready replicas have, the smallest of equals, so that all gateways decide alike.
+that most ready replicas have, the smallest of equals, so that all gateways decide alike. A deployment's
+variants of a version (fp32, int8) take and give the same, so they count as one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from meshnode.errors import ModelNotFound, NoReplica
 from meshnode.limits import MAX_MODELS, MAX_REPLICAS_PER_NODE, MAX_TABLE_REPLICAS
+from meshnode.routing.conditions import USUAL, NodeConditions
 from meshnode.routing.header import escape
 from meshnode.types import NodeId, NodeState, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from meshnode.models.manifest import Manifest
 
 _GONE = (NodeState.DEAD, NodeState.LEFT)
+_ON_THEIR_WAY = (ReplicaState.FETCHING, ReplicaState.LOADING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Replica:
         manifest: What the model is; None until it is known.
         slots: Requests that it runs at once, at least 1.
         digest: Of its manifest with all files: other files, other digest.
+        service_ms: Time of one request as it was measured at warm-up, in milliseconds; 0 if unknown.
         label: The part of the `Mesh-Route` header that names it.
     """
 
@@ -65,12 +71,15 @@ class Replica:
     manifest: Manifest | None = None
     slots: int = 1
     digest: str = ""
+    service_ms: float = 0.0
     label: str = field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         label = (
             f"node={escape(self.node_name)}; region={escape(self.region)}; version={self.version}"
         )
+        if self.manifest is not None and self.manifest.variant:
+            label += f"; variant={escape(self.manifest.variant)}"
         object.__setattr__(self, "label", label)
         object.__setattr__(self, "slots", max(1, self.slots))
 
@@ -83,45 +92,103 @@ class Goal:
         manifest: What it is.
         digest: Of that manifest.
         placed: For people: where it belongs, or why nowhere.
+        digests: Of all variants of the version, this one's included; empty where there is only one.
+        standby: The nodes whose replicas are asked only where the others cannot answer.
+        is_paused: Whether its deployment is paused: nobody is to serve it, whoever still could.
     """
 
     manifest: Manifest
     digest: str
     placed: str
+    digests: frozenset[str] = frozenset()
+    standby: frozenset[NodeId] = frozenset()
+    is_paused: bool = False
+
+    def takes(self, digest: str) -> bool:
+        """Whether a replica with this digest is what is wanted."""
+        return digest == self.digest or digest in self.digests
 
 
 class ReplicaGroup:
-    """All replicas of one model version.
+    """All replicas of one model version. What follows from them is worked out when somebody asks.
+
+    So a thousand replicas that come at once cost a thousand small steps, not a million.
 
     Attributes:
         version: Its number.
         goal: What a deployment wants it to be, or None.
         members: Every replica that was announced, by node.
-        ready: Those that may serve: state ready, node neither dead nor left, all of one digest.
-        excluded: The others, each with the reason.
         revision: Differs after every change; what is derived from the group is stale then.
-        manifest: What those that are ready serve, or else what is wanted or was announced; None
-            until anybody said so.
     """
 
-    __slots__ = ("excluded", "goal", "manifest", "members", "ready", "revision", "version")
+    __slots__ = (
+        "_excluded", "_gone", "_is_loading", "_is_stale", "_manifest", "_ready", "goal", "members", "revision",
+        "version",
+    )  # fmt: skip
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, gone: Mapping[NodeId, NodeState]) -> None:
+        """Begin without any.
+
+        Args:
+            version: Its number.
+            gone: The nodes that died or left, kept up by the table, which says `changed` after a change.
+        """
         self.version = version
         self.goal: Goal | None = None
         self.members: dict[NodeId, Replica] = {}
-        self.ready: tuple[Replica, ...] = ()
-        self.excluded: tuple[tuple[Replica, str], ...] = ()
         self.revision = 0
-        self.manifest: Manifest | None = None
+        self._gone = gone
+        self._is_stale = False
+        self._ready: tuple[Replica, ...] = ()
+        self._excluded: tuple[tuple[Replica, str], ...] = ()
+        self._manifest: Manifest | None = None
+        self._is_loading = False
 
     def __repr__(self) -> str:
         return (
             f"<ReplicaGroup version {self.version}: {len(self.ready)} ready of {len(self.members)}>"
         )
 
-    def refresh(self, gone: Mapping[NodeId, NodeState], revision: int) -> None:
-        """Derive everything else from `members` again."""
+    @property
+    def ready(self) -> tuple[Replica, ...]:
+        """Those that may serve: state ready, node neither dead nor left, all of one digest."""
+        self._settle()
+        return self._ready
+
+    @property
+    def excluded(self) -> tuple[tuple[Replica, str], ...]:
+        """The others, each with the reason."""
+        self._settle()
+        return self._excluded
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What those that are ready serve, or else what is wanted or was announced; None until anybody said so."""
+        self._settle()
+        return self._manifest
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a replica is on its way: fetching its files, or loading them."""
+        self._settle()
+        return self._is_loading
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its deployment is paused."""
+        return self.goal is not None and self.goal.is_paused
+
+    def changed(self, revision: int) -> None:
+        """Note that members, the goal or who is gone changed."""
+        self.revision = revision
+        self._is_stale = True
+
+    def _settle(self) -> None:
+        """Derive everything else from `members` again, if they have changed."""
+        if not self._is_stale:
+            return
+        self._is_stale = False
+        gone = self._gone
         ready: list[Replica] = []
         excluded: list[tuple[Replica, str]] = []
         for replica in self.members.values():
@@ -136,25 +203,43 @@ class ReplicaGroup:
         excluded += [
             (replica, "other files under the same version")
             for replica in ready
-            if replica.digest != digest
+            if not self._agree(replica.digest, digest)
         ]
-        self.ready = tuple(replica for replica in ready if replica.digest == digest)
-        self.excluded = tuple(excluded)
-        self.manifest = self._manifest_of(digest)
-        self.revision = revision
+        self._ready = tuple(each for each in ready if self._agree(each.digest, digest))
+        self._is_loading = any(
+            each.state in _ON_THEIR_WAY and each.node not in gone for each in self.members.values()
+        )
+        self._excluded = tuple(excluded)
+        self._manifest = self._manifest_of(digest)
 
     def _chosen(self, replicas: Collection[Replica], *, fallback: bool) -> str:
         """Return the digest that counts (see this module's text); of none ready, the wanted one."""
         counts = Counter(replica.digest for replica in replicas)
-        if self.goal is not None and (fallback or self.goal.digest in counts):
+        if self.goal is not None and (fallback or any(map(self.goal.takes, counts))):
             return self.goal.digest
         return min(counts, key=lambda digest: (-counts[digest], digest), default="")
 
+    def _agree(self, digest: str, chosen: str) -> bool:
+        """Whether files serve beside those that count: the same, or another variant of what is wanted."""
+        if digest == chosen:
+            return True
+        return self.goal is not None and self.goal.takes(chosen) and self.goal.takes(digest)
+
     def _manifest_of(self, digest: str) -> Manifest | None:
-        if self.goal is not None and self.goal.digest == digest:
-            return self.goal.manifest
-        said = (each.manifest for each in self.members.values() if each.digest == digest)
-        return next((manifest for manifest in said if manifest is not None), None)
+        goal = self.goal
+        if goal is not None and goal.digest == digest:
+            return goal.manifest
+        # The smallest id, so that all gateways offer a model alike of which nodes say different things.
+        said = [
+            each
+            for each in self.members.values()
+            if each.digest == digest and each.manifest is not None
+        ]
+        manifest = min(said, key=lambda each: each.node).manifest if said else None
+        if goal is None or manifest is None or goal.manifest.exposure == manifest.exposure:
+            return manifest
+        # Other files serve until those that are wanted do; they are offered as the deployment says.
+        return structs.replace(manifest, exposure=goal.manifest.exposure)
 
     def why_none(self) -> str:
         """Say for people why no replica is ready: each one's reason, and what is planned."""
@@ -172,6 +257,7 @@ class ReplicaTable:
         self._newest: dict[str, ReplicaGroup] = {}
         self._served_by: dict[NodeId, set[tuple[str, int]]] = {}
         self._gone: dict[NodeId, NodeState] = {}
+        self._conditions: dict[NodeId, NodeConditions] = {}
         self._size = 0
         self._revision = 0
 
@@ -193,7 +279,7 @@ class ReplicaTable:
             if versions is None:
                 versions = self._models[replica.model] = {}
             if group is None:
-                group = versions[replica.version] = ReplicaGroup(replica.version)
+                group = versions[replica.version] = ReplicaGroup(replica.version, self._gone)
             self._served_by.setdefault(replica.node, set()).add((replica.model, replica.version))
             self._size += 1
         elif group.members[replica.node] == replica:
@@ -215,7 +301,7 @@ class ReplicaTable:
             goal = goals.get(version)
             group = versions.get(version)
             if group is None:
-                group = versions[version] = ReplicaGroup(version)
+                group = versions[version] = ReplicaGroup(version, self._gone)
             if group.goal != goal:
                 group.goal = goal
                 self._refresh(model, version)
@@ -237,6 +323,7 @@ class ReplicaTable:
         for model, version in self.served_by(node):
             self.remove(node, model, version)
         self._gone.pop(node, None)
+        self._conditions.pop(node, None)
 
     def node_state(self, node: NodeId, state: NodeState) -> None:
         """Take a member's state: replicas of dead nodes and of those that left are none to use.
@@ -253,7 +340,20 @@ class ReplicaTable:
         for model, version in self.served_by(node):
             self._refresh(model, version)
 
+    def conditions_changed(self, node: NodeId, conditions: NodeConditions) -> None:
+        """Take a member's conditions; bounded as `node_state` is."""
+        if self.conditions(node) == conditions:
+            return
+        self._conditions[node] = conditions
+        for model, version in self.served_by(node):  # who is ready does not depend on them
+            self._revision += 1
+            self._models[model][version].revision = self._revision
+
     # What reads it.
+
+    def conditions(self, node: NodeId) -> NodeConditions:
+        """Return a node's conditions."""
+        return self._conditions.get(node, USUAL)
 
     def resolve(self, model: str, version: int | None) -> int:
         """Return the version to use: the one asked for, or the highest that has a ready replica.
@@ -271,12 +371,16 @@ class ReplicaTable:
             NoReplica: if it is, but no replica is ready; the message says why.
         """
         if version is None:
-            newest = self._newest.get(model)
-            if newest is not None:
+            newest = self._newest_ready(model)
+            if newest is not None and not newest.is_paused:
                 return newest
         versions = self._models.get(model)
         if versions is None:
             raise ModelNotFound(f"no node of this mesh has a model {model!r}")
+        if any(each.is_paused for each in versions.values()):
+            raise NoReplica(
+                f"the deployment of model {model!r} is paused, so nobody serves it; resume it with: meshnode resume {model}"
+            )
         if version is None:
             raise NoReplica(
                 f"no replica of model {model!r} is ready: {versions[max(versions)].why_none()}"
@@ -290,6 +394,18 @@ class ReplicaTable:
                 f"no replica of model {model!r} version {version} is ready: {group.why_none()}"
             )
         return group
+
+    def coming(self, model: str, version: int | None) -> ReplicaGroup | None:
+        """Return the group that may soon have a ready replica: of the version asked for, else the highest; or None.
+
+        One of which a replica loads comes before one that is only wanted.
+        """
+        versions = self._models.get(model, {})
+        numbers = sorted(versions, reverse=True) if version is None else [version]
+        groups = [versions[number] for number in numbers if number in versions]
+        groups = [each for each in groups if not each.is_paused]
+        loading = next((each for each in groups if each.is_loading), None)
+        return loading or next((each for each in groups if each.goal is not None), None)
 
     def group(self, model: str, version: int) -> ReplicaGroup | None:
         """Return the replicas of a model version together with what is derived from them."""
@@ -314,6 +430,18 @@ class ReplicaTable:
         group = self.group(model, version)
         return group.manifest if group is not None else None
 
+    @property
+    def revision(self) -> int:
+        """Differs after every change of who serves or is wanted to serve."""
+        return self._revision
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Yield what each model is: its newest ready version, or else the highest that is known."""
+        for name, versions in self._models.items():
+            group = self._newest_ready(name) or versions[max(versions)]
+            if group.manifest is not None:
+                yield group.manifest
+
     def served_by(self, node: NodeId) -> tuple[tuple[str, int], ...]:
         """Return the (model, version) pairs that a node has announced, sorted."""
         return tuple(sorted(self._served_by.get(node, ())))
@@ -329,13 +457,20 @@ class ReplicaTable:
         versions = self._models[model]
         group = versions[version]
         self._revision += 1
-        group.refresh(self._gone, self._revision)
+        group.changed(self._revision)
+        self._newest.pop(model, None)
         if not group.members and group.goal is None:
             del versions[version]
             if not versions:
                 del self._models[model]
-        ready = [number for number, each in versions.items() if each.ready]
-        if ready:
-            self._newest[model] = versions[max(ready)]
-        else:
-            self._newest.pop(model, None)
+
+    def _newest_ready(self, model: str) -> ReplicaGroup | None:
+        """Return the highest version that is ready, or None; found once after each change."""
+        known = self._newest.get(model)
+        if known is None:
+            versions = self._models.get(model, {})
+            for number in sorted(versions, reverse=True):
+                if versions[number].ready:
+                    known = self._newest[model] = versions[number]
+                    break
+        return known

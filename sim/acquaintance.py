@@ -16,7 +16,7 @@ from functools import reduce
 from operator import xor
 from typing import TYPE_CHECKING
 
-from meshnode.deployments import Fleet
+from meshnode.fleet import Fleet
 from meshnode.membership.linking import rank
 from meshnode.membership.member import MemberTable
 from meshnode.state.owner_copy import OwnerCopy
@@ -47,6 +47,7 @@ class _Pattern:
             node_id: (record.name, record.region, record.zone)
             for node_id, record in records.items()
         }
+        self.conditions = {node.me: node.router.table.conditions(node.me) for node in nodes}
         self.states: dict[str, OwnerCopy] = {node.me: _copy(node) for node in nodes}
         self.root = reduce(xor, (copy.hash() for copy in self.states.values()))
         papers = mesh.admissions.papers
@@ -69,6 +70,7 @@ class _Pattern:
         linking._nearest = None
         node._fleet._nodes.update(self.fleet._nodes)
         node._directory._routed.update(self.faces)
+        node.router.table._conditions.update(self.conditions)
         owners = node.owners
         owners._copies.update(self.states)
         owners._copies[me] = owners._own

@@ -132,17 +132,20 @@ class Clients:
             sizes=(call.request_bytes, call.response_bytes),
             on_end=ended,
             good_until=client.made_at + call.deadline_s - self._rtt_s(client) / 2,
+            hints=call.hints,
         )
         if client.left and now + SILENT_S < client.until:
-            self._at(now + SILENT_S, self._look_for_life, client, asked)
+            boot = self._world.boot_of(client.gateway)
+            self._at(now + SILENT_S, self._look_for_life, client, asked, boot)
 
-    def _look_for_life(self, client: _Client, asked: int) -> None:
-        """Leave a gateway that has said nothing for long and shows no sign of life."""
+    def _look_for_life(self, client: _Client, asked: int, boot: int) -> None:
+        """Leave a gateway that has said nothing for long and shows no sign of life, or has booted since."""
         if client.is_over or client.asked != asked:
             return
         world = self._world
-        if world.is_reachable(client.gateway) and not world.is_frozen(client.gateway):
-            self._at(self._now() + SILENT_S, self._look_for_life, client, asked)
+        is_alive = world.is_reachable(client.gateway) and not world.is_frozen(client.gateway)
+        if is_alive and world.boot_of(client.gateway) == boot:
+            self._at(self._now() + SILENT_S, self._look_for_life, client, asked, boot)
         else:
             if client.request is not None:
                 self._hang_up(client.gateway, client.request)

@@ -150,6 +150,10 @@ class CoreDriver:
         """Return a node's id."""
         return self._node(name).host.node
 
+    def boot_of(self, name: str) -> int:
+        """Return how often a node has booted."""
+        return self._node(name).host.boot
+
     def address_of(self, name: str) -> Address:
         """Return where a node listens."""
         return self._node(name).host.address
@@ -277,7 +281,7 @@ class CoreDriver:
     def _start_timer(self, node: CoreNode, effect: StartTimer) -> None:
         event, boot, clock = TimerFired(effect.timer), node.host.boot, node.clock
         delay_s = effect.delay_s
-        due_s = clock.now() + delay_s
+        due_s = node.timer_s + delay_s
         if not clock.is_true:
             delay_s /= clock.rate
         self.scheduler.after(delay_s, self._timer_due, node, boot, event, due_s)
@@ -285,11 +289,11 @@ class CoreDriver:
     def _timer_due(self, node: CoreNode, boot: int, event: TimerFired, due_s: float) -> None:
         """Tell a node of a timer, once it is that late by its own clock."""
         clock = node.clock
-        if not clock.is_true:
+        if not clock.is_true or node.slept_s or not node.is_on_network:
             if not node.is_on_network:  # it sleeps: the rest of the wait is to come
                 node.sleeping_timers.append((boot, event, due_s))
                 return
-            wait_s = due_s - clock.now()
+            wait_s = due_s - node.timer_s
             if wait_s > SAME_TIME_S:
                 self.scheduler.after(wait_s / clock.rate, self._timer_due, node, boot, event, due_s)
                 return

@@ -68,7 +68,10 @@ class CoreNode:
         inbox: What waits for a frozen process; timers and links bound it.
         frozen_datagrams: How many datagrams came while it was frozen.
         is_on_network: Whether its machine is awake.
-        sleeping_timers: Timers that were due while its machine slept: boot, event, and when by its clock.
+        sleeping_timers: Timers that were due while its machine slept: boot, event, and when by `timer_s`.
+        still_since: The second of its clock in which its process last began to stand still.
+        asleep_since: Likewise its machine.
+        slept_s: For how long its machine has slept, by its clock.
         hindered_at: When it last ran on after standing still, or its speed changed.
         handling_s: What each event costs it; 0 unless it is slow.
         busy_until: When it has handled all that is queued (seconds of the world).
@@ -77,8 +80,9 @@ class CoreNode:
     """
 
     __slots__ = (
-        "busy_until", "clock", "core", "disk", "factory", "frozen_datagrams", "handling_s", "hindered_at", "host",
-        "inbox", "is_on_network", "name", "number", "queued", "sleeping_timers", "tries_to_write",
+        "asleep_since", "busy_until", "clock", "core", "disk", "factory", "frozen_datagrams", "handling_s", "hindered_at", "host",
+        "inbox", "is_on_network", "name", "number", "queued", "sleeping_timers", "slept_s",
+        "still_since", "tries_to_write",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +100,9 @@ class CoreNode:
         self.frozen_datagrams = 0
         self.is_on_network = True
         self.sleeping_timers: list[tuple[int, TimerFired, float]] = []
+        self.still_since = 0.0
+        self.asleep_since = 0.0
+        self.slept_s = 0.0
         self.hindered_at = float("-inf")
         self.handling_s = 0.0
         self.busy_until = 0.0
@@ -104,3 +111,8 @@ class CoreNode:
 
     def __repr__(self) -> str:
         return f"<CoreNode {self.name}: {self.host!r}>"
+
+    @property
+    def timer_s(self) -> float:
+        """The seconds by which its timers run: those of its clock without those in which its machine slept."""
+        return self.clock.now() - self.slept_s

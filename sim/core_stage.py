@@ -157,14 +157,16 @@ class CoreStage:
         """Deploy the next version of a model, from the first node that takes it."""
         version = self._versions[model.name] + 1
         on = [machine.name for machine in select(model.on, self.machines)]
-        wanted = model.replicas or len(on) or len(self.machines)
+        wanted, scaling = model.begins_with(len(on) or len(self.machines)), model.scaling
         manifest = manifest_of(model, version)
         self.mesh.behave(manifest, behaviour_of(model))
         replicas = min(wanted, MAX_DEPLOYMENT_REPLICAS)
         refusal = "no node runs that has room on its disk"
         for by in filter(self.world.has_room, self._up()):
             try:
-                self.mesh.deploy(by, manifest, replicas=replicas, on=on)
+                self.mesh.deploy(
+                    by, manifest, replicas=replicas, on=on, scaling=scaling, standby=model.standby
+                )
             except UsageError as error:  # its clock is wrong; whoever releases tries another node
                 refusal = f"{by} says: {error}"
                 self.trace.record(self.now(), by, "deploy.refused", model.name, str(error))
@@ -181,7 +183,7 @@ class CoreStage:
         deployment = founder.deployment(model.name)
         if deployment is None:
             return False
-        placed = founder.placement(deployment).nodes
+        placed = founder.placement(deployment).hosts
         hosts = self.mesh.library.hosts
         if not placed or not all(
             (model.name, version) in hosts[node].serving() for node in placed if node in hosts

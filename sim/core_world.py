@@ -21,8 +21,8 @@ What can happen to a node:
 | `restart` | a new boot, with a new core | is given to the core | none |
 | `freeze` | stands still; timers and notes queue up, datagrams beyond a socket's buffer are lost | stays | stall; peers give them up in time |
 | `thaw` | runs on, everything queued first | stays | those not given up flow again |
-| `sleep` | stands still, as does its monotonic clock; the machine is off the network | stays | as if frozen |
-| `wake` | runs on: timers have as long to go as when it fell asleep | stays | as after a thaw |
+| `sleep` | stands still; its clocks count on; the machine is off the network | stays | as if frozen |
+| `wake` | runs on: timers have as long to go as when it fell asleep; told that it slept | stays | as after a thaw |
 | `slow_down` | takes up one event after another, each a while later | stays | stay |
 | `leave` | is told, and stops after a grace | stays | closed at the end |
 
@@ -34,7 +34,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshnode.errors import UsageError
-from meshnode.events import Leave
+from meshnode.events import Leave, Woke
+from meshnode.limits import SLEPT_S, WAKE_LOOK_S
 from meshnode.sim.core_driver import MAX_FROZEN_DATAGRAMS, CoreDriver, NotReachedError
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class CoreWorld(CoreDriver):
         node = self._node(name)
         if not node.is_on_network:
             node.is_on_network = True
-            node.clock.wake()
             node.sleeping_timers.clear()
         node.host.running = False
         node.host.frozen = True
@@ -110,7 +110,10 @@ class CoreWorld(CoreDriver):
 
     def freeze(self, name: str) -> None:
         """Stop a node's process as SIGSTOP does."""
-        self._running(name).host.frozen = True
+        node = self._running(name)
+        if not node.host.frozen:
+            node.still_since = node.clock.now()
+        node.host.frozen = True
         self.links.recheck()
 
     def thaw(self, name: str, *, run_on: bool = True) -> None:
@@ -125,6 +128,10 @@ class CoreWorld(CoreDriver):
         node.inbox.clear()
         for event in missed:
             self.scheduler.after(0, self._tell, node, node.host.boot, event)
+        still_s = node.clock.now() - node.still_since
+        if run_on and still_s >= SLEPT_S:
+            # The daemon looks once a second; a sleeping machine's timers stood still meanwhile.
+            self.scheduler.after(WAKE_LOOK_S, self._tell, node, node.host.boot, Woke(still_s))
         self.links.recheck()
 
     def sleep(self, name: str) -> None:
@@ -132,7 +139,7 @@ class CoreWorld(CoreDriver):
         node = self._running(name)
         if node.is_on_network:
             node.is_on_network = False
-            node.clock.sleep()
+            node.asleep_since = node.clock.now()
         self.freeze(name)
 
     def wake(self, name: str, *, run_on: bool = True) -> None:
@@ -140,7 +147,7 @@ class CoreWorld(CoreDriver):
         node = self._running(name)
         if not node.is_on_network:
             node.is_on_network = True
-            node.clock.wake()
+            node.slept_s += node.clock.now() - node.asleep_since
             timers, node.sleeping_timers = node.sleeping_timers, []
             for boot, event, due_s in timers:
                 self._timer_due(node, boot, event, due_s)

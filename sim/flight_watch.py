@@ -1,7 +1,7 @@
 """Watches what a gateway sends: each send is counted once, allowed, and ends once.
 
-It takes the place of a node's `LoadBook` and `RetryBudget` with subclasses that behave the same and
-tell what they are told. That is where every gateway, virtual or real, opens and closes its sends.
+It takes the place of a node's `LoadBook`, its `RetryBudget`s and its requests' `Attempts` with subclasses that
+behave the same and tell what they are told. That is where every gateway, virtual or real, opens and closes its sends.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from meshnode.routing.attempts import Attempts
 from meshnode.routing.budget import RetryBudget
 from meshnode.routing.config import RoutingConfig
-from meshnode.routing.load import Flight, LoadBook, ReplicaLoad
+from meshnode.routing.load import Flight, ReplicaLoad
+from meshnode.routing.load_book import LoadBook
+from meshnode.routing.tries import Await, GiveUp, Try, Wait
 from meshnode.types import NodeState
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from meshnode.node import Node
+    from meshnode.routing.request import RoutedRequest
+    from meshnode.routing.table import Replica
     from meshnode.types import NodeId
     from meshnode.wire.messages import LoadReport
 
@@ -60,9 +65,16 @@ class FlightWatch:
         self._granted = 0
         self._requests: deque[float] = deque()  # node seconds, of one window
         self._retries: deque[float] = deque()
+        self._hedges: deque[float] = deque()
         router = node.router
         router.book = _Book(self, router.book)
         router.budget = _Budget(self)
+        router.hedges = _Hedges(self)
+        self._right_plan = router.plan
+        self._right_plan_rest = router.plan_rest
+        # Methods of this one object are replaced, which mypy forbids: its class plans for unwatched nodes too.
+        router.plan = self._plan  # type: ignore[method-assign]
+        router.plan_rest = self._plan_rest  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<FlightWatch of {self._name}: {len(self.open)} open>"
@@ -80,7 +92,7 @@ class FlightWatch:
             self._broken(
                 "attempts-within-budget",
                 f"{self._name} sent {self._sent} times for {self._planned} requests and "
-                f"{self._granted} granted retries",
+                f"{self._granted} granted retries and hedges",
             )
 
     def started(self, flight: Flight) -> None:
@@ -98,6 +110,33 @@ class FlightWatch:
             self._broken(
                 "in-flight-conserved",
                 f"{self._name} counts {load.outstanding} requests to {self._target(load)} as in flight",
+            )
+
+    def tried(self, plan: Attempts, step: Try, out: tuple[Replica, ...]) -> None:
+        """A request's plan says to send it there, while these replicas have it."""
+        replica = step.route.replica
+        where = f"{self._name} sends a request for {replica.model!r} to {replica.node_name}"
+        tries = len(plan.tried) + plan.flying
+        if tries > 1 + _CONFIG.max_retries:
+            self._broken("attempts-within-budget", f"{where}, and that is try number {tries}")
+        if any(each.node == replica.node for each in out):
+            self._broken("attempts-within-budget", f"{where} beside another try there")
+        if not out:
+            return
+        if step.route.reason != "hedge":
+            self._broken("attempts-within-budget", f"{where}, though another try is out")
+        manifest = self._node.router.table.manifest(replica.model, replica.version)
+        if manifest is not None and not manifest.execution.repeatable:
+            self._broken(
+                "attempts-within-budget", f"{where} beside another try; it must not run twice"
+            )
+
+    def still_out(self, plan: Attempts, allowed: int) -> None:
+        """A request has its answer, or is given up: no other try of it may be out."""
+        if plan.flying > allowed:
+            self._broken(
+                "in-flight-conserved",
+                f"{self._name} counts {plan.flying} tries of a request whose end it knows as in flight",
             )
 
     def planned(self, now: float) -> None:
@@ -119,6 +158,19 @@ class FlightWatch:
             self._broken(
                 "attempts-within-budget",
                 f"{self._name} made {len(self._retries)} retries in {BUDGET_WINDOW_S:g} s; its "
+                f"{len(self._requests)} requests allow {allowed:g}",
+            )
+
+    def hedged(self, now: float) -> None:
+        """A hedge was granted."""
+        self._granted += 1
+        self._hedges.append(now)
+        self._forget(now)
+        allowed = _CONFIG.hedge_ratio * len(self._requests)
+        if len(self._hedges) > allowed:
+            self._broken(
+                "attempts-within-budget",
+                f"{self._name} sent {len(self._hedges)} hedges in {BUDGET_WINDOW_S:g} s; its "
                 f"{len(self._requests)} requests allow {allowed:g}",
             )
 
@@ -148,6 +200,16 @@ class FlightWatch:
                             f"as in flight with no call open",
                         )
 
+    def _plan(self, request: RoutedRequest, now: float) -> Attempts:
+        return self._watched(self._right_plan(request, now))
+
+    def _plan_rest(self, request: RoutedRequest, now: float, tried: tuple[NodeId, ...]) -> Attempts:
+        return self._watched(self._right_plan_rest(request, now, tried))
+
+    def _watched(self, plan: Attempts) -> Attempts:
+        plan.__class__ = _Plan
+        return plan
+
     def _target(self, load: ReplicaLoad) -> str:
         """Return the name of the node that a load is of."""
         if not isinstance(load, _Load):
@@ -157,7 +219,7 @@ class FlightWatch:
 
     def _forget(self, now: float) -> None:
         before = now - BUDGET_WINDOW_S
-        for times in (self._requests, self._retries):
+        for times in (self._requests, self._retries, self._hedges):
             while times and times[0] <= before:
                 times.popleft()
 
@@ -172,17 +234,24 @@ class _Load(ReplicaLoad):
         self._watch = watch
         self.node = node
 
-    def start(self, now: float, rtt_ms: float) -> Flight:
+    def start(self, now: float, rtt_ms: float, service_ms: float | None = None) -> Flight:
         self._watch.starting(self.node)
-        flight = super().start(now, rtt_ms)
+        flight = super().start(now, rtt_ms, service_ms)
         self._watch.started(flight)
         return flight
 
     def finish(
-        self, flight: Flight, now: float, ok: bool | None, report: LoadReport | None = None
+        self,
+        flight: Flight,
+        now: float,
+        ok: bool | None,
+        report: LoadReport | None = None,
+        run_ms: float = 0.0,
+        *,
+        timed: bool = True,
     ) -> None:
         self._watch.finishing(flight, self)
-        super().finish(flight, now, ok, report)
+        super().finish(flight, now, ok, report, run_ms, timed=timed)
 
 
 class _Book(LoadBook):
@@ -190,13 +259,15 @@ class _Book(LoadBook):
 
     def __init__(self, watch: FlightWatch, before: LoadBook) -> None:
         super().__init__(before._first_service_ms)
-        self._watch = watch
+        self.watch = watch
         self._paths = before._paths
 
-    def load(self, node: NodeId, model: str, version: int, slots: int = 1) -> ReplicaLoad:
-        load = super().load(node, model, version, slots)
+    def load(
+        self, node: NodeId, model: str, version: int, slots: int = 1, profiled_ms: float = 0.0
+    ) -> ReplicaLoad:
+        load = super().load(node, model, version, slots, profiled_ms)
         if not isinstance(load, _Load):
-            load = _Load(self._watch, node, load.slots, load.service_ms)
+            load = _Load(self.watch, node, load.slots, load.service_ms)
             self._loads[model, version][node] = load
         return load
 
@@ -217,3 +288,64 @@ class _Budget(RetryBudget):
         if is_granted:
             self._watch.granted(now)
         return is_granted
+
+
+class _Hedges(RetryBudget):
+    """The hedges that are left; tells of each one."""
+
+    def __init__(self, watch: FlightWatch) -> None:
+        super().__init__(_CONFIG.hedge_ratio, 0.0)
+        self._watch = watch
+
+    def take(self, now: float) -> bool:
+        is_granted = super().take(now)
+        if is_granted:
+            self._watch.hedged(now)
+        return is_granted
+
+
+class _Plan(Attempts):
+    """The tries of one request; tells of each, and of its end."""
+
+    __slots__ = ()  # so that a plan that was made can become one
+
+    def next(self, now: float) -> Try | Wait | Await | GiveUp:
+        out = self._out()
+        step = super().next(now)
+        if isinstance(step, Try):
+            self._watch.tried(self, step, out)
+        return step
+
+    def beside(self, now: float) -> Try | None:
+        out = self._out()
+        step = super().beside(now)
+        if step is not None:
+            self._watch.tried(self, step, out)
+        return step
+
+    def first_byte(self, now: float, step: Try | None = None) -> None:
+        super().first_byte(now, step)
+        self._watch.still_out(self, 1)
+
+    def succeeded(
+        self,
+        now: float,
+        report: LoadReport | None = None,
+        step: Try | None = None,
+        run_ms: float = 0.0,
+    ) -> None:
+        super().succeeded(now, report, step, run_ms)
+        self._watch.still_out(self, 0)
+
+    def close(self, now: float) -> None:
+        super().close(now)
+        self._watch.still_out(self, 0)
+
+    @property
+    def _watch(self) -> FlightWatch:
+        book = getattr(self._source, "book", None)
+        assert isinstance(book, _Book)
+        return book.watch
+
+    def _out(self) -> tuple[Replica, ...]:
+        return tuple(each.step.route.replica for each in self._flying)

@@ -86,6 +86,7 @@ def http_call(call: Call, timeout_s: float | None = None) -> HttpCall:
         headers={
             "Content-Type": "application/octet-stream",
             _HEADER_LENGTH: str(len(document)),
+            **({"Mesh-Region": call.hints.region} if call.hints.region else {}),
         },
         body=data,
     )

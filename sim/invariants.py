@@ -4,9 +4,9 @@
 |---|---|---|
 | `one-answer` | every call gets exactly one outcome, and a gateway that lives has answered by its own deadline (depth B: on the wire, once, and nothing unasked) | at each outcome, and when all is quiet |
 | `no-hang` | no call takes longer than its client waits | at each outcome |
-| `attempts-within-budget` | a request is sent to at most `1 + max_retries` replicas per gateway, and a gateway's retries of any 10 s stay within their share of its requests; depth B: models are given a call no more often than its gateway says | at each send |
+| `attempts-within-budget` | a request is sent to at most `1 + max_retries` replicas per gateway, and a gateway's retries and hedges of any 10 s stay within their shares of its requests; beside a try that is out goes only a hedge, elsewhere, and of a model that may run twice; depth B: models are given a call no more often than its gateway says | at each send |
 | `not-to-the-left` | nothing is sent to a node that the gateway knows to have left | at each send |
-| `in-flight-conserved` | each send is counted once and ends once, no count is below zero, none stays open beyond every time-out, and none is open when all is quiet | at each send and end, at each look |
+| `in-flight-conserved` | each send is counted once and ends once, no count is below zero, none stays open beyond every time-out, none when its request has an end, and none when all is quiet (depth B: nor does a request wait for a replica then) | at each send and end, at each look |
 | `incarnation-never-falls` | a node's own incarnation never falls, across its boots | at each event |
 | `suspicion-time` | who is held dead was suspected before, for just as long as Lifeguard gives it with so many accusers | at each event |
 | `views-agree` | when all is quiet, all running nodes take exactly the running nodes to be alive, and have the same desired state | at the end |

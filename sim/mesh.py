@@ -24,27 +24,20 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from meshnode.events import NoteReceived
-from meshnode.node import CapabilitiesChanged, Node, NodeConfig
+from meshnode.node import Node, NodeConfig
+from meshnode.node_events import CapabilitiesChanged
 from meshnode.owner_limits import OwnerLimits
 from meshnode.sim.core_world import CoreWorld, NotReachedError
 from meshnode.sim.mesh_daemon import Daemon, Device
 from meshnode.sim.policies.catalogue import MESH, regime
-from meshnode.sim.requests import (
-    GATEWAY_LOST,
-    Request,
-    RequestMade,
-    Stream,
-)
-from meshnode.sim.serving import (
-    Library,
-    ModelBehaviour,
-)
+from meshnode.sim.requests import GATEWAY_LOST, Request, RequestMade, Stream
+from meshnode.sim.serving import Library, ModelBehaviour
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
-from meshnode.types import NodeId, Role
+from meshnode.types import NO_HINTS, NodeId, Role, RoutingHints
 from meshnode.wire.config import LinkConfig
 
 if TYPE_CHECKING:
@@ -58,6 +51,7 @@ if TYPE_CHECKING:
     from meshnode.sim.invariants import Invariants
     from meshnode.sim.network import NetworkConfig
     from meshnode.state.desired import Draft
+    from meshnode.state.scaling import Scaling
     from meshnode.trust.invite import Invite
 
 
@@ -323,11 +317,28 @@ class SimMesh:
         return manifest
 
     def deploy(
-        self, by: str, *manifests: Manifest, replicas: int = 1, on: Sequence[str] = ()
+        self,
+        by: str,
+        *manifests: Manifest,
+        replicas: int = 1,
+        on: Sequence[str] = (),
+        scaling: Scaling | None = None,
+        **fields: Any,
     ) -> Deployment:
-        """Deploy versions of one model from a node, which then has their files."""
+        """Deploy versions of one model from a node, which then has their files.
+
+        Args:
+            by: The node.
+            manifests: The versions.
+            replicas: On how many nodes.
+            on: Names of the nodes that it is pinned to.
+            scaling: What the number of replicas follows.
+            fields: Further fields of the `Deployment`.
+        """
         pinned = tuple(self.world.id_of(name) for name in on)
-        deployment = Deployment(manifests[0].model, tuple(manifests), replicas, pinned)
+        deployment = Deployment(
+            manifests[0].model, tuple(manifests), replicas, pinned, scaling=scaling, **fields
+        )
         self.daemon(by).host.files.update(manifest.digest for manifest in manifests)
         self.write(by, lambda drafts, wall_s: drafts.deployment(deployment, wall_s))
         return deployment
@@ -374,6 +385,7 @@ class SimMesh:
         sizes: tuple[int, int] = (1024, 1024),
         on_end: Callable[[Request], None] | None = None,
         good_until: float = math.inf,
+        hints: RoutingHints = NO_HINTS,
     ) -> Request:
         """Send a request to a node now; it ends as time passes.
 
@@ -386,11 +398,22 @@ class SimMesh:
             sizes: Bytes of its body and of the answer's.
             on_end: Told once it has its outcome.
             good_until: When the answer has to be at the gateway, to be of use (virtual seconds).
+            hints: Where it may run.
         """
         made_at = self.world.now()
         number = len(self.requests)
         request = Request(
-            number, gateway, model, version, timeout_s, made_at, work_s, *sizes, on_end, good_until
+            number,
+            gateway,
+            model,
+            version,
+            timeout_s,
+            made_at,
+            work_s,
+            *sizes,
+            on_end,
+            good_until,
+            hints,
         )
         self.requests.append(request)
         if self.world.is_running(gateway):

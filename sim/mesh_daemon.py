@@ -19,6 +19,7 @@ from meshnode.effects import (
     Effect,
     Emit,
     LoadModel,
+    OfferModel,
     Persist,
     SendDatagram,
     SendNote,
@@ -37,14 +38,15 @@ from meshnode.events import (
 )
 from meshnode.membership.messages import MemberRecord, read_members, sign_record
 from meshnode.membership.timers import MembershipTimer
-from meshnode.node import CapabilitiesChanged, LoadSampled, Node, NodeConfig, NodeTrust
+from meshnode.node import Node, NodeConfig, NodeTrust
+from meshnode.node_events import CapabilitiesChanged, FilesHere, LoadSampled, RequestsWait
 from meshnode.owner_limits import OwnerLimits, OwnerPolicy, Reading
 from meshnode.routing.load import LinkState
+from meshnode.sim.gateway import Gateway
 from meshnode.sim.policies.policy import Job, ReplicaKey
 from meshnode.sim.requests import (
     Ask,
     ClientGone,
-    Gateway,
     GatewayTimer,
     ProbeAnswered,
     Probed,
@@ -59,7 +61,7 @@ from meshnode.state.desired import PERSIST_KEY as DESIRED_KEY
 from meshnode.state.desired_store import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from meshnode.advertisement import NodeLoad
     from meshnode.models.manifest import Manifest
@@ -174,6 +176,7 @@ class Daemon:
             now=mesh.world.now,
             slots=device.slots,
             faults=device.faults,
+            sheds=mesh.regime.sheds,
         )
         self.gateway = Gateway(
             me,
@@ -185,6 +188,8 @@ class Daemon:
         )
         self.attendant = mesh.regime.for_server(me)
         self._told: NodeLoad | None = None
+        self._files_told: frozenset[str] = frozenset()
+        self._waits_told: Collection[str] = frozenset[str]()  # models for which requests wait
         self._owner = OwnerPolicy(device.limits)
         self._clock = mesh.world.clock_of(boot.name)
         self._live_count: int | None = None
@@ -259,12 +264,8 @@ class Daemon:
                 rest.append(effect)
                 continue
             match effect:
-                case LoadModel(model, version, _, holders):
-                    manifest = self.node.own[model, version].manifest
-                    queue += self.host.load(manifest, holders)
-                    queue += self._begin_to_look()
-                case UnloadModel(model, version):
-                    queue += self.host.unload(model, version)
+                case LoadModel() | UnloadModel() | OfferModel():
+                    queue += self._host_model(effect)
                 case Emit("trust.evicted") if self._device.obedient:
                     rest.append(effect)
                     self._mesh.world.scheduler.after(0, self._end)
@@ -284,6 +285,15 @@ class Daemon:
                     rest.append(effect)
         return rest
 
+    def _host_model(self, effect: LoadModel | UnloadModel | OfferModel) -> list[Effect]:
+        """Load or unload a model; how one is offered concerns gateways, which read it from its deployment."""
+        if isinstance(effect, LoadModel):
+            manifest = self.node.own[effect.model, effect.version].to_load
+            return [*self.host.load(manifest, effect.holders), *self._begin_to_look()]
+        if isinstance(effect, UnloadModel):
+            return [*self.host.unload(effect.model, effect.version)]
+        return []
+
     def write(self, draft: Draft, now: float, wall_s: float) -> list[Effect]:
         """Let a change of this node count.
 
@@ -300,9 +310,9 @@ class Daemon:
     def _react(self, event: Event, now: float, wall_s: float) -> list[Effect]:
         match event:
             case TimerFired(HostTimer() as timer):
-                return self.host.due(timer)
+                return [*self.host.due(timer), *self._tell_files()]
             case TimerFired(GatewayTimer() as timer):
-                return self.gateway.due(timer, now)
+                return self._with_waits(self.gateway.due(timer, now), now, wall_s)
             case TimerFired(_LoadTick()):
                 return self._look_at_load(now, wall_s)
             case Asked():
@@ -310,9 +320,9 @@ class Daemon:
             case Answered():
                 return self.gateway.answered(event, now)
             case RequestMade(request):
-                return self.gateway.begin(request, now)
+                return self._with_waits(self.gateway.begin(request, now), now, wall_s)
             case ClientGone(number):
-                return self.gateway.abandon(number, now)
+                return self._with_waits(self.gateway.abandon(number, now), now, wall_s)
             case Withdrawn() | Probed() | ProbeAnswered():
                 return self._aside(event, now)
             case _:
@@ -327,11 +337,21 @@ class Daemon:
                     self.attendant.withdrawn(Job(number, attempt))
             case Probed(gateway, replica) if self.attendant is not None:
                 return [Stream(gateway, ProbeAnswered(event, self.attendant.probe(replica)))]
+            case Probed(gateway, replica):
+                report = self.host.load_report(replica.model, replica.version)
+                if report is not None:
+                    return [Stream(gateway, ProbeAnswered(event, report))]
             case ProbeAnswered():
                 self.gateway.probed(event, now)
-            case _:
-                pass
         return []
+
+    def _with_waits(self, effects: list[Effect], now: float, wall_s: float) -> list[Effect]:
+        """Tell the cores where requests wait for other models than before, as the real gateway does."""
+        waiting = self.gateway.waiting()
+        if waiting.keys() == self._waits_told:
+            return effects
+        self._waits_told = waiting.keys()
+        return [*effects, *self.node.handle(RequestsWait(waiting), now, wall_s)]
 
     def _reply(self, reply: Reply, now: float) -> Stream:
         answered = reply.answered
@@ -350,16 +370,25 @@ class Daemon:
         effects: list[Effect] = []
         if isinstance(event, LinkUp):
             self._device.papers.authority.learn(self._mesh.admissions.papers[event.peer].member)
-            self.node.router.link_changed(event.peer, LinkState.UP)
+            self.node.router.link_changed(event.peer, LinkState.UP, now)
             rtt_s = self._mesh.world.network.rtt_s(self.node.me, event.peer)
             self.node.router.rtt_measured(event.peer, rtt_s)
         elif isinstance(event, LinkDown):
             effects = self.gateway.lost(event.peer, now)
         elif isinstance(event, Start):
+            if self.node.has_friends:
+                self.gateway.starts(now)
             for manifest in self._device.folder:
                 effects += self.host.load(manifest, deployed=False)
-            effects += self._begin_to_look()
+            effects += [*self._begin_to_look(), *self._tell_files()]
         return [*effects, *self.node.handle(event, now, wall_s)]
+
+    def _tell_files(self) -> list[Effect]:
+        """Tell which models' files are on the disk, if that has changed."""
+        if self.host.files == self._files_told:
+            return []
+        self._files_told = frozenset(self.host.files)
+        return [Told(FilesHere(self._files_told))]
 
     def _end(self) -> None:
         """The mesh has excluded this node: its process ends."""
@@ -403,7 +432,8 @@ class Daemon:
 
 
 def _capabilities(device: Device) -> dict[str, object]:
-    told: dict[str, object] = {"cpus": device.cpus, "runtimes": ["onnx"]}
+    model = f"stand-in of speed {device.speed:g}"  # its class of devices, as at depth B
+    told: dict[str, object] = {"cpus": device.cpus, "cpu": {"model": model}, "runtimes": ["onnx"]}
     if device.memory_bytes:
         told["memory_bytes"] = device.memory_bytes
     return told

@@ -1,7 +1,7 @@
-"""A virtual node's clocks: those of its world, until somebody makes them run fast, sets them or stops them.
+"""A virtual node's clocks: those of its world, until somebody makes them run fast or sets them.
 
-As on a Linux machine, the monotonic clock stands still while the machine sleeps and cannot be set,
-and the wall clock goes on and can.
+As on a machine, both count on while it sleeps (`meshnode.net.clock`); the monotonic one cannot be set, the wall clock
+can. What stands still then are its timers, which are its driver's to keep.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ class NodeClock:
         is_true: Whether it has shown the world's own time ever since it was made.
     """
 
-    __slots__ = ("_monotonic_s", "_rate", "_since_s", "_sleeps", "_wall_s", "_world", "is_true")
+    __slots__ = ("_monotonic_s", "_rate", "_since_s", "_wall_s", "_world", "is_true")
 
     def __init__(self, world: Clock) -> None:
         """Begin with the time of `world`."""
         self.is_true = True
         self._world = world
         self._rate = 1.0
-        self._sleeps = False
         self._since_s = self._monotonic_s = world.now()
         self._wall_s = world.wall_s()
 
@@ -40,15 +39,13 @@ class NodeClock:
 
     @property
     def since_s(self) -> float:
-        """The world's second in which it was last set, stopped or made to run otherwise."""
+        """The world's second in which it was last set or made to run otherwise."""
         return self._since_s
 
     def now(self) -> float:
         """Return the node's monotonic seconds."""
         if self.is_true:
             return self._world.now()
-        if self._sleeps:
-            return self._monotonic_s
         return self._monotonic_s + (self._world.now() - self._since_s) * self._rate
 
     def wall_s(self) -> float:
@@ -66,16 +63,6 @@ class NodeClock:
         """Set the wall clock forward, or back if negative."""
         self._begin_anew()
         self._wall_s += by_s
-
-    def sleep(self) -> None:
-        """Stop the monotonic clock."""
-        self._begin_anew()
-        self._sleeps = True
-
-    def wake(self) -> None:
-        """Let the monotonic clock run on."""
-        self._begin_anew()
-        self._sleeps = False
 
     def _begin_anew(self) -> None:
         now, wall_s = self.now(), self.wall_s()

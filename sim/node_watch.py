@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from meshnode.effects import Effect, StartTimer
 from meshnode.events import DatagramReceived, Event, NoteReceived, TimerFired
 from meshnode.membership.timers import SuspicionExpired
-from meshnode.node import LoadSampled, ReconcileDue
+from meshnode.node_events import LoadSampled
+from meshnode.reconcile_loop import ReconcileDue
 from meshnode.sim.step_words import kind_of, words
 from meshnode.sim.suspicion_watch import SuspicionWatch
 

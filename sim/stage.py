@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from meshnode.types import NO_HINTS, RoutingHints
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -59,6 +61,7 @@ class Call:
         others: Gateways that the client asks next if it loses this one.
         request_bytes: Size of its body.
         response_bytes: Size of the answer's body.
+        hints: Where it may run.
     """
 
     number: int
@@ -71,6 +74,7 @@ class Call:
     others: tuple[str, ...] = ()
     request_bytes: int = 1024
     response_bytes: int = 1024
+    hints: RoutingHints = NO_HINTS
 
 
 OK = "ok"

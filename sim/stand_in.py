@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshnode.errors import InferenceFailed, InvalidRequest, ModelError
-from meshnode.models.config import ONNX_RUNTIME
 from meshnode.models.manifest import TensorSpec
+from meshnode.models.repository.config import ONNX_RUNTIME
+from meshnode.models.runtimes.base import Capability, Described
 from meshnode.types import DataType, Tensor
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from meshnode.models.runtimes.base import Opening
 
 MODEL_FILE: Final = "model.onnx"
 """The file's name: repositories list files of this name, and the runtime stands for ONNX Runtime."""
@@ -94,6 +97,8 @@ class StandInRuntime:
 
     name = ONNX_RUNTIME
     platform = "meshnode_stand_in"
+    is_code = False
+    shares_instance = True
 
     def __init__(
         self, spend: Callable[[float], None], rng: random.Random, *, speed: float = 1.0
@@ -115,10 +120,20 @@ class StandInRuntime:
     def __repr__(self) -> str:
         return f"<StandInRuntime of speed {self.speed:g}, {self.slowness:g} times as slow>"
 
-    def load(self, folder: Path, entry: str, *, threads: int) -> LoadedStandIn:
+    def capability(self) -> Capability:
+        """It runs anywhere; see `Runtime.capability`."""
+        return Capability("stand-in")
+
+    def describe(self, opening: Opening) -> Described:
+        """Open a model file and say what all stand-ins take; see `Runtime.describe`."""
+        self.load(opening)
+        return Described(
+            LoadedStandIn.inputs, LoadedStandIn.outputs, opening.max_batch_size, opening.execution
+        )
+
+    def load(self, opening: Opening) -> LoadedStandIn:
         """Open a model file; see `Runtime.load`."""
-        del threads
-        model = StandInModel.read(folder / entry)
+        model = StandInModel.read(opening.folder / opening.entry)
         self._spend(model.load_s * self.slowness)
         return LoadedStandIn(self, model)
 
@@ -146,6 +161,7 @@ class LoadedStandIn:
 
     inputs = (WORK, WANTED, BODY)
     outputs = (BODY,)
+    device = "cpu"
 
     def __init__(self, runtime: StandInRuntime, model: StandInModel) -> None:
         """Let a runtime run it."""

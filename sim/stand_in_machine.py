@@ -98,6 +98,10 @@ class StandInHardware:
         """Return nothing: devices of scenarios do not tell."""
         return None
 
+    def is_held_back(self) -> bool:
+        """Return that it is not: devices of scenarios are slowed down by faults, which nobody tells."""
+        return False
+
     def utilisation(self) -> tuple[float, int]:
         """Return how busy it is, and the memory that is free."""
         return self._busy(), max(0, round(self._device.memory_gb * GIB) - PROCESS_BYTES)
@@ -105,6 +109,11 @@ class StandInHardware:
     def rss_bytes(self) -> int:
         """Return what a daemon takes."""
         return PROCESS_BYTES
+
+    def runtimes(self, *, allow_code: bool) -> tuple[str, ...]:
+        """Return the one that the stand-in for models takes the place of."""
+        del allow_code
+        return ("onnx",)
 
     async def measure(self, folder: Path, cpus: int, copy_bytes: int) -> Measured:
         """Return figures that follow from its speed, at once."""

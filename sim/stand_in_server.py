@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.models.server import ModelServer, ServerConfig
-from meshnode.wire.messages import LoadReport
+from msgspec import structs
+
+from meshnode.models.serving.server import ModelServer
+from meshnode.models.serving.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meshnode.models.runtimes.base import Runtime
     from meshnode.types import InferRequest, InferResponse
+    from meshnode.wire.messages import LoadReport
 
 LOOK_EVERY_S: Final = 0.05
 """Seconds between remembered reports; a report of the past is right to as much."""
@@ -48,6 +51,7 @@ class StandInServer(ModelServer):
             options: Of `ModelServer`.
         """
         config = ServerConfig(slots=slots, inline_limit_s=0.0)
+        options.setdefault("give_back", _keep)  # a stand-in's models take no memory worth returning
         super().__init__(runtimes, cores=cores, config=config, **options)
         self.load_share = 1.0
         self.load_age_s = 0.0
@@ -69,7 +73,7 @@ class StandInServer(ModelServer):
             report = self._as_it_was(model, version, report)
         if self.load_share != 1.0:
             in_system = round(report.in_system * self.load_share)
-            report = LoadReport(in_system, report.slots, report.service_ms)
+            report = structs.replace(report, in_system=in_system)
         return report
 
     def _as_it_was(self, model: str, version: int | None, report: LoadReport) -> LoadReport:
@@ -81,3 +85,7 @@ class StandInServer(ModelServer):
         while len(past) > 1 and past[1][0] <= now - self.load_age_s:
             past.popleft()
         return past[0][1]
+
+
+def _keep() -> None:
+    """Return nothing to the system."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.events import DialFailed, Leave, LinkDown, LinkUp, Start, TimerFired
 from meshnode.membership.timers import SuspicionExpired
-from meshnode.node import CapabilitiesChanged, ReconcileDue, ReplicaChanged, ReplicaGone
+from meshnode.node_events import CapabilitiesChanged, ReplicaChanged, ReplicaGone
+from meshnode.reconcile_loop import ReconcileDue
+from meshnode.stewardship import StewardDue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,6 +55,8 @@ def words(told: object) -> str:
             return f"the time of suspect {event.node_id} is over"
         case ReconcileDue():
             return "looks which models should run here"
+        case StewardDue():
+            return "looks at the models of which it decides the replicas"
     return _plainly(event)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from meshnode.key_limit import KeyLimit
 from meshnode.types import Scope
 
 
@@ -16,6 +17,8 @@ class Caller(msgspec.Struct, frozen=True):
         name: Of that key.
         via: The name of the node that passed the request on from its gateway; empty if none did.
         via_id: That node's id.
+        limit: How much the key's holder may ask of this gateway; None for as much as everybody.
+        job: The job that this request runs for; empty if a client waits for its answer.
     """
 
     scope: Scope
@@ -23,6 +26,8 @@ class Caller(msgspec.Struct, frozen=True):
     name: str = ""
     via: str = ""
     via_id: str = ""
+    limit: KeyLimit | None = None
+    job: str = ""
 
     def __str__(self) -> str:
         """Say it for a log."""
@@ -35,3 +40,6 @@ OWNER = Caller(Scope.OWNER)
 
 LOCAL = Caller(Scope.INFER)
 """A program on this machine without a key."""
+
+READER = Caller(Scope.INFER, name="reader")
+"""Whoever reads what is the same for everybody and tells nothing of this mesh: the page that shows its API."""

@@ -28,7 +28,8 @@ def decompress(body: Buffer, coding: str, limit_bytes: int) -> bytes:
         limit_bytes: What the result may be at most.
 
     Raises:
-        InvalidRequest: if the coding is unknown or the bytes are damaged.
+        InvalidRequest: if the coding is unknown or the bytes are damaged, or several gzip members: no client sends
+            them, and millions of tiny ones would cost a multiple of what their bytes do.
         TooLarge: if the result would exceed the limit; no more than the limit was unpacked.
     """
     window_bits = _WINDOW_BITS.get(coding.strip().lower())

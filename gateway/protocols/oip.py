@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from meshnode.errors import InferenceFailed, InvalidRequest
+from meshnode.errors import InvalidRequest
+from meshnode.gateway.protocols.classification import classified
 from meshnode.gateway.protocols.content_coding import compress, decompress, wanted_coding
+from meshnode.gateway.protocols.dialect import Call
 from meshnode.gateway.protocols.http import JSON_HEADERS, HttpRequest, HttpResponse
+from meshnode.gateway.protocols.status import HttpRefusal
 from meshnode.gateway.protocols.tensors import (
     DATATYPES,
     FLOATS,
@@ -49,6 +52,7 @@ from meshnode.limits import (
     MAX_TENSOR_RANK,
     MIN_COMPRESSED_BYTES,
 )
+from meshnode.models.execution import Interface
 from meshnode.models.manifest import check_form
 from meshnode.types import (
     Buffer,
@@ -61,6 +65,7 @@ from meshnode.types import (
 )
 
 if TYPE_CHECKING:
+    from meshnode.gateway.protocols.dialect import Asked
     from meshnode.models.manifest import Manifest, TensorSpec
     from meshnode.tracing import Trace
 
@@ -128,6 +133,7 @@ class _Answer(msgspec.Struct, gc=False, omit_defaults=True):
 _BODY = msgspec.json.Decoder(_Body)
 _ENCODER = msgspec.json.Encoder()
 _NO_PARAMETERS: Parameters = {}
+_NO_CLASSES: Mapping[str, int] = {}
 
 
 class AnswerForm(msgspec.Struct, frozen=True):
@@ -138,12 +144,16 @@ class AnswerForm(msgspec.Struct, frozen=True):
         binary: Whether outputs are binary unless named in `by_output`.
         by_output: Outputs that ask for one of both by name.
         coding: `gzip`, `deflate`, or empty.
+        classes: How many classes are wanted of outputs that are wanted so.
+        batched: Whether the first dimension of outputs is the batch; said where classes are wanted only.
     """
 
     id: str = ""
     binary: bool = False
     by_output: Mapping[str, bool] = {}
     coding: str = ""
+    classes: Mapping[str, int] = {}
+    batched: bool = False
 
 
 class InferCall(NamedTuple):
@@ -192,13 +202,37 @@ def decode_infer(
         return _decode(body, b"", manifest, version, request_id, trace, wanted)
     length = _length(header_length, memoryview(body).nbytes)
     if length == 0:
-        tensor = _raw_input(manifest, body)
+        tensor = raw_input(manifest, body)
         return InferCall(
             InferRequest(manifest.model, (tensor,), version, (), request_id, trace=trace),
             AnswerForm(binary=True, coding=wanted),
         )
     view = memoryview(body)
     return _decode(view[:length], view[length:], manifest, version, request_id, trace, wanted)
+
+
+def decode(asked: Asked, manifest: Manifest, request_id: str, trace: Trace | None) -> Call:
+    """Decode a request to `…/infer`; see `decode_infer`."""
+    refuse_parts(manifest)
+    request, form = decode_infer(asked.http, manifest, manifest.version, request_id, trace)
+    return Call(request, form)
+
+
+def refuse_parts(manifest: Manifest) -> None:
+    """Refuse a request for one answer to a model that is declared to give any number, before it runs.
+
+    A predictor of JSON documents is declared so because it may stream; what it answers in one part is an answer.
+
+    Raises:
+        HttpRefusal: 501, as Triton says.
+    """
+    execution = manifest.execution
+    if execution.decoupled and execution.interface is Interface.TENSORS:
+        raise HttpRefusal(
+            501,
+            f"model {manifest.model!r} answers in any number of parts (decoupled), which this call cannot carry; nothing "
+            f"ran: use gRPC's ModelStreamInfer, or POST /v2/models/{manifest.model}/generate_stream",
+        )
 
 
 def _length(text: str, body_bytes: int) -> int:
@@ -242,13 +276,9 @@ def _decode(
             InferRequest(model, tuple(inputs), version, (), request_id, trace=trace), _PLAIN
         )
     _check_texts(body)
-    left, timeout_s, binary_outputs = _take_parameters(parameters or _NO_PARAMETERS)
-    for output in body.outputs:
-        if output.parameters and output.parameters.get("classification"):
-            raise InvalidRequest(
-                f"output {output.name!r}: the parameter 'classification' is not supported; ask for "
-                "the output itself and pick the highest values from it"
-            )
+    left, timeout_s, binary_outputs = take_parameters(parameters or _NO_PARAMETERS)
+    classes = _classes(body) if body.outputs else _NO_CLASSES
+    batched = bool(classes) and manifest.max_batch_size > 0
     outputs = tuple([output.name for output in body.outputs])
     _refuse_duplicates(outputs, "output")
     by_output = {
@@ -258,8 +288,22 @@ def _decode(
     }
     return InferCall(
         InferRequest(model, tuple(inputs), version, outputs, request_id, left, timeout_s, trace),
-        AnswerForm(body.id, binary_outputs, by_output, coding),
+        AnswerForm(body.id, binary_outputs, by_output, coding, classes, batched),
     )
+
+
+def _classes(body: _Body | _LooseBody) -> Mapping[str, int]:
+    """Return how many classes are wanted of each output; those that want all of their values are left out."""
+    found: dict[str, int] = {}
+    for output in body.outputs:
+        count = (output.parameters or _NO_PARAMETERS).get("classification", 0)
+        if type(count) is not int or count < 0:
+            raise InvalidRequest(
+                f"output {output.name!r}: the parameter 'classification' is the number of classes wanted"
+            )
+        if count:
+            found[output.name] = count
+    return found or _NO_CLASSES
 
 
 def _parse(text: Buffer) -> _Body | _LooseBody:
@@ -374,18 +418,44 @@ def _check_texts(body: _Body | _LooseBody) -> None:
         )
 
 
-def _take_parameters(parameters: Parameters) -> tuple[Parameters, float, bool]:
-    """Return the model's parameters, the deadline in seconds, and whether outputs are binary."""
+def take_parameters(parameters: Parameters) -> tuple[Parameters, float, bool]:
+    """Return the model's parameters, the deadline in seconds, and whether outputs are binary.
+
+    Raises:
+        InvalidRequest: if one of the protocol's own is malformed.
+    """
     if not parameters:
         return _NO_PARAMETERS, DEFAULT_REQUEST_TIMEOUT_S, False
     left = dict(parameters)
     timeout = left.pop("timeout", 0)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise InvalidRequest("parameter 'timeout' must be a number of microseconds, 0 or more")
+    check_scheduling(left)
     binary = _flag(left, "binary_data_output")
     left.pop("binary_data_output", None)
     timeout_s = min(timeout / 1e6, MAX_REQUEST_TIMEOUT_S) if timeout else DEFAULT_REQUEST_TIMEOUT_S
     return left, timeout_s, binary
+
+
+def check_scheduling(parameters: Parameters) -> None:
+    """Check what the protocol lets a request say of its place: its priority, and its sequence.
+
+    Raises:
+        InvalidRequest: about the first that is malformed.
+    """
+    priority, sequence = parameters.get("priority", 0), parameters.get("sequence_id", 0)
+    if not _is_count(priority):
+        raise InvalidRequest("parameter 'priority' must be a whole number, 0 or more")
+    if not _is_count(sequence) and type(sequence) is not str:
+        raise InvalidRequest(
+            "parameter 'sequence_id' must be a whole number from 0 to 2^64-1, or a string"
+        )
+    for name in ("sequence_start", "sequence_end"):
+        _flag(parameters, name)
+
+
+def _is_count(value: Scalar) -> bool:
+    return type(value) is int and 0 <= value < 2**64
 
 
 def _flag(parameters: Mapping[str, Scalar] | None, name: str) -> bool:
@@ -395,8 +465,12 @@ def _flag(parameters: Mapping[str, Scalar] | None, name: str) -> bool:
     return value
 
 
-def _raw_input(manifest: Manifest, body: Buffer) -> Tensor:
-    """Make the one input of a model from a whole body, at batch size 1."""
+def raw_input(manifest: Manifest, body: Buffer) -> Tensor:
+    """Return the one input of a model made from a whole body, at batch size 1.
+
+    Raises:
+        InvalidRequest: if the model has several inputs, or the body is not of its size.
+    """
     if len(manifest.inputs) != 1:
         raise InvalidRequest(
             f"a raw body (Inference-Header-Content-Length: 0) is for models with one input; "
@@ -438,7 +512,7 @@ def _raw_string(manifest: Manifest, spec: TensorSpec, shape: list[int], body: Bu
     return Tensor(spec.name, spec.datatype, (1,) * len(shape), data)
 
 
-def encode_infer(response: InferResponse, part: ResponsePart, form: AnswerForm) -> HttpResponse:
+def encode(response: InferResponse, part: ResponsePart, form: AnswerForm) -> HttpResponse:
     """Encode an answer.
 
     Args:
@@ -452,6 +526,8 @@ def encode_infer(response: InferResponse, part: ResponsePart, form: AnswerForm) 
     outputs: list[_Output] = []
     buffers: list[Buffer] = []
     for tensor in part.outputs:
+        if form.classes and (count := form.classes.get(tensor.name)):
+            tensor = classified(tensor, count, batched=form.batched)
         if form.by_output.get(tensor.name, form.binary):
             size: Parameters = {"binary_data_size": tensor.size_bytes}
             outputs.append(_Output(tensor.name, tensor.datatype, tensor.shape, size))
@@ -491,22 +567,3 @@ def _framed(text: bytes, buffers: list[Buffer], coding: str) -> HttpResponse:
         headers["Content-Encoding"] = coding
         return HttpResponse(200, headers, compress(parts, coding))
     return response
-
-
-async def only_part(response: InferResponse) -> ResponsePart:
-    """Return the only part of a response whose `single` is None.
-
-    Raises:
-        InferenceFailed: if the model answers in no part, or in several, which `…/infer` cannot
-            carry.
-    """
-    found: ResponsePart | None = None
-    async for part in response:
-        if found is not None:
-            raise InferenceFailed(
-                f"model {response.model!r} answers in several parts, which infer cannot carry"
-            )
-        found = part
-    if found is None:
-        raise InferenceFailed(f"model {response.model!r} ended its answer without a result")
-    return found

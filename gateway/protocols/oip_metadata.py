@@ -1,7 +1,7 @@
 """Open Inference Protocol over REST: what a client asks before it infers.
 
-Server and model metadata, health, readiness, and the part of Triton's model configuration that a
-manifest knows. All of them answer GET.
+Server and model metadata, health and readiness; a model's configuration is in
+`meshnode.gateway.protocols.oip_config`. All of them answer GET.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshnode.gateway.protocols.http import HttpResponse, json_response
-from meshnode.types import DataType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meshnode.models.manifest import Manifest, TensorSpec
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data", "classification", "generate", "logging", "model_configuration", "model_repository",
+    "model_repository(unload_dependents)", "parameters", "schedule_policy", "sequence", "statistics", "trace",
+)  # fmt: skip
 """What of Triton's extensions works here."""
 
-# Triton's configuration names two types differently (model_config.proto).
-_CONFIG_NAMES = {DataType.BYTES: "TYPE_STRING"}
 
-
-def server_metadata(version: str) -> HttpResponse:
-    """Answer `GET /v2`."""
-    return json_response({"name": "meshnode", "version": version, "extensions": EXTENSIONS})
+def server_metadata(version: str, more: Sequence[str] = ()) -> HttpResponse:
+    """Answer `GET /v2`; `more` are extensions that work for some callers."""
+    extensions = (*EXTENSIONS, *more)
+    return json_response({"name": "meshnode", "version": version, "extensions": extensions})
 
 
 def live() -> HttpResponse:
@@ -63,26 +63,3 @@ def model_metadata(manifest: Manifest, versions: Sequence[int]) -> HttpResponse:
 
 def _described(spec: TensorSpec) -> dict[str, object]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-
-
-def model_config(manifest: Manifest) -> HttpResponse:
-    """Answer `GET …/models/NAME/config` in the shape of Triton's model configuration."""
-    return json_response(
-        {
-            "name": manifest.model,
-            "platform": manifest.platform,
-            "backend": manifest.runtime,
-            "max_batch_size": manifest.max_batch_size,
-            "input": [_configured(manifest, spec) for spec in manifest.inputs],
-            "output": [_configured(manifest, spec) for spec in manifest.outputs],
-            "default_model_filename": manifest.entry,
-        }
-    )
-
-
-def _configured(manifest: Manifest, spec: TensorSpec) -> dict[str, object]:
-    return {
-        "name": spec.name,
-        "data_type": _CONFIG_NAMES.get(spec.datatype, f"TYPE_{spec.datatype}"),
-        "dims": spec.shape[1:] if manifest.max_batch_size > 0 else spec.shape,
-    }

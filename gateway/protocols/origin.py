@@ -12,8 +12,7 @@ front of the gateway speaks TLS and on its own port.
 A gateway bound to all interfaces is reached under addresses that it does not know. Any IP literal
 is then accepted: rebinding needs a name.
 
-There is no CORS: pages of other origins never get an answer, so `OPTIONS` is refused like any other
-wrong method.
+Pages of other origins get no answer, unless the owner named their origin (`--cors-origin`, `cors`).
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from meshnode.limits import MAX_REMEMBERED_HOSTS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meshnode.gateway.protocols.cors import Cors
+
 _PORT = re.compile(r":[0-9]{1,5}")
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 
@@ -35,13 +36,17 @@ _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not
 class OriginPolicy:
     """Checks Host and Origin for a gateway bound to one address."""
 
-    def __init__(self, bound_host: str, allowed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, bound_host: str, allowed: Iterable[str] = (), cors: Cors | None = None
+    ) -> None:
         """Decide by these.
 
         Args:
             bound_host: The host part of the listening address, as it was given.
             allowed: Further names under which clients reach the gateway, without a port.
+            cors: The other origins whose pages may ask; None for none.
         """
+        self._cors = cors
         self._bound = _literal(bound_host) or bound_host.lower()
         self._any_literal = bound_host in _WILDCARDS
         self._allowed = frozenset(name.lower() for name in allowed)
@@ -60,7 +65,8 @@ class OriginPolicy:
             origin: The Origin header's value, or None if there is none.
 
         Returns:
-            Whether Host names this machine's loopback: an address of it, or `localhost`.
+            Whether Host names this machine's loopback, an address of it or `localhost`, and the page, if
+            one asks, is trusted like a program there: one of an origin that only `*` allows is not.
 
         Raises:
             Forbidden: if either is not this gateway's, or a page asks without a Host.
@@ -71,7 +77,12 @@ class OriginPolicy:
         if origin is not None and (
             host is None or not self._is_own_page(origin.lower(), host.lower())
         ):
-            raise Forbidden("pages of other origins may not use this gateway")
+            if host is None or self._cors is None or not self._cors.allows(origin):
+                raise Forbidden(
+                    "pages of other origins may not use this gateway, unless its owner names their "
+                    "origin: meshnode join --cors-origin ORIGIN"
+                )
+            return is_local and self._cors.names(origin)
         return is_local
 
     def _judge(self, host: str | None) -> bool:

@@ -261,6 +261,8 @@ def check_data(name: str, datatype: DataType, shape: Sequence[int], data: Buffer
                 f"input {name!r} has shape {_shown(list(shape))} of {datatype}, so "
                 f"{count * element_bytes} bytes are expected, not {size_bytes}"
             )
+        if datatype is DataType.BOOL:
+            _check_bools(name, data)
         return
     try:
         found = sum(1 for _ in split_elements(data))
@@ -270,6 +272,15 @@ def check_data(name: str, datatype: DataType, shape: Sequence[int], data: Buffer
         raise InvalidRequest(
             f"input {name!r} has shape {_shown(list(shape))}, so {count} BYTES elements are "
             f"expected, not {found}"
+        )
+
+
+def _check_bools(name: str, data: Buffer) -> None:
+    """Refuse bytes other than 0 and 1: what runtimes make of them is undefined."""
+    others = bytes(data).translate(None, b"\0\1")
+    if others:
+        raise InvalidRequest(
+            f"input {name!r} has the byte {others[0]}; elements of BOOL are the bytes 0 and 1"
         )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.output import plain, print_json, print_table
 from meshnode.errors import ConfigError
 from meshnode.options import check_name
@@ -13,7 +13,9 @@ from meshnode.types import Role
 _REQUESTS = "/mesh/v1/join-requests"
 
 
+@asks_mesh
 def approve(
+    mesh: AskedMesh,
     code: Annotated[
         str | None,
         typer.Argument(
@@ -38,10 +40,6 @@ def approve(
         ),
     ] = None,
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Admit the device that shows this code: run it on the node that the device names.
 
@@ -54,7 +52,7 @@ def approve(
         raise ConfigError(f"--role: {role!r} is none; there are {', '.join(roles)}")
     if region:
         check_name("--region", region)
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         if code is None:
             _list(client.get(_REQUESTS), json=json)
             return

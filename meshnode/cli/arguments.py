@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Final
+import functools
+import inspect
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 
 import typer
 
 from meshnode.cli.settings import client_environment, data_folder, environment
 from meshnode.errors import ConfigError, ModelNotFound
-from meshnode.limits import DAEMON_ANSWER_TIMEOUT_S
+from meshnode.limits import DAEMON_ANSWER_TIMEOUT_S, MAX_NOTE_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meshnode.client.mesh import MeshClient
 
@@ -134,6 +137,61 @@ def client_of(
     return MeshClient.of(target, timeout_s=DAEMON_ANSWER_TIMEOUT_S)
 
 
+class AskedMesh(NamedTuple):
+    """The mesh that a command asks, as its options say; `client_of` has the words.
+
+    Attributes:
+        data_dir: What `--data-dir` said.
+        gateway: What every `--gateway` said.
+        key_file: What `--key-file` said.
+        ca_file: What `--ca-file` said.
+    """
+
+    data_dir: str | None = None
+    gateway: Sequence[str] | None = None
+    key_file: str | None = None
+    ca_file: str | None = None
+
+    def client(self) -> MeshClient:
+        """Return a client of it; close it."""
+        return client_of(self.data_dir, self.gateway, self.key_file, self.ca_file)
+
+
+def _mesh_options(
+    *,
+    gateway: Gateway = None,
+    key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    data_dir: DataDir = None,
+) -> AskedMesh:
+    return AskedMesh(data_dir, gateway, key_file, ca_file)
+
+
+_Rest = ParamSpec("_Rest")
+
+
+def asks_mesh(command: Callable[Concatenate[AskedMesh, _Rest], None]) -> Callable[..., None]:
+    """Give a command the options that say which mesh it asks, after its own; it gets them as its first argument.
+
+    Typer reads a command's options from its signature, so that is what is put together here.
+    """
+    options = inspect.signature(_mesh_options, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+    shown = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.values()][1:]
+
+    carry_out: Callable[..., None] = command
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        mesh = _mesh_options(**{name: given.pop(name) for name in options})
+        carry_out(mesh, **given)
+
+    parameters = [*shown, *options.values()]
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
 def unknown_model(client: MeshClient, name: str, error: ModelNotFound) -> ModelNotFound:
     """Return the gateway's error with the nearest model's name added, where there is one."""
     known = [str(entry["name"]) for entry in client.get("/mesh/v1/models")]
@@ -150,3 +208,62 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or nothing if none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How good it was found to be, such as accuracy=0.97; repeatable.",
+        metavar="NAME=NUMBER",
+    ),
+]
+Note = Annotated[str, typer.Option(help="What is to be known of it.", show_default=False)]
+
+
+def asked_region(option: str, region: str | None) -> str:
+    """Return the region that an option asks for, empty where it was not given.
+
+    Raises:
+        ConfigError: if it was given empty, as by a script whose variable is not set: a rule is not ignored.
+    """
+    if region is not None and not region.strip():
+        raise ConfigError(f"{option} is empty; name a region, or leave it out")
+    return region or ""
+
+
+def check_note(note: str) -> None:
+    """Check what `--note` says.
+
+    Raises:
+        ConfigError: if it is too long.
+    """
+    if len(note) > MAX_NOTE_LENGTH:
+        raise ConfigError(f"--note has {len(note)} characters; it may have {MAX_NOTE_LENGTH}")
+
+
+def parse_metrics(texts: Sequence[str]) -> dict[str, float]:
+    """Return the metrics that `--metric` gives.
+
+    Raises:
+        ConfigError: if one is not NAME=NUMBER.
+    """
+    metrics: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            metrics[name.strip()] = float(number)
+        except ValueError:
+            metrics[name.strip()] = math.nan
+        if not name.strip() or not math.isfinite(metrics[name.strip()]):
+            raise ConfigError(f"--metric {text!r} is not NAME=NUMBER, such as accuracy=0.97")
+    return metrics
+
+
+def parse_variant(text: str) -> tuple[str, str]:
+    """Return name and path of a `--variant`."""
+    name, equals, place = text.partition("=")
+    if not name or not equals or not place:
+        raise ConfigError(
+            f"--variant {text!r} is not NAME=PATH; for example: --variant int8=small.onnx"
+        )
+    return name, place

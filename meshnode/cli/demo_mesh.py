@@ -29,6 +29,7 @@ from meshnode.types import Address
 _START_TIMEOUT_S: Final = 20.0  # ten times what a start takes on a small machine
 _STOP_TIMEOUT_S: Final = 5.0
 _POLL_INTERVAL_S: Final = 0.05
+_ASK_TIMEOUT_S: Final = 2.0  # signals wait for it, and people wait no longer
 _LOG_TAIL_BYTES: Final = 2000
 _EXIT_TERMINATED: Final = 143  # 128 + SIGTERM, as shells report it
 
@@ -180,7 +181,9 @@ class DemoMesh:
                     f"the daemon {name} ended with code {process.returncode}: {tail(log)}"
                 )
             try:
-                return dict(client.get("/mesh/v1/status"))
+                # A signal between the making of a socket and the keeping of it would leave it open.
+                with self._interrupts.held():
+                    return dict(client.get("/mesh/v1/status", timeout_s=_ASK_TIMEOUT_S))
             except MeshError as error:
                 if time.monotonic() > deadline:
                     raise PeerError(

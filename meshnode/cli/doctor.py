@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.invite import read_invite
 from meshnode.cli.output import plain, print_json, terminal
 from meshnode.cli.settings import data_folder
-from meshnode.diagnosis import Result
+from meshnode.diagnosis.checks import Result
 from meshnode.errors import ConfigError
 from meshnode.folderlock import holder
 from meshnode.limits import DOCTOR_ANSWER_TIMEOUT_S, MAX_DOCTOR_PEERS
@@ -31,7 +31,9 @@ _MARKS = {Result.OK: ("✔", "+"), Result.NOTE: ("!", "!"), Result.FAULT: ("✘"
 _STYLES = {Result.OK: "green", Result.NOTE: "yellow", Result.FAULT: "red"}
 
 
+@asks_mesh
 def doctor(
+    mesh: AskedMesh,
     peer: Annotated[
         str | None,
         typer.Argument(
@@ -53,10 +55,6 @@ def doctor(
         typer.Option(metavar="FILE", help="Try the invite in this file.", show_default=False),
     ] = None,
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Find out why nodes do not meet: dial, say hello, send datagrams, listen, compare clocks.
 
@@ -67,9 +65,9 @@ def doctor(
     if line is not None:
         if peer is not None:
             raise ConfigError("an invite names its addresses itself: give it, or PEER")
-        subjects: Iterator[Subject] = iter([_try_invite(line, data_folder(data_dir))])
+        subjects: Iterator[Subject] = iter([_try_invite(line, data_folder(mesh.data_dir))])
     else:
-        subjects = _examinations(peer, data_dir, gateway, key_file, ca_file)
+        subjects = _examinations(peer, mesh)
     found = []
     for subject in _with_progress(subjects, quiet=json):
         found.append(subject)
@@ -86,23 +84,17 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examinations(
-    peer: str | None,
-    data_dir: str | None,
-    gateway: Sequence[str] | None,
-    key_file: str | None,
-    ca_file: str | None,
-) -> Iterator[Subject]:
+def _examinations(peer: str | None, mesh: AskedMesh) -> Iterator[Subject]:
     """Yield each subject as soon as it is examined: by the daemon, or from here if none runs."""
     try:
-        with client_of(data_dir, gateway, key_file, ca_file) as client:
+        with mesh.client() as client:
             nodes = client.get("/mesh/v1/nodes")
             yield from _by_daemon(client, nodes, peer)
             return
     except ConfigError:
-        if gateway or holder(data_folder(data_dir)) is not None:
+        if mesh.gateway or holder(data_folder(mesh.data_dir)) is not None:
             raise
-    yield from _from_here(peer, data_folder(data_dir))
+    yield from _from_here(peer, data_folder(mesh.data_dir))
 
 
 def _by_daemon(

@@ -5,13 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.output import plain, print_json
 from meshnode.errors import ConfigError
 from meshnode.limits import MAX_EVICTION_REASON_LENGTH
 
 
+@asks_mesh
 def evict(
+    mesh: AskedMesh,
     node: Annotated[str, typer.Argument(metavar="NODE", help="Its name or its id.")],
     reason: Annotated[
         str, typer.Option(help="Why, for its owner and the other admins.", metavar="TEXT")
@@ -25,10 +27,6 @@ def evict(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")] = False,
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Take a node out of the mesh for ever, by its key: a stolen or sold device, or a wrong guest.
 
@@ -39,7 +37,7 @@ def evict(
         raise ConfigError(f"--reason: a reason has at most {MAX_EVICTION_REASON_LENGTH} characters")
     _confirm(node, with_invited=with_invited, yes=yes)
     wish = {"node": node, "reason": reason, "with_invited": with_invited}
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         done = client.post("/mesh/v1/evictions", wish)
     if json:
         print_json(done)

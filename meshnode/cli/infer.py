@@ -9,27 +9,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from meshnode.cli import infer_document
 from meshnode.cli.answers import output_lines
-from meshnode.cli.arguments import (
-    AsJson,
-    CaFile,
-    DataDir,
-    Gateway,
-    KeyFile,
-    client_of,
-    unknown_model,
-)
+from meshnode.cli.arguments import AsJson, AskedMesh, asked_region, asks_mesh, unknown_model
 from meshnode.cli.inputs import Given, prepare, read_arguments, takes_image
 from meshnode.cli.output import plain, print_json, print_table
 from meshnode.cli.requests import example_body, metadata_of
 from meshnode.client.calls import Reply, ask, model_path
+from meshnode.client.hints import Hints, hinted
 from meshnode.client.infer import infer_call, read_result
 from meshnode.client.mesh import MeshClient
 from meshnode.errors import ConfigError, ModelNotFound
-from meshnode.options import parse_duration
+from meshnode.options import parse_duration, parse_labels
 
 
+@asks_mesh
 def infer(
+    mesh: AskedMesh,
     name: Annotated[str, typer.Argument(help="Public name of the model.")],
     inputs: Annotated[
         list[str] | None,
@@ -46,25 +42,60 @@ def infer(
     timeout: Annotated[str, typer.Option(help="How long to wait.", metavar="DURATION")] = "30s",
     output: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the outputs to this .npz or .json file."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the outputs to this .npz or .json file; of a model that takes documents the answer, in the "
+            "form that the file's ending tells, such as .png.",
+        ),
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(metavar="REGION", help="Run only in this region and those below it."),
+    ] = None,
+    prefer_region: Annotated[
+        str | None,
+        typer.Option(metavar="REGION", help="Run in this region if that is possible."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Run only on nodes with this label. Repeatable."),
+    ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Requests with the same word go to the same replica while that is not much slower.",
+        ),
+    ] = None,
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        typer.Option(help="When there are too many requests, the lowest are refused first."),
+    ] = "normal",
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Run a model on one input; any node of the mesh may serve it."""
     timeout_s = parse_duration("--timeout", timeout)
-    form = _form_of(output)
     given = read_arguments(inputs or ())
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    hints = _hints(region, prefer_region, label or (), session, priority)
+    with mesh.client() as client:
         try:
             metadata = client.get(model_path(name, version))
             if not given:
                 _describe(metadata, as_json=json)
                 return
-            reply = _send(client, name, version, given, metadata, timeout_s, form=form)
+            if infer_document.takes_documents(metadata):
+                if version is not None:
+                    raise ConfigError(
+                        "--version goes with models that take tensors; this one takes documents"
+                    )
+                answer = infer_document.send(client, name, given, output or "", timeout_s, hints)
+                if output is not None:
+                    infer_document.write(Path(output).expanduser(), answer)
+                else:
+                    infer_document.show(answer, as_json=json)
+                return
+            form = _form_of(output)
+            reply = _send(client, name, version, given, metadata, timeout_s, hints, form=form)
         except ModelNotFound as error:
             raise unknown_model(client, name, error) from None
     if output is not None:
@@ -73,6 +104,28 @@ def infer(
         print_json(reply.document())
     else:
         _print_answer(reply)
+
+
+def _hints(
+    region: str | None,
+    prefer_region: str | None,
+    labels: Sequence[str],
+    session: str | None,
+    priority: Literal["low", "normal", "high"],
+) -> Hints:
+    required, preferred = (
+        asked_region("--region", region),
+        asked_region("--prefer-region", prefer_region),
+    )
+    if required and preferred:
+        raise ConfigError("--region and --prefer-region exclude each other; give one of them")
+    return Hints(
+        region=required or preferred,
+        prefer=bool(preferred),
+        labels=dict(parse_labels("--label", labels)),
+        session=session or "",
+        priority=priority,
+    )
 
 
 _Form = Literal["json", "npz"]
@@ -94,6 +147,7 @@ def _send(
     given: Sequence[Given],
     metadata: Any,
     timeout_s: float,
+    hints: Hints,
     *,
     form: _Form,
 ) -> Reply:
@@ -104,7 +158,7 @@ def _send(
     if form == "npz":
         parameters = {**(document.get("parameters") or {}), "binary_data_output": True}
         document = {**document, "parameters": parameters}
-    call = infer_call(name, document, request.buffers, version=version)
+    call = hinted(infer_call(name, document, request.buffers, version=version), hints)
     return client.run(ask(call), timeout_s=timeout_s)
 
 
@@ -140,6 +194,9 @@ def _describe(metadata: Any, *, as_json: bool) -> None:
         for spec in metadata.get(key, ())
     ]
     print_table(("", "NAME", "TYPE", "SHAPE (-1: any size)"), rows, empty="")
+    if infer_document.takes_documents(metadata):
+        typer.echo("\n" + infer_document.describe(str(metadata["name"])))
+        return
     example = example_body(metadata)
     cut = any("..." in data for data in example.values())
     name = plain(metadata["name"])

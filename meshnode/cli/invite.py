@@ -9,7 +9,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.output import plain, print_json
 from meshnode.errors import ConfigError
 from meshnode.limits import MAX_INVITE_LENGTH, MAX_INVITE_TTL_S, MAX_INVITE_USES
@@ -17,7 +17,9 @@ from meshnode.options import ONLY_HERE, check_invite_text, only_here, parse_dura
 from meshnode.types import Role
 
 
+@asks_mesh
 def invite(
+    mesh: AskedMesh,
     ttl: Annotated[
         str, typer.Option(help="How long it may be used: 10m, 24h, 7d.", metavar="DURATION")
     ] = "24h",
@@ -56,10 +58,6 @@ def invite(
         ),
     ] = None,
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Print an invite: the line that lets another device join this mesh."""
     ttl_s = round(parse_duration("--ttl", ttl))
@@ -68,7 +66,7 @@ def invite(
     if ttl_s > MAX_INVITE_TTL_S:
         days = MAX_INVITE_TTL_S // 86_400
         raise ConfigError(f"--ttl: {ttl!r} is longer than an invite may last, {days} days")
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         wish = {"ttl_s": ttl_s, "uses": uses or 0, "role": str(role), "region": region}
         answer = client.post("/mesh/v1/invites", wish)
     if output is not None:

@@ -45,10 +45,12 @@ def join(
     zone: Annotated[str | None, option("zone")] = None,
     label: Annotated[list[str] | None, option("labels")] = None,
     models: Annotated[str | None, option("models")] = None,
+    models_poll: Annotated[str | None, option("models_poll")] = None,
     listen: Annotated[str | None, option("listen")] = None,
     advertise: Annotated[list[str] | None, option("advertise")] = None,
     mdns: Annotated[bool | None, option("mdns")] = None,
     mdns_interface: Annotated[list[str] | None, option("mdns_interfaces")] = None,
+    relay: Annotated[bool | None, option("relay")] = None,
     profile: Annotated[str | None, option("profile")] = None,
     membership: Annotated[
         list[str] | None,
@@ -85,15 +87,29 @@ def join(
     no_gateway: Annotated[
         bool, typer.Option("--no-gateway", help="Offer no HTTP.", rich_help_panel=HTTP)
     ] = False,
+    grpc: Annotated[str | None, option("grpc")] = None,
+    no_grpc: Annotated[
+        bool, typer.Option("--no-grpc", help="Offer no gRPC.", rich_help_panel=HTTP)
+    ] = False,
+    shared_memory: Annotated[bool | None, option("shared_memory")] = None,
+    triton_ports: Annotated[bool | None, option("triton_ports")] = None,
     allow_host: Annotated[list[str] | None, option("allow_hosts")] = None,
     require_key: Annotated[bool | None, option("require_key")] = None,
+    cors_origin: Annotated[list[str] | None, option("cors_origins")] = None,
+    allow_outbound: Annotated[list[str] | None, option("allow_outbound")] = None,
+    access_log: Annotated[str | None, option("access_log")] = None,
+    decision_log: Annotated[str | None, option("decision_log")] = None,
     tls_cert: Annotated[str | None, option("tls_cert")] = None,
     tls_key: Annotated[str | None, option("tls_key")] = None,
     max_memory: Annotated[str | None, option("max_memory")] = None,
+    response_cache: Annotated[str | None, option("response_cache")] = None,
+    max_disk: Annotated[str | None, option("max_disk")] = None,
     max_cpus: Annotated[str | None, option("max_cpus")] = None,
     nice: Annotated[str | None, option("nice")] = None,
     only_on_mains: Annotated[bool | None, option("only_on_mains")] = None,
     max_temperature: Annotated[str | None, option("max_temperature")] = None,
+    cost: Annotated[str | None, option("cost")] = None,
+    allow_code: Annotated[bool | None, option("allow_code")] = None,
     log_level: Annotated[str | None, option("log_level")] = None,
     log_format: Annotated[str | None, option("log_format")] = None,
     data_dir: Annotated[
@@ -133,6 +149,8 @@ def join(
         )
     if no_gateway and http is not None:
         raise ConfigError("--http says where the gateway listens and --no-gateway leaves it out")
+    if no_grpc and grpc is not None:
+        raise ConfigError("--grpc says where gRPC is served and --no-grpc leaves it out")
     loaded = load_settings(
         {
             "name": name,
@@ -140,21 +158,34 @@ def join(
             "zone": zone,
             "labels": label,
             "models": models,
+            "models_poll": models_poll,
             "listen": listen,
             "advertise": advertise,
             "mdns": mdns,
             "mdns_interfaces": mdns_interface,
+            "relay": relay,
             "profile": profile,
             "http": "off" if no_gateway else http,
+            "grpc": "off" if no_grpc else grpc,
+            "shared_memory": shared_memory,
+            "triton_ports": triton_ports,
             "allow_hosts": allow_host,
             "require_key": require_key,
+            "cors_origins": cors_origin,
+            "allow_outbound": allow_outbound,
+            "access_log": access_log,
+            "decision_log": decision_log,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "max_memory": max_memory,
+            "response_cache": response_cache,
+            "max_disk": max_disk,
             "max_cpus": max_cpus,
             "nice": nice,
             "only_on_mains": only_on_mains,
             "max_temperature": max_temperature,
+            "cost": cost,
+            "allow_code": allow_code,
             "log_level": log_level,
             "log_format": log_format,
         },

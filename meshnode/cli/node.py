@@ -11,15 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from meshnode.capabilities import Capabilities, read
-from meshnode.cli.arguments import (
-    AsJson,
-    CaFile,
-    DataDir,
-    Gateway,
-    KeyFile,
-    client_of,
-    no_node,
-)
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh, no_node
+from meshnode.cli.inspect import profile_text
 from meshnode.cli.output import plain, print_json
 from meshnode.errors import ConfigError
 from meshnode.owner_limits import size_text
@@ -40,16 +33,14 @@ def _node() -> None:
 
 
 @app.command()
+@asks_mesh
 def show(
+    mesh: AskedMesh,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A node's name or id.")],
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Show everything about one node: its machine, limits, speed, load and replicas."""
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         found = {**find_node(client.get("/mesh/v1/nodes"), name)}
         models = client.get("/mesh/v1/models")
     found["replicas"] = [
@@ -168,8 +159,12 @@ def _runtime_lines(facts: Capabilities) -> list[str]:
     for name in dict.fromkeys((*facts.runtimes, *facts.runtime_details)):
         details = facts.runtime_details.get(name)
         version = f" {details.version}" if details is not None and details.version else ""
-        providers = ", ".join(details.providers) if details is not None else ""
-        lines.append(f"{name}{version}{': ' if providers else ''}{providers}")
+        told = ""
+        if details is not None:
+            told = details.missing or ", ".join(details.devices or details.providers)
+        if name not in facts.runtimes and details is not None and not details.missing:
+            told += " (own models only: --allow-code is off)"
+        lines.append(f"{name}{version}{': ' if told else ''}{told}")
     return lines
 
 
@@ -202,6 +197,7 @@ def _replica_lines(replicas: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{each['model']} version {each['version']}: {each['state']}"
         + (f" ({each['reason']})" if each.get("reason") else "")
+        + (f", {profile_text(each['profile'])}" if each.get("profile") else "")
         for each in replicas
     ]
 

@@ -7,7 +7,7 @@ error text must not move the cursor or set the window's title.
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -27,6 +27,12 @@ def plain(text: object) -> str:
 def print_json(document: Any) -> None:
     """Print one JSON document on one line of stdout, ASCII only."""
     typer.echo(json.dumps(document))
+
+
+def print_notes(document: Mapping[str, Any]) -> None:
+    """Print on stderr the sentences that a node has to say of what it was given."""
+    for sentence in document.get("warnings") or ():
+        typer.echo(f"note: {plain(sentence)}", err=True)
 
 
 def print_error(message: object) -> None:

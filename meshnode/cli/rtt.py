@@ -6,22 +6,20 @@ from urllib.parse import urlencode
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.output import plain, print_json
 
 
+@asks_mesh
 def rtt(
+    mesh: AskedMesh,
     one: Annotated[str, typer.Argument(metavar="A", help="A node's name or id.")],
     other: Annotated[str, typer.Argument(metavar="B", help="Another node's name or id.")],
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Show the round-trip time between any two nodes; ~ marks an estimate."""
     query = urlencode({"from": one, "to": other})
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         found = client.get(f"/mesh/v1/rtt?{query}")
     if json:
         print_json(found)
@@ -31,10 +29,11 @@ def rtt(
 
 
 def rtt_text(found: Mapping[str, Any]) -> str | None:
-    """Return a round trip for people, such as `12.3 ms`, `~80 ms` for an estimate; None if unknown."""
+    """Return a round trip for people, such as `12.3 ms`, `~80 ms` for an estimate, `43.1 ms via box`; None if unknown."""
     rtt_ms = found.get("rtt_ms")
     if rtt_ms is None:
         return None
     if not found.get("rtt_estimated"):
-        return f"{rtt_ms:.1f} ms"
+        relay = found.get("relay")
+        return f"{rtt_ms:.1f} ms" + (f" via {relay}" if relay else "")
     return f"~{rtt_ms:.0f} ms" if rtt_ms >= 10 else f"~{rtt_ms:.1f} ms"

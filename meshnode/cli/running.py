@@ -241,6 +241,10 @@ def logs(
     request: Annotated[
         str | None, typer.Option(help="Only lines with this request id or trace id.", metavar="ID")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Only lines about this model, and what it prints.", metavar="NAME"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -256,6 +260,8 @@ def logs(
             record.get("request_id"),
             record.get("trace_id"),
         ):
+            return False
+        if model is not None and record.get("model") != model:
             return False
         found = record.get("level")
         return worst == 0 or (found in _LEVELS and _LEVELS.index(found) >= worst)

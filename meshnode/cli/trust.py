@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import typer
 
-from meshnode.cli.arguments import AsJson, CaFile, DataDir, Gateway, KeyFile, client_of
+from meshnode.cli.arguments import AsJson, AskedMesh, DataDir, asks_mesh, client_of
 from meshnode.cli.output import plain, print_json, print_table
 from meshnode.errors import ConfigError
 from meshnode.types import Role
@@ -23,15 +23,13 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before.")]
 
 
 @app.command()
+@asks_mesh
 def show(
+    mesh: AskedMesh,
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Show who is a member, with which role, who let each in, and who was evicted."""
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         trust = client.get(_TRUST)
     if json:
         print_json(trust)
@@ -70,20 +68,18 @@ def show(
 
 
 @app.command()
+@asks_mesh
 def role(
+    mesh: AskedMesh,
     node: Annotated[str, typer.Argument(metavar="NODE", help="Its name or its id.")],
     new_role: Annotated[Role, typer.Argument(metavar="ROLE", help="member, operator or admin.")],
     json: AsJson = False,
-    gateway: Gateway = None,
-    key_file: KeyFile = None,
-    ca_file: CaFile = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Give a node another role: a second admin, or fewer rights for one that needs less.
 
     Only an admin's node can do it, and the last admin stays one.
     """
-    with client_of(data_dir, gateway, key_file, ca_file) as client:
+    with mesh.client() as client:
         path = f"/mesh/v1/roles/{quote(node, safe='')}"
         done = client.put(path, {"role": str(new_role)})
     if json:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Final
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from meshnode.client.calls import Message, Reply
 from meshnode.client.driving import tls_context
+from meshnode.client.event_stream import is_event_stream
 from meshnode.client.plan import Fault, Try
 from meshnode.client.tries import (
     LIVENESS_PATH,
@@ -26,20 +29,25 @@ from meshnode.client.tries import (
 from meshnode.errors import TooLarge
 from meshnode.limits import (
     CLIENT_IDLE_S,
+    CLIENT_PROBE_TIMEOUT_S,
     CLIENT_PROGRESS_BYTES,
+    CLIENT_STREAM_LOOK_S,
     MAX_CLIENT_ANSWER_BYTES,
     MAX_CLIENT_CONNECTIONS,
+    MAX_CLIENT_SILENCE_S,
 )
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from types import SimpleNamespace
 
     from meshnode.client.calls import Call
     from meshnode.client.endpoints import Endpoint, Target
     from meshnode.errors import MeshError
     from meshnode.types import Buffer
+
+T = TypeVar("T")
 
 _JOINED_BYTES: Final = 64 * 1024  # below it one copy is cheaper than a second packet
 _WRITTEN_AT_ONCE_BYTES: Final = 256 * 1024
@@ -67,6 +75,72 @@ class _Lost(Exception):
     def __init__(self, cause: aiohttp.ClientError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class AsyncLiveAnswer:
+    """A stream that a gateway has begun to send.
+
+    Attributes:
+        head: Its status and headers, as a reply without a body.
+    """
+
+    def __init__(
+        self,
+        head: Reply,
+        response: aiohttp.ClientResponse,
+        held: AsyncExitStack,
+        is_alive: Callable[[float], Awaitable[bool]] | None,
+    ) -> None:
+        """Use `AsyncPool.open`; without `is_alive` only silence ends it."""
+        self.head = head
+        self._is_alive = is_alive
+        self._look_s = CLIENT_STREAM_LOOK_S
+        self._response = response
+        self._held = held
+
+    def __repr__(self) -> str:
+        return f"<AsyncLiveAnswer of {self.head.url}>"
+
+    async def read(self, timeout_s: float) -> bytes:
+        """Return the next bytes, as soon as there are some; empty at the end.
+
+        Raises:
+            TryFailed: if the stream breaks off, nothing comes in so many seconds, or nothing comes and the gateway
+                gives no sign of life.
+        """
+        reading = asyncio.ensure_future(self._response.content.readany())
+        try:
+            await self._watch(reading, timeout_s)
+            return await reading
+        except (aiohttp.ClientError, OSError) as error:
+            why = str(error) or type(error).__name__
+            raise TryFailed(Fault.BROKEN, f"broke off before it had answered ({why})") from None
+        finally:
+            if not reading.done():
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _watch(self, reading: asyncio.Future[bytes], timeout_s: float) -> None:
+        """Return when something is read; raise when the time is over, or the gateway silent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not reading.done():
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise TryFailed(Fault.SILENT, f"said nothing for {timeout_s:.3g} s")
+            wait_s = left_s if self._is_alive is None else min(self._look_s, left_s)
+            await asyncio.wait({reading}, timeout=wait_s)
+            if reading.done() or self._is_alive is None:
+                continue
+            self._look_s = min(2 * self._look_s, MAX_CLIENT_SILENCE_S)
+            left_s = max(deadline - loop.time(), 0.0)
+            if not await self._is_alive(min(CLIENT_PROBE_TIMEOUT_S, left_s)) and not reading.done():
+                raise TryFailed(Fault.SILENT, "gives no sign of life")
+
+    async def close(self) -> None:
+        """Close the connection; a second time does nothing."""
+        self._response.close()
+        await self._held.aclose()
 
 
 class AsyncPool:
@@ -113,7 +187,26 @@ class AsyncPool:
         """
         message = call.message(step.timeout_s)
         progress = _Progress(self._loop.time())
-        work = asyncio.ensure_future(self._ask(call, step, message, progress))
+        return await self._watched(self._ask(call, step, message, progress), step, progress)
+
+    async def open(self, call: Call, step: Try) -> Reply | AsyncLiveAnswer:
+        """Ask a gateway for a stream once, on a connection of its own; raises as `Pool.open` does."""
+        message = call.message(step.timeout_s)
+        progress = _Progress(self._loop.time())
+        async with AsyncExitStack() as held:
+            work = self._begin(call, step, message, progress, held)
+            response = await self._watched(work, step, progress)
+            endpoint = self._endpoints[step.gateway]
+            names = {name.lower(): value for name, value in response.headers.items()}
+            head = Reply(response.status, names, b"", step.gateway, str(endpoint))
+            if is_event_stream(response.status, names):
+                is_alive = None if step.silence_s is None else partial(self._is_alive, step)
+                return AsyncLiveAnswer(head, response, held.pop_all(), is_alive)
+            body = await self._watched(self._rest(response, endpoint, progress), step, progress)
+        return replace(head, body=body)
+
+    async def _watched(self, asked: Coroutine[Any, Any, T], step: Try, progress: _Progress) -> T:
+        work = asyncio.ensure_future(asked)
         try:
             await self._watch(work, step, progress)
             return await work
@@ -122,7 +215,51 @@ class AsyncPool:
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
 
-    async def _watch(self, work: asyncio.Future[Reply], step: Try, progress: _Progress) -> None:
+    async def _begin(
+        self,
+        call: Call,
+        step: Try,
+        message: Message,
+        progress: _Progress,
+        held: AsyncExitStack,
+    ) -> aiohttp.ClientResponse:
+        """Return an answer whose head is here; what it holds on to is put on the stack."""
+        endpoint = self._endpoints[step.gateway]
+        await held.enter_async_context(self._slots[step.gateway])
+        headers = {**self._headers, **message.headers}
+        try:
+            reached, base = await held.enter_async_context(
+                self._reach(self._fresh, endpoint, headers)
+            )
+            response = await held.enter_async_context(
+                reached.request(
+                    call.method,
+                    URL(base + call.path, encoded=True),
+                    data=_body(message.parts, headers),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=_timeout(step),
+                    trace_request_ctx=progress,
+                )
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _meaning(endpoint, error, progress) from None
+        except _Lost as lost:
+            if not progress.sent:
+                raise _meaning(endpoint, lost.cause, progress) from None
+            raise hung_up(endpoint) from None
+        progress.moved_at = self._loop.time()
+        return response
+
+    async def _rest(
+        self, response: aiohttp.ClientResponse, endpoint: Endpoint, progress: _Progress
+    ) -> Buffer:
+        try:
+            return await self._read(response, progress)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _meaning(endpoint, error, progress) from None
+
+    async def _watch(self, work: asyncio.Future[T], step: Try, progress: _Progress) -> None:
         """Return when the exchange has ended; raise when the time is over, or the gateway silent."""
         deadline = self._loop.time() + step.timeout_s
         silence_s = step.silence_s

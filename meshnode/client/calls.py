@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from meshnode.errors import InvalidRequest, ProtocolError
-from meshnode.limits import MAX_TRIES_PER_GATEWAY
+from meshnode.limits import MAX_IDEMPOTENCY_KEY_LENGTH, MAX_TRIES_PER_GATEWAY
 
 if TYPE_CHECKING:
     from meshnode.types import Buffer
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Message(NamedTuple):
@@ -33,6 +35,10 @@ class Message(NamedTuple):
 
 _EMPTY: Final = Message({})
 
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+
+_KEY: Final = re.compile(rf"[!-~]{{1,{MAX_IDEMPOTENCY_KEY_LENGTH}}}")
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -43,6 +49,8 @@ class Call:
         path: Path of the HTTP API, its names quoted.
         message: Makes what is sent, from the seconds that remain for the answer.
         repeatable: Whether it may be carried out twice.
+        keyed: Whether it carries an idempotency key, made for this call where it has none of its own. A gateway that
+            broke off is asked again then: it carries out only once what comes under one key.
         only: The one gateway that can answer, by its index; None for any.
         max_tries: How often each gateway is tried.
         timeout_s: Seconds for the call with all its tries; None for what its flow has left.
@@ -52,6 +60,7 @@ class Call:
     path: str
     message: Callable[[float], Message] = field(default=lambda _remaining_s: _EMPTY, repr=False)
     repeatable: bool = True
+    keyed: bool = False
     only: int | None = None
     max_tries: int = MAX_TRIES_PER_GATEWAY
     timeout_s: float | None = None
@@ -103,9 +112,39 @@ class Blocking:
     function: Callable[[], object]
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A flow of a stream wants this call's answer as it comes.
+
+    It is sent the answer's head as a `Reply` without a body. What was open before is closed.
+    """
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A flow of a stream wants the next bytes of what it opened; `TryFailed` if none come in time.
+
+    It is sent `bytes`, empty at the end.
+    """
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Emit(Generic[T_co]):
+    """A flow of a stream gives its consumer a value."""
+
+    value: T_co
+
+
 Step = Call | Pause | Blocking
 Flow = Generator[Step, Any, T]
 """Yields steps and is sent a `Reply`, None, or the function's result; an error is thrown into it."""
+
+StreamFlow = Generator[Step | Open | Read | Emit[T], Any, None]
+"""The same for a stream of values, each of which it emits."""
 
 
 def ask(call: Call) -> Flow[Reply]:
@@ -121,7 +160,7 @@ def json_bytes(document: object) -> bytes:
         InvalidRequest: if it cannot be.
     """
     try:
-        return json.dumps(document).encode()
+        return json.dumps(document, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from None
 
@@ -132,14 +171,53 @@ def json_message(document: object) -> Callable[[float], Message]:
     return lambda _remaining_s: Message({"Content-Type": "application/json"}, (body,))
 
 
+def with_key(
+    message: Callable[[float], Message], idempotency_key: str
+) -> Callable[[float], Message]:
+    """Return a maker of the same messages with an idempotency key; one that they have stays.
+
+    Raises:
+        InvalidRequest: if it cannot be a header.
+    """
+    if not _KEY.fullmatch(idempotency_key):
+        raise InvalidRequest(
+            f"an idempotency key must be 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters without "
+            f"spaces, and is {idempotency_key!r:.80}"
+        )
+
+    def keyed(remaining_s: float) -> Message:
+        plain = message(remaining_s)
+        return plain._replace(headers={IDEMPOTENCY_HEADER: idempotency_key, **plain.headers})
+
+    return keyed
+
+
+def once(call: Call, idempotency_key: str | None) -> Call:
+    """Return a call that is carried out once under a key; the call itself without one.
+
+    What its message says must not depend on the time that remains: another body is another request.
+
+    Raises:
+        InvalidRequest: as `with_key` does.
+    """
+    if idempotency_key is None:
+        return call
+    message = with_key(call.message, idempotency_key)
+    return replace(call, message=message, keyed=True, repeatable=False)
+
+
 def get_document(path: str, **more: Any) -> Flow[Any]:
     """GET a path and return its JSON document."""
     return (yield from ask(Call("GET", _checked_path(path), **more))).document()
 
 
-def post_document(path: str, document: object, **more: Any) -> Flow[Any]:
+def post_document(
+    path: str, document: object, idempotency_key: str | None = None, **more: Any
+) -> Flow[Any]:
     """POST a JSON document, once at most, and return the answer's."""
     message = json_message(document)
+    if idempotency_key is not None:
+        message, more = with_key(message, idempotency_key), {"keyed": True, **more}
     call = Call("POST", _checked_path(path), message, **{"repeatable": False, **more})
     return (yield from ask(call)).document()
 

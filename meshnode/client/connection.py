@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meshnode.client.calls import Reply
@@ -125,6 +126,10 @@ class _Reader(io.RawIOBase):
         self._uncounted_bytes = 0
         self.received = False
 
+    def watch_by(self, watch: Watch) -> None:
+        """What comes from here on has this time."""
+        self._watch = watch
+
     def head_is_complete(self) -> None:
         """From here on bytes count."""
         self._counts = True
@@ -167,7 +172,9 @@ class Connection:
         return f"<Connection to {self.endpoint}{', used' if self.used else ''}>"
 
     def close(self) -> None:
-        """Close it."""
+        """Close it; a thread that waits for its bytes is woken, which closing alone does not do everywhere."""
+        with suppress(OSError):  # it may be closed, or not be connected any more
+            socket.socket.shutdown(self._line, socket.SHUT_RDWR)  # without TLS's farewell
         self._line.close()
 
     @property
@@ -206,6 +213,19 @@ class Connection:
             Stale: if the connection was kept from an earlier exchange and had been closed since.
             TooLarge: if the answer exceeds `MAX_CLIENT_ANSWER_BYTES`.
         """
+        answer = self.begin(method, path, headers, message, watch)
+        reply = answer.complete(gateway)
+        return reply, answer.is_reusable
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        message: Message,
+        watch: Watch,
+    ) -> Answer:
+        """Send a request and read the head of its answer; arguments and errors are those of `exchange`."""
         reader = _Reader(self._line, watch)
         was_used, self.used = self.used, True
         try:
@@ -216,20 +236,16 @@ class Connection:
                 response.begin()
                 _check_length(response)
                 reader.head_is_complete()
-                body = _read_body(response)
-            finally:
+            except BaseException:
                 response.close()
+                raise
         except (http.client.HTTPException, OSError) as error:
             if was_used and not reader.received:
                 raise Stale from None
             if not reader.received:
                 raise hung_up(self.endpoint) from None
-            raise TryFailed(
-                Fault.BROKEN, f"broke off before it had answered ({_why(error)})"
-            ) from None
-        names = {name.lower(): value for name, value in response.getheaders()}
-        reply = Reply(response.status, names, body, gateway, str(self.endpoint))
-        return reply, not response.will_close and not unsent
+            raise _broke_off(error) from None
+        return Answer(self, response, reader, unsent=unsent)
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], message: Message) -> bytes:
         size_bytes = sum(memoryview(part).nbytes for part in message.parts)
@@ -278,6 +294,69 @@ class Connection:
                 continue
             watch.heard()
             view = view[sent:]
+
+
+class Answer:
+    """An answer whose head is here: read it whole with `complete`, or as it comes with `read`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        response: http.client.HTTPResponse,
+        reader: _Reader,
+        *,
+        unsent: bool,
+    ) -> None:
+        """Use `Connection.begin`."""
+        self._connection = connection
+        self._response = response
+        self._reader = reader
+        self._unsent = unsent
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status} of {self._connection.endpoint}>"
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether its connection can be used again, once it is complete."""
+        return not self._response.will_close and not self._unsent
+
+    def complete(self, gateway: int) -> Reply:
+        """Return it with all of its body; raises as `Connection.exchange` does."""
+        try:
+            body = _read_body(self._response)
+        except (http.client.HTTPException, OSError) as error:
+            raise _broke_off(error) from None
+        finally:
+            self._response.close()
+        return Reply(self.status, self.headers, body, gateway, str(self._connection.endpoint))
+
+    def read(self, watch: Watch) -> bytes:
+        """Return the next bytes of its body, as soon as there are some; empty at its end.
+
+        Args:
+            watch: The time that they have.
+
+        Raises:
+            TryFailed: if it breaks off, or nothing comes in time.
+        """
+        self._reader.watch_by(watch)
+        try:
+            return self._response.read1(_READ_AT_ONCE_BYTES)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            # A ValueError is what a response says that was closed in another thread.
+            raise _broke_off(error) from None
+
+    def close(self) -> None:
+        """Close it together with its connection."""
+        self._connection.close()
+        self._response.close()
+
+
+def _broke_off(error: Exception) -> TryFailed:
+    return TryFailed(Fault.BROKEN, f"broke off before it had answered ({_why(error)})")
 
 
 def _check_length(response: http.client.HTTPResponse) -> None:

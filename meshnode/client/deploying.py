@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +17,8 @@ from meshnode.client.calls import (
     json_message,
     mesh_model_path,
 )
-from meshnode.client.results import DeployProgress, ModelInfo, read_as
+from meshnode.client.results import DeployProgress, ModelInfo, ReplicaInfo, read_as
+from meshnode.client.sources import fetch, room_for_copies
 from meshnode.client.uploading import UPLOADS_PATH, find_files, upload
 from meshnode.errors import (
     ConfigError,
@@ -28,6 +29,7 @@ from meshnode.errors import (
     ProtocolError,
 )
 from meshnode.limits import CLIENT_PUBLISH_TIMEOUT_S
+from meshnode.models.repository.source_urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -40,31 +42,71 @@ DEPLOYMENTS_PATH: Final = "/mesh/v1/deployments"
 POLL_INTERVAL_S: Final = 0.2
 """Between looks at a deployment: below what a person notices, and cheap for the daemon."""
 
+HOPELESS_AFTER_S: Final = 2.0
+"""For which no node must have been able to take a model: one that has just joined tells what it can run
+a moment later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What shall be deployed.
 
     Attributes:
-        path: A model's folder or a bare `.onnx` file on this machine.
+        path: A model's folder or a bare model file on this machine, or the URL of one.
         name: Public name, or None for the folder's or file's.
         replicas: How many nodes shall serve it; None for 1, or the number of `on`.
         on: Nodes that shall, by name or id.
+        copies: The folder that keeps what a URL names; empty for one that is gone afterwards.
+        variant: Which further form this is of what is deployed under the name; empty for the model itself.
+        metrics: How good it was found to be, by name.
+        note: What is said of it.
+        artifact: The path is the name of what was published before.
+        version: Which version of that; None for the newest.
+        endpoint: A path under which it is offered besides its name, such as `/count-cars`; empty for none, None
+            for what its `config.pbtxt` says.
+        tasks: What it does for clients that know only tasks, such as `embedding:output=vector`; None likewise.
+        cache: Whether answers are kept and reused; None likewise.
+        autoscaling: What the number of replicas follows, with the keys of a deployment file; None to leave it.
     """
 
     path: str
     name: str | None = None
     replicas: int | None = None
     on: Sequence[str] = ()
+    copies: str = ""
+    variant: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    artifact: bool = False
+    version: int | None = None
+    endpoint: str | None = None
+    tasks: Sequence[str] | None = None
+    cache: bool | None = None
+    autoscaling: Mapping[str, Any] | None = None
 
     @property
     def wanted(self) -> int:
-        """How many replicas are asked for."""
+        """How many replicas are asked for, with autoscaling to begin with."""
+        if self.autoscaling is not None:
+            return self.replicas or max(1, self.autoscaling.get("min", 1))
         return self.replicas or len(self.on) or 1
 
     def document(self) -> dict[str, Any]:
         """Return what is said of it in a request, besides where it is."""
-        return {"name": self.name, "replicas": self.wanted, "on": list(self.on)}
+        said: dict[str, Any] = {"replicas": self.wanted, "on": list(self.on)}
+        tasks = None if self.tasks is None else list(self.tasks)
+        offer = {"endpoint": self.endpoint, "tasks": tasks, "cache": self.cache}
+        said |= {key: value for key, value in offer.items() if value is not None}
+        if self.autoscaling is not None:
+            said["autoscaling"] = dict(self.autoscaling)
+        if self.artifact:
+            return {**said, "artifact": self.path, "version": self.version}
+        further = {"variant": self.variant, "metrics": dict(self.metrics), "note": self.note}
+        return {
+            "name": self.name,
+            **said,
+            **{key: value for key, value in further.items() if value},
+        }
 
 
 def ignore(_: DeployProgress) -> None:
@@ -93,24 +135,42 @@ def deploy(
     Returns:
         The model's entry, as JSON.
     """
+    if wish.artifact:
+        entry = yield from _post(wish.document(), wait_s)
+        if wait_s is None:
+            return entry
+        return (yield from wait_for(entry, wish.wanted, progress, clock, clock(), wait_s))
+    if is_url(wish.path):
+        with room_for_copies(wish.copies) as copies:
+            fetched = yield Blocking(lambda: fetch(wish.path, copies, progress))
+            return (
+                yield from deploy(
+                    replace(wish, path=str(fetched)),
+                    local=local,
+                    gateways=gateways,
+                    progress=progress,
+                    clock=clock,
+                    wait_s=wait_s,
+                )
+            )
     began = clock()
     if local:
         place = Path(wish.path).expanduser().absolute()
         if not place.exists():
-            raise ConfigError(f"{wish.path!r} does not exist; name a model folder or an .onnx file")
+            raise ConfigError(f"{wish.path!r} does not exist; name a model folder or a model file")
         entry = yield from _post({"path": str(place), **wish.document()}, wait_s)
     else:
-        begun = yield from _upload(wish, gateways, progress)
+        begun = yield from upload_files(wish, gateways, progress)
         began = clock()
         try:
             request = {"upload": begun.id, **wish.document()}
             entry = yield from _post(request, wait_s, only=begun.gateway)
         except MeshError:
-            yield from _drop(begun)
+            yield from drop_upload(begun)
             raise
     if wait_s is None:
         return entry
-    return (yield from _wait_for(entry, wish.wanted, progress, clock, began, wait_s))
+    return (yield from wait_for(entry, wish.wanted, progress, clock, began, wait_s))
 
 
 def _post(
@@ -121,6 +181,7 @@ def _post(
         DEPLOYMENTS_PATH,
         json_message(document),
         repeatable=False,
+        keyed=True,
         only=only,
         timeout_s=max(wait_s or 0.0, CLIENT_PUBLISH_TIMEOUT_S),
     )
@@ -134,9 +195,13 @@ def _entry(reply: Reply) -> dict[str, Any]:
     return entry
 
 
-def _upload(
-    wish: Wish, gateways: int, progress: Callable[[DeployProgress], object]
+def upload_files(
+    wish: Wish,
+    gateways: int,
+    progress: Callable[[DeployProgress], object],
+    only: int | None = None,
 ) -> Flow[Upload]:
+    """Send a model's files to a gateway, this one if it is named; return the upload that has them."""
     files = yield Blocking(lambda: find_files(wish.path, wish.name))
     total_bytes = sum(each.size_bytes for each in files)
 
@@ -152,10 +217,10 @@ def _upload(
             )
         )
 
-    return (yield from upload(files, sent, gateways))
+    return (yield from upload(files, sent, gateways, only))
 
 
-def _drop(begun: Upload) -> Flow[None]:
+def drop_upload(begun: Upload) -> Flow[None]:
     """Forget an upload that is of no use; it would also expire by itself."""
     path = f"{UPLOADS_PATH}/{begun.id}"
     with contextlib.suppress(MeshError):
@@ -173,6 +238,8 @@ class Standing:
             no node can take.
         failed: Why the first failed replica failed, or None.
         unplaced: How many replicas no node can take, over all versions.
+        received_bytes: Of the files that nodes fetch, what has arrived.
+        total_bytes: What they fetch.
     """
 
     ready: int
@@ -180,6 +247,8 @@ class Standing:
     others: tuple[str, ...]
     failed: str | None
     unplaced: int = 0
+    received_bytes: int = 0
+    total_bytes: int = 0
 
     @property
     def is_ready(self) -> bool:
@@ -197,26 +266,57 @@ class Standing:
 
 
 def standing(model: ModelInfo, versions: Collection[int], wanted: int) -> Standing:
-    """Read a model's entry; replicas of other versions, or with other files, do not count."""
-    replicas = [each for each in model.replicas if each.version in versions and each.current]
-    failed = [each for each in replicas if each.state == "failed"]
-    others = [f"{each.node}: {each.state}" for each in replicas if each.state != "ready"]
+    """Read a model's entry.
+
+    What counts are the replicas on the nodes that are to serve it now, with the files that are meant for
+    them. Others serve on until these do, and say nothing of whether these will.
+    """
+    replicas = [each for each in model.replicas if each.version in versions and each.placed]
+    failed = [each for each in replicas if _failure(each)]
+    others = [f"{each.node}: {_state(each)}" for each in replicas if not _is_ready(each)]
+    fetches = [each.fetch for each in replicas if each.fetch is not None]
     if model.missing:
         why = (
             ", ".join(f"{each.node}: {each.reason}" for each in model.ineligible) or "none is left"
         )
         others.append(f"no node can take {model.missing} more ({why})")
-    reasons = [f"{each.node}: {each.reason or 'no reason given'}" for each in failed]
+    reasons = [f"{each.node}: {_failure(each)}" for each in failed]
     return Standing(
-        ready=sum(1 for each in replicas if each.state == "ready"),
+        ready=sum(map(_is_ready, replicas)),
         wanted=wanted,
         others=tuple(others),
         failed=reasons[0] if reasons else None,
         unplaced=model.missing * max(1, len(versions)),
+        received_bytes=sum(each.received_bytes for each in fetches),
+        total_bytes=sum(each.total_bytes for each in fetches),
     )
 
 
-def _wait_for(
+def _wanted_of(model: ModelInfo, otherwise: int) -> int:
+    """Return how many nodes are to serve each version now: 0 of an autoscaled model that sleeps."""
+    return otherwise if model.wanted is None else model.wanted
+
+
+def _is_ready(replica: ReplicaInfo) -> bool:
+    return replica.state == "ready" and replica.current
+
+
+def _failure(replica: ReplicaInfo) -> str:
+    """Return why a replica failed, or its replacement; empty if nothing did."""
+    if replica.state == "failed" and replica.current:
+        return replica.failure or replica.reason or "no reason given"
+    return replica.failure
+
+
+def _state(replica: ReplicaInfo) -> str:
+    if replica.current:
+        state = replica.state
+    else:
+        state = "waits for its turn" if not replica.reason else replica.reason
+    return state if replica.fetch is None else f"{state} {replica.fetch}"
+
+
+def wait_for(
     entry: Mapping[str, Any],
     wanted: int,
     progress: Callable[[DeployProgress], object],
@@ -228,23 +328,30 @@ def _wait_for(
 
     Raises:
         PeerError: if a replica fails, or the deployment is withdrawn or replaced, or all that could be
-            placed is ready and no node can take the rest.
+            placed is ready and no node can take the rest, or no node can take any.
         DeadlineExceeded: with what is missing, when the time is over.
     """
     model = read_as(ModelInfo, entry)
+    told = {key: entry[key] for key in ("warnings",) if key in entry}
     name, versions, revision = model.name, model.deployed or model.versions, model.revision
-    shown = ""
+    shown, hopeless_since = "", None
     while True:
-        now = standing(model, versions, (model.wanted or wanted) * len(versions))
+        now = standing(model, versions, _wanted_of(model, wanted) * len(versions))
         if str(now) != shown:
             shown = str(now)
             progress(_waiting(name, now))
         if now.failed is not None:
             raise PeerError(f"{name} failed on {now.failed}")
         if now.is_ready:
-            return dict(entry)
+            return {**entry, **told}
         if now.is_stuck:
             raise _stuck(model, now)
+        if not _is_hopeless(model):
+            hopeless_since = None
+        elif hopeless_since is None:
+            hopeless_since = clock()
+        elif clock() >= hopeless_since + HOPELESS_AFTER_S:
+            raise _hopeless(model)
         if clock() >= began + wait_s:
             raise DeadlineExceeded(
                 f"{name} is not ready after {wait_s:g} s ({now}); it goes on in the background, "
@@ -260,10 +367,28 @@ def _stuck(model: ModelInfo, now: Standing) -> PeerError:
     counts = f"{now.ready} of {now.wanted} replicas are ready"
     why = "; ".join(f"{each.node}: {each.reason}" for each in model.ineligible)
     waiting = f"{now.unplaced} wait{'s' if now.unplaced == 1 else ''} for nodes that can take them"
-    fewer = (model.wanted or now.wanted) - model.missing
+    fewer = _wanted_of(model, now.wanted) - model.missing
     return PeerError(
         f"{model.name}: {counts}; {waiting}{f' ({why})' if why else ''}; the deployment stays "
         f"(lower it with --replicas {fewer})"
+    )
+
+
+def _is_hopeless(model: ModelInfo) -> bool:
+    """Whether all nodes are there, and none can take it."""
+    return (
+        bool(model.ineligible)
+        and not model.placed
+        and all(each.lasting for each in model.ineligible)
+    )
+
+
+def _hopeless(model: ModelInfo) -> PeerError:
+    """Return the error for a deployment that no node of the mesh can take as it is."""
+    why = "; ".join(f"{each.node}: {each.reason}" for each in model.ineligible)
+    return PeerError(
+        f"no node can take {model.name} ({why}); the deployment stays and begins once a node can, or take "
+        f"it back with: meshnode undeploy {model.name}"
     )
 
 
@@ -273,6 +398,8 @@ def _waiting(name: str, now: Standing) -> DeployProgress:
         name=name,
         ready=now.ready,
         wanted=now.wanted,
+        sent_bytes=now.received_bytes,
+        total_bytes=now.total_bytes,
         text=f"{name}: {now}",
     )
 
@@ -310,7 +437,7 @@ def wait_ready(
             model = read_as(ModelInfo, (yield from get_document(mesh_model_path(name))))
         if model is not None:
             versions = (model.deployed or model.versions) if version is None else (version,)
-            now = standing(model, versions, replicas or (model.wanted or 1) * len(versions))
+            now = standing(model, versions, replicas or _wanted_of(model, 1) * len(versions))
             if str(now) != shown:
                 shown = str(now)
                 progress(_waiting(name, now))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 GATEWAY_VARIABLE: Final = "MESHNODE_GATEWAY"
 """Environment variable with the URLs of gateways, separated by commas."""
 
+URL_VARIABLE: Final = "MESHNODE_URL"
+"""The same under another name."""
+
 API_KEY_VARIABLE: Final = "MESHNODE_API_KEY"
 """Environment variable with an API key."""
 
@@ -120,7 +123,8 @@ def gateway_target(
     """Return the gateways to use and the key for them.
 
     Args:
-        urls: One URL or several; None or none for those of `MESHNODE_GATEWAY`, else the default.
+        urls: One URL or several; None for those of `MESHNODE_GATEWAY` or `MESHNODE_URL`, else the
+            default.
         api_key: The key; None for that of `key_file`, `MESHNODE_API_KEY` or `MESHNODE_API_KEY_FILE`,
             in this order, else none.
         environ: Environment variables.
@@ -132,9 +136,14 @@ def gateway_target(
     """
     if urls is not None and not isinstance(urls, Iterable):
         raise ConfigError(f"gateways must be a URL or a list of them, and are {urls!r}")
-    given = [urls] if isinstance(urls, str) else list(urls or ())
+    if urls is None:
+        given = named_gateways(environ) or [DEFAULT_GATEWAY]
+    else:
+        given = [urls] if isinstance(urls, str) else list(urls)
     if not given:
-        given = split_urls(environ.get(GATEWAY_VARIABLE, "")) or [DEFAULT_GATEWAY]
+        raise ConfigError(
+            "the list of gateways is empty; name at least one, or give none at all for the default"
+        )
     endpoints = tuple(dict.fromkeys(parse_url(url) for url in given))
     if len(endpoints) > MAX_CLIENT_GATEWAYS:
         raise ConfigError(f"a client takes at most {MAX_CLIENT_GATEWAYS} gateways")
@@ -152,6 +161,20 @@ def _ca_file(given: str | None, environ: Mapping[str, str]) -> str | None:
         what = CA_FILE_VARIABLE if given is None else "the file of trusted certificates"
         raise ConfigError(f"{what} {name!r} does not exist; name a file of certificates (PEM)")
     return str(path)
+
+
+def named_gateways(environ: Mapping[str, str]) -> list[str]:
+    """Return the URLs that `MESHNODE_GATEWAY` or `MESHNODE_URL` names.
+
+    Raises:
+        ConfigError: if they name different ones.
+    """
+    first, second = (split_urls(environ.get(name, "")) for name in (GATEWAY_VARIABLE, URL_VARIABLE))
+    if first and second and first != second:
+        raise ConfigError(
+            f"{GATEWAY_VARIABLE} and {URL_VARIABLE} name different gateways; take one of them back"
+        )
+    return first or second
 
 
 def split_urls(text: str) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from meshnode.client.calls import (
     Call,
     Flow,
+    Message,
+    StreamFlow,
     ask,
-    delete_document,
-    deployment_path,
     get_document,
     json_message,
     mesh_model_path,
@@ -18,22 +19,32 @@ from meshnode.client.calls import (
     put_document,
     quoted_name,
 )
+from meshnode.client.event_stream import MEDIA_TYPE
 from meshnode.client.results import (
+    DeploymentInfo,
+    DrainInfo,
     InviteInfo,
     KeyInfo,
+    MeshEvent,
     ModelInfo,
     NewKey,
     NodeInfo,
     NodeStatus,
     read_as,
 )
+from meshnode.client.routing_results import Explanation
+from meshnode.client.streaming import follow
 from meshnode.client.trust_results import Approval, Eviction, JoinRequest, NodeRole, TrustInfo
 from meshnode.errors import NoReplica
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from meshnode.client.calls import Reply
+    from meshnode.client.event_stream import ServerEvent
 
 KEYS_PATH = "/mesh/v1/keys"
+DEPLOYMENTS_PATH = "/mesh/v1/deployments"
 JOIN_REQUESTS_PATH = "/mesh/v1/join-requests"
 
 
@@ -66,20 +77,66 @@ def ready() -> Flow[bool]:
     return True
 
 
-def undeploy(name: str) -> Flow[None]:
-    """Withdraw a deployment."""
-    yield from delete_document(deployment_path(name))
+def deployments() -> Flow[list[DeploymentInfo]]:
+    """List what is deployed."""
+    return read_as(list[DeploymentInfo], (yield from get_document(DEPLOYMENTS_PATH)))
 
 
-def create_key(name: str, scopes: Sequence[str], ttl_s: int | None) -> Flow[NewKey]:
+def events(kinds: Sequence[str]) -> StreamFlow[MeshEvent]:
+    """Emit what happens in the mesh."""
+    named = names_of("kinds", kinds)
+    query = f"?{urlencode({'kinds': ','.join(named)})}" if named else ""
+
+    def read(event: ServerEvent, _head: Reply) -> MeshEvent:
+        told = event.document()
+        said = {name: told.pop(name, "") for name in ("id", "time")}
+        told.pop("kind", None)
+        return read_as(MeshEvent, {"kind": event.kind, **said, "fields": told})
+
+    def message(_remaining_s: float) -> Message:
+        return Message({"Accept": MEDIA_TYPE})
+
+    # Another gateway goes on as well: it has learnt of the same, and tells a gap first.
+    yield from follow(Call("GET", f"/mesh/v1/events{query}", message), read, anywhere=True)
+
+
+def create_key(
+    name: str,
+    scopes: Sequence[str],
+    ttl_s: int | None,
+    rate: str | None = None,
+    concurrency: int | None = None,
+    priority: str | None = None,
+    share: int | None = None,
+) -> Flow[NewKey]:
     """Make an API key."""
-    request = {"name": name, "scopes": names_of("scopes", scopes), "ttl_s": ttl_s}
+    limits = {"rate": rate, "concurrency": concurrency, "priority": priority, "share": share}
+    request = {
+        "name": name,
+        "scopes": names_of("scopes", scopes),
+        "ttl_s": ttl_s,
+        **{field: value for field, value in limits.items() if value is not None},
+    }
     return read_as(NewKey, (yield from post_document(KEYS_PATH, request)))
 
 
 def keys() -> Flow[list[KeyInfo]]:
     """List the API keys."""
     return read_as(list[KeyInfo], (yield from get_document(KEYS_PATH)))
+
+
+def limit_key(
+    name_or_id: str,
+    rate: str | None,
+    concurrency: int | None,
+    priority: str | None = None,
+    share: int | None = None,
+) -> Flow[KeyInfo]:
+    """Replace the limits of an API key."""
+    limits = {"rate": rate, "concurrency": concurrency, "priority": priority, "share": share}
+    told = {field: value for field, value in limits.items() if value is not None}
+    path = f"{KEYS_PATH}/{quoted_name(name_or_id)}"
+    return read_as(KeyInfo, (yield from put_document(path, told)))
 
 
 def revoke_key(name_or_id: str) -> Flow[KeyInfo]:
@@ -110,6 +167,57 @@ def set_role(node: str, role: str) -> Flow[NodeRole]:
     """Give a node a role; a second time changes nothing."""
     path = f"/mesh/v1/roles/{quoted_name(node)}"
     return read_as(NodeRole, (yield from put_document(path, {"role": role})))
+
+
+def explain(
+    name: str,
+    *,
+    version: int | None,
+    rows: int,
+    size_bytes: int,
+    tokens: int,
+    region: str,
+    labels: Mapping[str, str] | None,
+    session: str,
+) -> Flow[Explanation]:
+    """Tell where a request would go, and why; `MeshClient.explain` says the rest."""
+    asked = {"version": version, "rows": rows, "bytes": size_bytes, "tokens": tokens}
+    hints = {
+        "Mesh-Region": region,
+        "Mesh-Labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
+        "Mesh-Session": session,
+    }
+    headers = {header: text for header, text in hints.items() if text}
+    query = urlencode({key: value for key, value in asked.items() if value is not None})
+    path = f"{mesh_model_path(name)}/explain" + (f"?{query}" if query else "")
+    found = yield from ask(Call("GET", path, lambda _remaining_s: Message(headers)))
+    return read_as(Explanation, found.document())
+
+
+def decisions() -> Flow[list[dict[str, Any]]]:
+    """Return the last decisions of the gateway that answers."""
+    return read_as(list[dict[str, Any]], (yield from get_document("/mesh/v1/decisions")))
+
+
+def drain_state(node: str) -> Flow[DrainInfo]:
+    """Tell how far a node is emptied."""
+    return read_as(DrainInfo, (yield from get_document(_drain_path(node))))
+
+
+def drain(node: str, force: bool, wait_s: int) -> Flow[DrainInfo]:
+    """Have a node emptied; a second time changes only what differs."""
+    wish = {"force": force, "wait_s": wait_s}
+    return read_as(DrainInfo, (yield from put_document(_drain_path(node), wish)))
+
+
+def undrain(node: str) -> Flow[DrainInfo]:
+    """Take a drain back; a second time changes nothing."""
+    call = Call("DELETE", _drain_path(node))
+    return read_as(DrainInfo, (yield from ask(call)).document())
+
+
+def _drain_path(node: str) -> str:
+    return f"/mesh/v1/nodes/{quoted_name(node)}/drain"
 
 
 def join_requests() -> Flow[list[JoinRequest]]:

@@ -17,7 +17,9 @@ from meshnode.client.calls import (
     json_bytes,
     model_path,
     names_of,
+    once,
 )
+from meshnode.client.hints import hinted
 from meshnode.client.results import ModelMetadata, TensorInfo, read_as
 from meshnode.client.tensors import (
     HEADER_LENGTH,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from meshnode.client.hints import Hints
     from meshnode.types import Buffer, Scalar
 
 _MARGIN: Final = 0.1  # of the time that remains, at most:
@@ -220,8 +223,38 @@ def infer(
     outputs: Sequence[str],
     parameters: Mapping[str, Scalar] | None,
     request_id: str | None,
+    timeout_s: float,
+    idempotency_key: str | None,
+    hints: Hints | None = None,
 ) -> Flow[InferResult]:
     """Run a model once; `MeshClient.infer` says the rest."""
+    encoded = yield from encoded_for(cache, model, version, inputs)
+    document = infer_document(encoded, outputs, parameters, binary=True)
+    if idempotency_key is not None:  # the same in every try: another time would be another request
+        document["parameters"] = {"timeout": round(timeout_s * 1e6), **document["parameters"]}
+    call = infer_call(
+        model,
+        document,
+        encoded.buffers,
+        version=version,
+        request_id=request_id,
+    )
+    try:
+        reply = yield from ask(once(hinted(call, hints), idempotency_key))
+    except (InvalidRequest, ModelNotFound):
+        cache.forget(model, version)  # it may have been deployed anew, with other inputs
+        raise
+    return read_result(reply)
+
+
+def encoded_for(
+    cache: MetadataCache, model: str, version: int | None, inputs: object
+) -> Flow[Encoded]:
+    """Encode inputs for a model, which is asked for its own where they alone do not tell.
+
+    Raises:
+        InvalidRequest: if the name, the version or the inputs are none.
+    """
     specs = None
     model_path(model, version)  # is refused before anything is asked
     if needs_metadata(inputs):
@@ -229,20 +262,7 @@ def infer(
         if specs is None:
             specs = (yield from get_metadata(model, version)).inputs
             cache.put(model, version, specs)
-    encoded = encode_inputs(inputs, model, specs)
-    call = infer_call(
-        model,
-        infer_document(encoded, outputs, parameters, binary=True),
-        encoded.buffers,
-        version=version,
-        request_id=request_id,
-    )
-    try:
-        reply = yield from ask(call)
-    except (InvalidRequest, ModelNotFound):
-        cache.forget(model, version)  # it may have been deployed anew, with other inputs
-        raise
-    return read_result(reply)
+    return encode_inputs(inputs, model, specs)
 
 
 def get_metadata(model: str, version: int | None) -> Flow[ModelMetadata]:
@@ -301,7 +321,7 @@ def infer_call(
     Raises:
         InvalidRequest: if the id cannot be a header.
     """
-    own = {} if request_id is None else {"X-Request-Id": _checked_id(request_id)}
+    own = {} if request_id is None else {"X-Request-Id": checked_id(request_id)}
     given = document.get("parameters") or {}
 
     def message(remaining_s: float) -> Message:
@@ -317,10 +337,17 @@ def infer_call(
         }
         return Message(headers, (head, *buffers))
 
-    return Call("POST", f"{model_path(model, version)}/infer", message)
+    # A request of a sequence that ran twice would count twice in what the model keeps of it.
+    repeatable = "sequence_id" not in given
+    return Call("POST", f"{model_path(model, version)}/infer", message, repeatable=repeatable)
 
 
-def _checked_id(text: str) -> str:
+def checked_id(text: str) -> str:
+    """Return a request id that can be a header.
+
+    Raises:
+        InvalidRequest: if it cannot.
+    """
     if not isinstance(text, str):
         raise InvalidRequest(f"request_id must be text, and is {text!r}")
     if (

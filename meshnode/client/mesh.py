@@ -2,79 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import random
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from meshnode.client import deploying, flows
+from meshnode.client import deploying, flows, native, publishing, streaming
+from meshnode.client.administration import Administration
+from meshnode.client.blocking_calls import Stream
 from meshnode.client.calls import (
-    Blocking,
-    Call,
     Flow,
-    Pause,
-    Reply,
-    delete_document,
-    get_document,
     names_of,
-    post_document,
-    put_document,
 )
+from meshnode.client.deployment_calls import DeploymentCalls
 from meshnode.client.driving import (
-    accepted,
-    call_plan,
-    call_timeout_s,
     checked_timeout_s,
-    settle,
-    tls_context,
 )
-from meshnode.client.endpoints import control_target, gateway_target
-from meshnode.client.infer import InferResult, MetadataCache, get_metadata, infer
-from meshnode.client.paths import data_dir as default_data_dir
-from meshnode.client.plan import Failure, Gateways, GiveUp, Try, Wait
-from meshnode.client.replies import error_of_end, failure_of
+from meshnode.client.infer import InferResult, get_metadata, infer
+from meshnode.client.job_calls import JobCalls
 from meshnode.client.results import ModelInfo, read_as
-from meshnode.client.tries import TryFailed
-from meshnode.errors import UsageError
-from meshnode.limits import DEFAULT_REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import ArrayLike
 
-    from meshnode.client.endpoints import Target
-    from meshnode.client.pool import Pool
+    from meshnode.client.hints import Hints
+    from meshnode.client.native import PlainResult
     from meshnode.client.results import (
         DeployProgress,
-        InviteInfo,
-        KeyInfo,
+        MeshEvent,
         ModelMetadata,
-        NewKey,
         NodeInfo,
         NodeStatus,
     )
     from meshnode.client.tensors import InputTensor
-    from meshnode.client.trust_results import (
-        Approval,
-        Eviction,
-        JoinRequest,
-        NodeRole,
-        TrustInfo,
-    )
     from meshnode.types import Scalar
 
 T = TypeVar("T")
 
-DEFAULT_INVITE_TTL_S: Final = 24 * 3600
-"""Long enough to walk to the next device, short enough to forget."""
 
-
-class MeshClient:
+class MeshClient(JobCalls, DeploymentCalls, Administration):
     """A mesh, through any of its gateways.
 
     Every method may be called from several threads at once; they share a pool of connections. A call
@@ -95,95 +62,6 @@ class MeshClient:
     - `UsageError`: the client was closed.
     """
 
-    def __init__(
-        self,
-        gateways: str | Iterable[str] | None = None,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
-        ca_file: str | None = None,
-    ) -> None:
-        """Make a client; nothing is connected before the first call.
-
-        Args:
-            gateways: URLs, such as `http://192.0.2.7:8470`, in the order of preference. Without any,
-                those of `MESHNODE_GATEWAY` (separated by commas), else `http://127.0.0.1:8470`.
-            api_key: An API key; else that of `MESHNODE_API_KEY`, or in the file that
-                `MESHNODE_API_KEY_FILE` names. A gateway on this machine needs none to infer and read.
-            timeout_s: Seconds for each call, unless the call says otherwise.
-            ca_file: File of certificates (PEM) to trust for `https`, instead of the system's; else the
-                one that `MESHNODE_CA_FILE` names.
-
-        Raises:
-            ConfigError: if a URL, the key or a file cannot be used.
-        """
-        self._start(gateway_target(gateways, api_key, os.environ, ca_file=ca_file), timeout_s)
-
-    @classmethod
-    def local(
-        cls, data_dir: str | Path | None = None, *, timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
-    ) -> Self:
-        """Return a client of this machine's daemon, as its owner: it may do everything, without a key.
-
-        It talks over the control channel, which only the daemon's owner can open, and holds nothing
-        open between calls.
-
-        Args:
-            data_dir: The daemon's data folder; else `MESHNODE_DATA_DIR`, else the platform's.
-            timeout_s: Seconds for each call, unless the call says otherwise.
-        """
-        option = None if data_dir is None else str(data_dir)
-        return cls.of(control_target(default_data_dir(option, os.environ)), timeout_s=timeout_s)
-
-    @classmethod
-    def of(cls, target: Target, *, timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S) -> Self:
-        """Return a client of a target that was made before."""
-        client = cls.__new__(cls)
-        client._start(target, timeout_s)
-        return client
-
-    def _start(self, target: Target, timeout_s: float) -> None:
-        # Sockets, HTTP and TLS are a third of the import, and no concern of an `AsyncMeshClient`.
-        from meshnode.client.pool import Pool
-
-        self._target = target
-        self._timeout_s = checked_timeout_s(timeout_s)
-        self._rng = random.Random()
-        self._gateways = Gateways(len(target.endpoints))
-        self._cache = MetadataCache()
-        self._lock = threading.Lock()
-        self._tls: ssl.SSLContext | None = None
-        self._closed = False
-        key = target.api_key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._pools: list[Pool] = [
-            Pool(index, endpoint, headers, self._context)
-            for index, endpoint in enumerate(target.endpoints)
-        ]
-
-    def __repr__(self) -> str:
-        where = ", ".join(str(endpoint) for endpoint in self._target.endpoints)
-        return f"<MeshClient of {where}{', closed' if self._closed else ''}>"
-
-    def __enter__(self) -> Self:
-        """Return the client."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the idle connections; calls that run finish, and no new one begins."""
-        self._closed = True
-        for pool in self._pools:
-            pool.close()
-
     # Inference
 
     def infer(
@@ -196,6 +74,8 @@ class MeshClient:
         parameters: Mapping[str, Scalar] | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
+        idempotency_key: str | None = None,
+        hints: Hints | None = None,
     ) -> InferResult:
         """Run a model on one input; any node of the mesh may serve it.
 
@@ -211,6 +91,10 @@ class MeshClient:
             timeout_s: Seconds until the result must be there, all tries included; the gateway is
                 told. None for the client's.
             request_id: An id for the logs of every node involved; else the gateway makes one.
+            idempotency_key: Text under which the mesh runs the same request once: a repetition of it, the client's own
+                after a lost answer and yours, gets the answer that there was. Without one, a request whose answer is
+                lost may run twice.
+            hints: Where it may run, and how urgent it is; None for anywhere.
 
         Returns:
             The outputs as NumPy arrays, and how they came about.
@@ -231,8 +115,142 @@ class MeshClient:
             outputs=outputs,
             parameters=parameters,
             request_id=request_id,
+            timeout_s=self._seconds(timeout_s),
+            idempotency_key=idempotency_key,
+            hints=hints,
         )
         return self.run(flow, timeout_s=self._timeout_s if timeout_s is None else timeout_s)
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike | InputTensor] | ArrayLike | InputTensor,
+        *,
+        version: int | None = None,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Scalar] | None = None,
+        timeout_s: float | None = None,
+        total_s: float | None = None,
+        request_id: str | None = None,
+        resume: bool = True,
+        idempotency_key: str | None = None,
+        hints: Hints | None = None,
+    ) -> Stream[InferResult]:
+        """Run a model that answers in parts; each comes as soon as it is there.
+
+        Where the connection breaks, the stream goes on after the last part that came, at the gateway that began
+        it. Where that gateway is lost, it begins again at another one only if no part has come; else it is an
+        error that says how many did: parts of two answers are never mixed.
+
+        Args:
+            model: Public name of the model.
+            inputs: As for `infer`.
+            version: A version, or None for the newest that is ready.
+            outputs: Names of the outputs wanted; empty for all.
+            parameters: Parameters for the model.
+            timeout_s: Seconds until the first part must be there. None for the client's.
+            total_s: Seconds until the last one; None for no limit.
+            request_id: An id for the logs of every node involved; else the gateway makes one.
+            resume: Whether the gateway keeps the stream a while for a client that lost its connection. Without it,
+                the work stops as soon as the connection is closed.
+            idempotency_key: As for `infer`; a repetition takes the stream over from its beginning, once nobody reads it.
+            hints: As for `infer`.
+
+        Returns:
+            The parts, each as `infer` returns a whole answer. Close it, or use it with `with`, unless it is read
+            to its end.
+
+        Raises, when the parts are asked for:
+            GatewayUnavailable: if the stream broke off and cannot be taken up again.
+            MeshError: as `infer` does, also after some parts.
+        """
+        flow = streaming.stream(
+            self._cache,
+            model,
+            inputs,
+            version=version,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            timeout_s=self._seconds(timeout_s),
+            resume=resume,
+            idempotency_key=idempotency_key,
+            hints=hints,
+        )
+        return Stream(self, flow, total_s)
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Scalar] | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        idempotency_key: str | None = None,
+        hints: Hints | None = None,
+    ) -> PlainResult:
+        """Run a model on plain Python values and return plain ones; NumPy is not needed.
+
+        Args:
+            model: Public name of the model.
+            inputs: By name: numbers or text, or nested lists of them; for a model of JSON documents
+                `{"request": DOCUMENT}`.
+            version: A version, or None for the newest that is ready.
+            outputs: Names of the outputs wanted; empty for all.
+            parameters: Parameters for the model.
+            timeout_s: Seconds until the result must be there, all tries included. None for the client's.
+            request_id: An id for the logs of every node involved; else the gateway makes one.
+            idempotency_key: As for `infer`.
+            hints: As for `infer`.
+
+        Raises:
+            MeshError: as `infer` does.
+        """
+        flow = native.predict(
+            model,
+            inputs,
+            version=version,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            timeout_s=self._seconds(timeout_s),
+            idempotency_key=idempotency_key,
+            hints=hints,
+        )
+        return self._ask(flow, timeout_s)
+
+    def predict_stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Scalar] | None = None,
+        timeout_s: float | None = None,
+        total_s: float | None = None,
+        request_id: str | None = None,
+        resume: bool = True,
+        idempotency_key: str | None = None,
+        hints: Hints | None = None,
+    ) -> Stream[PlainResult]:
+        """Run a model that answers in parts on plain Python values; `predict` and `stream` say the rest."""
+        flow = streaming.predict_stream(
+            model,
+            inputs,
+            version=version,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            timeout_s=self._seconds(timeout_s),
+            resume=resume,
+            idempotency_key=idempotency_key,
+            hints=hints,
+        )
+        return Stream(self, flow, total_s)
 
     def metadata(
         self, model: str, version: int | None = None, *, timeout_s: float | None = None
@@ -270,6 +288,23 @@ class MeshClient:
         """Whether some gateway is in its mesh and takes requests; False if it answers that it is not."""
         return self._ask(flows.ready(), timeout_s)
 
+    def events(
+        self,
+        kinds: Sequence[Literal["member", "deployment", "model", "node"]] = (),
+        *,
+        total_s: float | None = None,
+    ) -> Stream[MeshEvent]:
+        """Return what happens in the mesh, as one gateway learns of it.
+
+        Where the line breaks, it goes on after the last event, also at another gateway; what may have been missed
+        is told as a `gap`.
+
+        Args:
+            kinds: Only these; empty for all.
+            total_s: Seconds after which it ends with `DeadlineExceeded`; None for no limit.
+        """
+        return Stream(self, flows.events(kinds), total_s)
+
     # Deployments: an API key needs the scope `deploy`
 
     def deploy(
@@ -282,6 +317,10 @@ class MeshClient:
         wait: bool = True,
         timeout_s: float = 120.0,
         progress: Callable[[DeployProgress], object] | None = None,
+        endpoint: str | None = None,
+        tasks: Sequence[str] | None = None,
+        cache: bool | None = None,
+        autoscaling: Mapping[str, Any] | None = None,
     ) -> ModelInfo:
         """Serve a model on the mesh; its files travel to the nodes that will serve it.
 
@@ -289,13 +328,20 @@ class MeshClient:
         begins again on another. A local client tells its daemon the path.
 
         Args:
-            path: A model's folder (`DIR/1/model.onnx`) or a bare `.onnx` file.
+            path: A model's folder (`DIR/1/model.onnx`), a bare model file (`.onnx`, `.pt`, `.pt2`, `.tflite`,
+                `.mar`), or the `s3://`, `gs://` or `http(s)://` URL of one.
             name: Public name; else the folder's or file's.
             replicas: How many nodes shall serve it; else 1, or as many as `on` names.
             on: Nodes that shall serve it, by name or id.
             wait: Whether to wait until its replicas are ready.
             timeout_s: Seconds to wait for them, once the gateway has the files.
             progress: Called with every change, in the thread of the call.
+            endpoint: A path under which every gateway offers it too, such as `/count-cars`; empty for none. None, here
+                and below, leaves it to the model's `config.pbtxt`.
+            tasks: What it does for clients that know only tasks, such as `("embedding:output=vector",)`.
+            cache: Whether answers are kept and given again for equal requests.
+            autoscaling: What the number of replicas follows, such as `{"min": 0, "max": 4, "concurrency": 2}`: the keys
+                of docs/autoscaling.md. None leaves it as it is.
 
         Returns:
             The model, ready or (without `wait`) as it is.
@@ -310,7 +356,16 @@ class MeshClient:
             GatewayUnavailable: if the gateway was lost; the message says if the deployment may have
                 been made.
         """
-        wish = deploying.Wish(str(path), name, replicas, names_of("on", on))
+        wish = deploying.Wish(
+            str(path),
+            name,
+            replicas,
+            names_of("on", on),
+            endpoint=endpoint,
+            tasks=None if tasks is None else names_of("tasks", tasks),
+            cache=cache,
+            autoscaling=autoscaling,
+        )
         wait_s = checked_timeout_s(timeout_s) if wait else None
         flow = self.deployment(wish, wait_s, progress or deploying.ignore)
         return read_as(ModelInfo, self.run(flow))
@@ -335,6 +390,66 @@ class MeshClient:
             progress=progress,
             clock=time.monotonic,
             wait_s=wait_s,
+        )
+
+    def publish(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        note: str = "",
+        version: int | None = None,
+        progress: Callable[[DeployProgress], object] | None = None,
+        variant: str = "",
+        replace: bool = False,
+    ) -> dict[str, Any]:
+        """Put a model into the mesh's store without serving it; `deploy` it later by its name.
+
+        The node that takes it signs who published it and when, with what is said of it here.
+
+        Args:
+            path: A model's folder or a bare model file.
+            name: Public name; else the folder's or file's.
+            metrics: How good it was found to be, by name, such as `{"accuracy": 0.97}`.
+            note: Free text.
+            version: Its number; else its own, or the next one for a bare file.
+            progress: Called with every change, in the thread of the call.
+            variant: Which further form of a published version it is, such as `"int8"`.
+            replace: Whether it takes the place of what was published under its name and number.
+
+        Returns:
+            `{"name", "versions"}`, with the description of each version.
+
+        Raises:
+            InvalidRequest: if something else was published under its name and number.
+            ConfigError: if there is nothing at the path.
+            ModelError: if it holds no model, several, or one that cannot be served.
+            GatewayUnavailable: if the gateway was lost.
+        """
+        flow = self.publication(
+            str(path), name, metrics, note, version, progress, variant=variant, replace=replace
+        )
+        return self.run(flow)
+
+    def publication(
+        self,
+        path: str,
+        name: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        note: str = "",
+        version: int | None = None,
+        progress: Callable[[DeployProgress], object] | None = None,
+        *,
+        variant: str = "",
+        replace: bool = False,
+    ) -> Flow[dict[str, Any]]:
+        """Return a publication as a flow to `run`, whose result is what was published, as JSON."""
+        return publishing.publish(
+            publishing.Publication(path, name, metrics or {}, note, version, variant, replace),
+            local=self._target.is_local,
+            gateways=len(self._pools),
+            progress=progress or deploying.ignore,
         )
 
     def wait_ready(
@@ -363,230 +478,3 @@ class MeshClient:
         return self.run(
             deploying.wait_ready(name, replicas, version, watch, time.monotonic, wait_s)
         )
-
-    def undeploy(self, name: str, *, timeout_s: float | None = None) -> None:
-        """Stop serving a deployed model everywhere.
-
-        Raises:
-            ModelNotFound: if nothing is deployed under the name.
-        """
-        self._ask(flows.undeploy(name), timeout_s)
-
-    # Keys, invites and members: an API key needs the scope `admin`
-
-    def create_key(
-        self,
-        name: str,
-        *,
-        scopes: Sequence[Literal["infer", "deploy", "admin"]] = ("infer",),
-        ttl_s: int | None = None,
-        timeout_s: float | None = None,
-    ) -> NewKey:
-        """Make an API key. Its text, `key`, is told this once: the mesh keeps only a hash.
-
-        Args:
-            name: What people will call it.
-            scopes: What its holder may do; `deploy` includes `infer`, `admin` both.
-            ttl_s: Seconds until it expires; None for never.
-            timeout_s: Seconds for the call.
-
-        Raises:
-            InvalidRequest: if the name is taken or breaks its rule.
-        """
-        return self._ask(flows.create_key(name, scopes, ttl_s), timeout_s)
-
-    def keys(self, *, timeout_s: float | None = None) -> list[KeyInfo]:
-        """Return the mesh's API keys, without their secrets."""
-        return self._ask(flows.keys(), timeout_s)
-
-    def revoke_key(self, name_or_id: str, *, timeout_s: float | None = None) -> KeyInfo:
-        """Revoke an API key everywhere, for ever.
-
-        Raises:
-            NotFound: if no key has this name or id.
-        """
-        return self._ask(flows.revoke_key(name_or_id), timeout_s)
-
-    def invite(
-        self,
-        *,
-        ttl_s: int = DEFAULT_INVITE_TTL_S,
-        role: Literal["member", "operator", "admin"] = "operator",
-        uses: int = 0,
-        region: str = "",
-        timeout_s: float | None = None,
-    ) -> InviteInfo:
-        """Make an invite: the line that lets another device join.
-
-        Args:
-            ttl_s: Seconds until it expires.
-            role: What whoever uses it will be: a `member` serves, an `operator` also deploys and
-                invites, an `admin` also evicts and gives roles.
-            uses: How many devices may join with it; 0 for any number.
-            region: Where they are unless they say otherwise.
-            timeout_s: Seconds for the call.
-        """
-        return self._ask(flows.invite(ttl_s, role, uses, region), timeout_s)
-
-    def join_requests(self, *, timeout_s: float | None = None) -> list[JoinRequest]:
-        """Return the devices that ask the node that answers to be admitted, the earliest first.
-
-        A device waits at the node that it asked, and no other node knows of it: use a client of that
-        node's gateway alone.
-        """
-        return self._ask(flows.join_requests(), timeout_s)
-
-    def approve(
-        self,
-        code: str,
-        *,
-        role: Literal["member", "operator", "admin"] = "operator",
-        region: str = "",
-        timeout_s: float | None = None,
-    ) -> Approval:
-        """Admit the device that shows this code, on the node that it asked.
-
-        Args:
-            code: Its six digits, as they are read on the device itself; spaces do not matter.
-            role: What it will be, as for `invite`.
-            region: Where it is unless it says otherwise.
-            timeout_s: Seconds for the call.
-
-        Raises:
-            InvalidRequest: if that is no code.
-            NotFound: if no device that asks this node shows it.
-            Throttled: after too many wrong ones.
-        """
-        return self._ask(flows.approve(code, role, region), timeout_s)
-
-    def trust(self, *, timeout_s: float | None = None) -> TrustInfo:
-        """Return who belongs to the mesh, by whose word, and who does not any more."""
-        return self._ask(flows.trust(), timeout_s)
-
-    def evict(
-        self,
-        node: str,
-        *,
-        reason: str = "",
-        with_invited: bool = False,
-        timeout_s: float | None = None,
-    ) -> Eviction:
-        """Take a node out of the mesh for ever. An API key for it must be made on an admin's node.
-
-        Args:
-            node: Its name or id.
-            reason: Why, for people.
-            with_invited: Evict those that it invited as well, and those that these invited.
-            timeout_s: Seconds for the call.
-
-        Raises:
-            InvalidRequest: if there is no such node, or it is the one that answers.
-        """
-        return self._ask(flows.evict(node, reason, with_invited), timeout_s)
-
-    def set_role(
-        self,
-        node: str,
-        role: Literal["member", "operator", "admin"],
-        *,
-        timeout_s: float | None = None,
-    ) -> NodeRole:
-        """Give a node another role. An API key for it must be made on an admin's node.
-
-        Raises:
-            InvalidRequest: if there is no such node, or it is the last admin.
-        """
-        return self._ask(flows.set_role(node, role), timeout_s)
-
-    # What has no method of its own
-
-    def get(self, path: str, *, timeout_s: float | None = None) -> Any:
-        """GET a path of the HTTP API and return its JSON document as it came."""
-        return self._ask(get_document(path), timeout_s)
-
-    def post(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
-        """POST a JSON document and return the answer's; never carried out twice."""
-        return self._ask(post_document(path, document), timeout_s)
-
-    def put(self, path: str, document: object, *, timeout_s: float | None = None) -> Any:
-        """PUT a JSON document and return the answer's; it may be carried out twice."""
-        return self._ask(put_document(path, document), timeout_s)
-
-    def delete(self, path: str, *, timeout_s: float | None = None) -> Any:
-        """DELETE a path and return the answer's document, if it has one; never carried out twice."""
-        return self._ask(delete_document(path), timeout_s)
-
-    def run(self, flow: Flow[T], *, timeout_s: float | None = None) -> T:
-        """Carry out a flow of calls.
-
-        Args:
-            flow: From the modules of this package.
-            timeout_s: Seconds for all of it; None where only each call is limited.
-        """
-        deadline = None
-        if timeout_s is not None:
-            deadline = time.monotonic() + checked_timeout_s(timeout_s)
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = self._carry_out(step, deadline)
-                except Exception as error:  # noqa: BLE001 - the flow decides what it means
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as end:
-            returned: T = end.value
-            return returned
-        finally:
-            flow.close()
-
-    # Inside
-
-    def _ask(self, flow: Flow[T], timeout_s: float | None) -> T:
-        return self.run(flow, timeout_s=self._timeout_s if timeout_s is None else timeout_s)
-
-    def _carry_out(self, step: Call | Pause | Blocking, deadline: float | None) -> object:
-        match step:
-            case Call():
-                return self._call(step, deadline)
-            case Pause(seconds):
-                time.sleep(seconds)
-                return None
-            case Blocking(function):
-                return function()
-
-    def _call(self, call: Call, deadline: float | None) -> Reply:
-        if self._closed:
-            raise UsageError("this client was closed; make a new one")
-        now = time.monotonic()
-        timeout_s = call_timeout_s(call, deadline, self._timeout_s, now)
-        plan = call_plan(call, self._gateways, self._target, now, now + timeout_s, self._rng)
-        while True:
-            with self._lock:
-                step = plan.next(time.monotonic())
-            match step:
-                case Try(gateway):
-                    outcome = self._try(call, step)
-                    with self._lock:
-                        reply = settle(plan, gateway, outcome, time.monotonic())
-                    if reply is not None:
-                        return accepted(reply)
-                case Wait(seconds):
-                    time.sleep(seconds)
-                case GiveUp():
-                    endpoints = self._target.endpoints
-                    raise error_of_end(step, endpoints, timeout_s, f"{call.method} {call.path}")
-
-    def _try(self, call: Call, step: Try) -> Reply | Failure:
-        try:
-            reply = self._pools[step.gateway].attempt(call, step)
-        except TryFailed as failed:
-            return failed.failure(step.gateway)
-        return failure_of(reply) or reply
-
-    def _context(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._tls is None:
-                self._tls = tls_context(self._target)
-            return self._tls

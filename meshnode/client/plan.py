@@ -12,7 +12,8 @@ for one call; the `Gateways` of a client remember how each gateway has behaved, 
 - What ends a call well or badly at once is no failure: any answer but 429, 502 and 503.
 - A gateway whose certificate is not trusted is not asked again in the call.
 - A call that must not be carried out twice goes elsewhere only when it certainly was not carried
-  out: the connection was never made, or the gateway said that it did nothing.
+  out: the connection was never made, or the gateway said that it did nothing. Where it has an
+  idempotency key, a gateway that broke off is asked again, and no other: it knows what it has done.
 - A gateway may accept a connection and then say nothing (a stopped process, a dead NAT entry), and a
   model may simply be slow. Silence alone does not tell them apart, so a try that has been silent for
   `silence_s` asks the gateway for a sign of life on a second connection. Both together take a share
@@ -76,6 +77,8 @@ class Fault(StrEnum):
 
 
 _NOTHING_RAN: Final = frozenset({Fault.UNREACHABLE, Fault.UNTRUSTED, Fault.REFUSED})
+_ASKED_AGAIN: Final = frozenset({Fault.BROKEN, Fault.UNWELL})
+"""After which a gateway that remembers idempotency keys is worth asking once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,7 @@ class CallPlan:
         deadline: float,
         rng: random.Random,
         repeatable: bool = True,
+        keyed: bool = False,
         only: int | None = None,
         max_tries: int = MAX_TRIES_PER_GATEWAY,
     ) -> None:
@@ -220,6 +224,7 @@ class CallPlan:
             deadline: When the whole call must have ended, on the same clock.
             rng: For the pauses.
             repeatable: Whether the call may be carried out twice.
+            keyed: Whether it has an idempotency key.
             only: The one gateway that can answer it; None for any.
             max_tries: How often each gateway is tried.
         """
@@ -227,11 +232,13 @@ class CallPlan:
         self._deadline = deadline
         self._rng = rng
         self._repeatable = repeatable
+        self._keyed = keyed
         self._max_tries = max_tries
         mine: Sequence[int] = range(len(gateways)) if only is None else (only,)
         self._tries = dict.fromkeys(mine, 0)
         self._due = dict.fromkeys(mine, now)
         self._began = now
+        self._may_have_run = False
         self._unrepeatable = False
         self.failures: list[Failure] = []
 
@@ -269,7 +276,12 @@ class CallPlan:
         self._due[gateway] = now + max(pause_s, failure.retry_after_s or 0.0)
         if failure.fault is Fault.UNTRUSTED:
             self._tries[gateway] = self._max_tries
-        if not self._repeatable and failure.fault not in _NOTHING_RAN:
+        if self._repeatable or failure.fault in _NOTHING_RAN:
+            return
+        self._may_have_run = True
+        if self._keyed and failure.fault in _ASKED_AGAIN:
+            self._tries = {gateway: self._tries[gateway]}
+        else:
             self._unrepeatable = True
 
     def _try(self, gateway: int, now: float) -> Try:
@@ -291,7 +303,7 @@ class CallPlan:
         )
 
     def _give_up(self, cause: Literal["deadline", "exhausted", "unrepeatable"]) -> GiveUp:
-        return GiveUp(cause, tuple(self.failures))
+        return GiveUp("unrepeatable" if self._may_have_run else cause, tuple(self.failures))
 
 
 def _jitter(rng: random.Random) -> float:

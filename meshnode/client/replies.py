@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from meshnode.client.plan import Failure, Fault, GiveUp
@@ -25,7 +26,7 @@ from meshnode.errors import (
 from meshnode.limits import MAX_SENTENCE_LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from meshnode.client.calls import Reply
     from meshnode.client.endpoints import Endpoint
@@ -35,8 +36,11 @@ ERROR_HEADER: Final = "mesh-error"
 
 _TRY_ELSEWHERE: Final = frozenset({429, 502, 503})
 _NOTHING_RAN: Final = frozenset({"saturated", "no_replica", "not_serving"})
-_FINAL: Final = frozenset({"deadline", "cancelled", "throttled"})
+_FINAL: Final = frozenset({"deadline", "cancelled"})
 """Codes that another gateway cannot mend, whatever status they come with."""
+
+_THROTTLED: Final = "throttled"
+"""The code of a key whose rate is used up: it may ask again when the gateway says so, if it says so."""
 
 _BY_STATUS: Final[dict[int, type[MeshError]]] = {
     400: InvalidRequest,
@@ -55,14 +59,15 @@ def failure_of(reply: Reply) -> Failure | None:
     if reply.status not in _TRY_ELSEWHERE:
         return None
     error = error_of_reply(reply)
-    if error.code in _FINAL:
+    retry_after_s = _retry_after_s(reply.headers)
+    if error.code in _FINAL or (error.code == _THROTTLED and retry_after_s is None):
         return None
     nothing_ran = reply.status == 429 or _code_of(reply) in _NOTHING_RAN
     return Failure(
         reply.gateway,
         Fault.REFUSED if nothing_ran else Fault.UNWELL,
         str(error),
-        _retry_after_s(reply.headers.get("retry-after", "")),
+        retry_after_s,
         error,
     )
 
@@ -129,7 +134,9 @@ def error_of_end(
             f"{reasons}. The call {call} may have been carried out: look before you repeat it"
         )
     elif end.cause == "deadline":
-        return DeadlineExceeded(f"no answer within {timeout_s:.3g} s: {reasons}")
+        # What is left of a short time limit when the call begins is not what the caller wrote.
+        shown = f"{timeout_s:.2g}" if timeout_s < 1 else f"{timeout_s:.3g}"
+        return DeadlineExceeded(f"no answer within {shown} s: {reasons}")
     else:
         sentence = reasons if len(told) == 1 else f"no gateway can be used: {reasons}"
     return GatewayUnavailable(sentence)
@@ -156,6 +163,13 @@ def _document(reply: Reply) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
-def _retry_after_s(text: str) -> float | None:
-    """Read `Retry-After` in seconds; its other form, a date, needs a clock that both agree on."""
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read `Retry-After`: seconds, or a date, which counts from the answer's own `Date`: no clock of this machine."""
+    text = headers.get("retry-after", "")
+    if text.isascii() and text.isdigit():
+        return float(text) if len(text) < 10 else None
+    try:
+        then, now = (parsedate_to_datetime(each) for each in (text, headers.get("date", "")))
+        return max((then - now).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):  # no dates, or one of them without a zone
+        return None

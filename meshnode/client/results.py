@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from meshnode.errors import ProtocolError
+from meshnode.owner_limits import size_text
 
 if TYPE_CHECKING:
     from meshnode.capabilities import Capabilities
@@ -51,6 +52,20 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...] = ()
 
 
+class FetchInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a node is with fetching a version's files: bytes that are there, of all, and per second."""
+
+    received_bytes: int = 0
+    total_bytes: int = 0
+    bytes_s: int = 0
+
+    def __str__(self) -> str:
+        """Say it as people read it, such as `42 % of 1200 MiB, 18 MiB/s`."""
+        percent = 100 * self.received_bytes // max(1, self.total_bytes)
+        rate = f", {size_text(self.bytes_s)}/s" if self.bytes_s else ""  # none is known at first
+        return f"{percent} % of {size_text(self.total_bytes)}{rate}"
+
+
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a model on one node.
 
@@ -60,7 +75,11 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
         version: The version.
         state: `fetching`, `loading`, `ready`, `failed`, `unloading`; a later version may have more.
         reason: Why it failed, or is paused; else empty.
-        current: Whether it has the files that the deployment names; true without a deployment.
+        current: Whether it has the files that the deployment means for its node; true without a deployment.
+        placed: Whether its node is to serve it; true without a deployment.
+        standby: Whether its node is to have it ready for the case that the others cannot answer.
+        failure: Why the files that it is to serve could not be loaded; empty if nothing failed.
+        fetch: How far its node is with fetching its files; None while it fetches none.
     """
 
     node: str
@@ -69,14 +88,19 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     reason: str = ""
     current: bool = True
+    placed: bool = True
+    standby: bool = False
+    failure: str = ""
+    fetch: FetchInfo | None = None
 
 
 class Ineligible(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that cannot take a replica, and why."""
+    """A node that cannot take a replica, and why; `lasting` if waiting for it changes nothing."""
 
     node: str
     node_id: str = ""
     reason: str = ""
+    lasting: bool = False
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +116,13 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         revision: Which deployment that is; empty if there is none.
         placed: Names of the nodes that are to serve it.
         missing: How many replicas no node can take.
+        standby: Names of the nodes that have it ready for the case that those cannot answer.
+        missing_standby: How many more of these no node can take.
+        paused: Whether its deployment is paused, so that nobody serves it.
         ineligible: Why the nodes that cannot, cannot.
+        endpoint: A path of its deployer's choice that runs it, or None.
+        tasks: What it does for clients that know only tasks, as its deployment or configuration maps them.
+        cache: Whether answers are kept, if its deployment says so; None leaves it to its configuration.
     """
 
     name: str
@@ -103,13 +133,107 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     revision: str = ""
     placed: tuple[str, ...] = ()
     missing: int = 0
+    standby: tuple[str, ...] = ()
+    missing_standby: int = 0
+    paused: bool = False
     ineligible: tuple[Ineligible, ...] = ()
+    endpoint: str | None = None
+    tasks: tuple[str, ...] = ()
+    cache: bool | None = None
 
     @property
     def ready_on(self) -> tuple[str, ...]:
         """Names of the nodes on which some version is ready."""
         ready = [replica.node for replica in self.replicas if replica.state == "ready"]
         return tuple(dict.fromkeys(ready))
+
+
+class DeployedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a deployment: its number, form, runtime, and the hash and size of its files."""
+
+    version: int
+    variant: str = ""
+    runtime: str = ""
+    digest: str = ""
+    size_bytes: int = 0
+
+
+class ScalingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How the number of a deployment's replicas is decided.
+
+    Attributes:
+        steward: Name of the node that decides; None while none has.
+        epoch: Counts the stewards.
+        why: Why there are to be so many.
+        decided_at: When that was decided, in RFC 3339.
+    """
+
+    steward: str | None = None
+    epoch: int = 0
+    why: str = ""
+    decided_at: str | None = None
+
+
+class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the mesh is to serve under a name.
+
+    Attributes:
+        name: The public name.
+        id: The same for a name for ever.
+        urls: Where it can be asked.
+        status: `ready`, `progressing`, `failed`, `paused`, or `asleep` until the next request.
+        reason: Why it is not ready.
+        enabled: Whether it is served.
+        definition: Its definition, with the keys of a deployment file; `MeshClient.apply` takes it again.
+        versions: What is deployed.
+        replicas: How many nodes shall serve each version.
+        on: Names of the nodes that shall; empty for whichever can.
+        placed: Names of those that were chosen.
+        standby_on: Names of those that keep it ready for the case that these fail.
+        missing: How many replicas no node can take.
+        wanted: How many nodes are to serve each version now; with autoscaling other than `replicas`.
+        ready: How many do.
+        scaling: Who decides how many there are, and why; None without autoscaling.
+        revision: Which deployment of this name it is.
+        changed_at: When it was made, in RFC 3339.
+        changed_by: Name of the node that signed it.
+    """
+
+    name: str
+    id: str = ""
+    urls: tuple[str, ...] = ()
+    status: str = ""
+    reason: str = ""
+    enabled: bool = True
+    definition: dict[str, Any] = {}
+    versions: tuple[DeployedVersion, ...] = ()
+    replicas: int = 1
+    on: tuple[str, ...] = ()
+    placed: tuple[str, ...] = ()
+    standby_on: tuple[str, ...] = ()
+    missing: int = 0
+    wanted: int = 1
+    ready: int = 0
+    scaling: ScalingInfo | None = None
+    revision: str = ""
+    changed_at: str | None = None
+    changed_by: str | None = None
+
+
+class MeshEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened in the mesh, as the gateway that tells it learnt of it.
+
+    Attributes:
+        id: Its id, at that gateway.
+        kind: `member`, `deployment`, `model`, `node`; `gap` where some may have been missed.
+        time: When, in RFC 3339.
+        fields: What else is said of it.
+    """
+
+    kind: str
+    id: str = ""
+    time: str = ""
+    fields: dict[str, Any] = {}
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "self"}):
@@ -125,8 +249,11 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "se
         mesh: Where other nodes reach it, or None.
         is_self: Whether it is the node that answered.
         linked: Whether the node that answered has a link to it.
+        drain: `draining` or `drained` if it is to be emptied, or None.
         rtt_ms: Round trip from the node that answered, in milliseconds, or None.
         rtt_estimated: Whether that is not measured, but the distance of network coordinates.
+        path: `direct` or `relayed`, as the link to it goes; None without one.
+        relay: The node through which a relayed one goes, by name.
         labels: Its owner's labels.
         capabilities: What changes slowly, as JSON; `machine` is the same, typed.
         load: What changes fast, as JSON; empty until the node has reported.
@@ -141,8 +268,11 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "se
     mesh: str | None = None
     is_self: bool = False
     linked: bool = False
+    drain: str | None = None
     rtt_ms: float | None = None
     rtt_estimated: bool = False
+    path: str | None = None
+    relay: str | None = None
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     capabilities: dict[str, Any] = msgspec.field(default_factory=dict)
     load: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -155,6 +285,45 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True, rename={"is_self": "se
         return read(self.capabilities)
 
 
+class DrainInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a node is to be emptied, and how far it is.
+
+    Attributes:
+        node: Its id.
+        name: Its name.
+        state: `serving` if it is not to be; `draining`, `drained`, or `away` while it is no live member.
+        since: Since when, in RFC 3339, or empty.
+        force: Whether what nobody else can take over is given up.
+        wait_s: For how long what began there may go on, in seconds.
+        requests: That it works on.
+        sequences: That began there and have not ended.
+        jobs: That other nodes do not have yet.
+        replicas: Models that it still serves.
+        waits_for: What it waits for, as sentences.
+        blocked_by: What nobody else can take over, as sentences: waiting changes nothing.
+        ended: Sequences that were ended since they took longer than they may.
+    """
+
+    node: str
+    name: str
+    state: str
+    since: str = ""
+    force: bool = False
+    wait_s: int = 0
+    requests: int = 0
+    sequences: int = 0
+    jobs: int = 0
+    replicas: int = 0
+    waits_for: tuple[str, ...] = ()
+    blocked_by: tuple[str, ...] = ()
+    ended: int = 0
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is left there."""
+        return self.state == "drained"
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The node that answered.
 
@@ -164,11 +333,12 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
         region: Where it says it is.
         mesh: The mesh's fingerprint.
         role: `member`, `operator` or `admin`.
-        state: `running`, `paused` or `leaving`.
+        state: `running`, `paused`, `draining`, `drained` or `leaving`.
         paused: Why it serves nothing at present, or None.
         version: Version of meshnode.
         members: Nodes of the mesh that live.
         http: URL of its gateway as the node itself reaches it, or None.
+        grpc: Where its gateway answers gRPC, `HOST:PORT`, or None.
         mesh_address: Where the mesh listens on it.
         pid: Its process; 0 if it does not say.
         started_at: When it was started, in RFC 3339, or empty.
@@ -185,6 +355,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     paused: str | None = None
     members: int = 0
     http: str | None = None
+    grpc: str | None = None
     mesh_address: str = ""
     pid: int = 0
     started_at: str = ""
@@ -202,6 +373,10 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: Likewise; None if it does not expire.
         revoked_at: Likewise; None if it was not revoked.
         state: `valid`, `expired` or `revoked`; empty from a gateway that does not say.
+        rate: How many requests it may send, such as `10/s`; None for any number.
+        concurrency: How many of them may run at once; None for any number.
+        priority: The highest that its requests may have: `low`, `normal` or `high`.
+        share: What is its own of an overloaded gateway, beside 1 of another key.
     """
 
     id: str
@@ -211,6 +386,10 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str | None = None
     revoked_at: str | None = None
     state: str = ""
+    rate: str | None = None
+    concurrency: int | None = None
+    priority: str = "high"
+    share: int = 1
 
 
 class NewKey(KeyInfo, frozen=True, kw_only=True):
@@ -252,16 +431,17 @@ class DeployProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a deployment is.
 
     Attributes:
-        stage: `uploading` its files, `waiting` for its replicas, or `ready`.
+        stage: `fetching` what a URL names, `uploading` its files, `waiting` for its replicas, or `ready`.
         name: The model's public name; empty while it is uploaded under none.
-        sent_bytes: Bytes of files that the gateway has; 0 where nothing is uploaded.
+        sent_bytes: Bytes of files that have arrived: here while fetching, at the gateway while uploading, at
+            the nodes that will serve it while waiting.
         total_bytes: Bytes of all files.
         ready: Replicas that serve the deployed versions.
         wanted: How many shall.
         text: What is going on, for a person.
     """
 
-    stage: Literal["uploading", "waiting", "ready"]
+    stage: Literal["fetching", "uploading", "waiting", "ready"]
     name: str = ""
     sent_bytes: int = 0
     total_bytes: int = 0

@@ -61,6 +61,16 @@ def _is_even(data: object, shape: Sequence[int]) -> bool:
     return bool(shape) and len(data) == shape[0] and all(_is_even(row, shape[1:]) for row in data)
 
 
+def nested(flat: Sequence[Any], shape: Sequence[int]) -> Any:
+    """Return elements as lists that are nested as a shape says; a shape without dimensions has one element."""
+    if not shape:
+        return flat[0]
+    level: list[Any] = list(flat)
+    for size in reversed(shape[1:]):
+        level = [level[at : at + size] for at in range(0, len(level), size)] if size else []
+    return level
+
+
 def fit_shape(shape: list[int], wanted: Sequence[int]) -> list[int]:
     """Return the shape that the data most likely means; the gateway refuses what does not fit.
 

@@ -116,6 +116,11 @@ def encode_inputs(inputs: object, model: str, specs: Sequence[TensorInfo] | None
                 f"model {model!r} has no input {name!r}; its inputs are "
                 f"{describe_specs(specs or ())}"
             )
+        if isinstance(value, Mapping):
+            raise InvalidRequest(
+                f"input {name!r} is an object, which is no tensor: a model that takes documents is asked with predict, "
+                "predict_stream or predict_later"
+            )
         spec = None if by_name is None else by_name[name]
         item, buffer = _encode(name, value, spec, is_alone=is_alone)
         described.append(item)
@@ -430,6 +435,21 @@ def _head_length(reply: Reply, size: int) -> int:
 
 def _bad(url: str, what: str) -> ProtocolError:
     return ProtocolError(f"the answer of {url} is no inference response: {what}")
+
+
+def output_array(
+    name: str, datatype: str, shape: tuple[int, ...], data: Buffer, url: str
+) -> NDArray[Any]:
+    """Return a tensor of an answer, as its bytes, as an array over their memory.
+
+    Raises:
+        ProtocolError: if they are none of this type and shape.
+    """
+    try:
+        known = DataType(datatype)
+    except ValueError:
+        raise _bad(url, f"unknown datatype {datatype[:40]!r}") from None
+    return _from_bytes(_Output(name, datatype, shape), known, memoryview(data), url)
 
 
 def _from_bytes(output: _Output, datatype: DataType, data: memoryview, url: str) -> NDArray[Any]:

@@ -7,6 +7,7 @@ begins again on another.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +32,13 @@ from meshnode.limits import CLIENT_PIECE_TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshnode.models.repository import FoundFile
+    from meshnode.models.repository.scanning import FoundModel
+    from meshnode.models.repository.version_files import FoundFile
 
 UPLOADS_PATH: Final = "/mesh/v1/uploads"
+
+CONFIG_FILE: Final = "config.pbtxt"
+METADATA_FILE: Final = "metadata.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +82,18 @@ def find_files(path: str, name: str | None) -> list[SourceFile]:
     """Return the files of a model: those that would be served if it lay on a node.
 
     Args:
-        path: A model's folder, or a bare `.onnx` file.
+        path: A model's folder, or a bare model file.
         name: The public name that it shall have, or None for its own.
 
     Raises:
         ConfigError: if there is nothing at the path.
         ModelError: if it holds no model, several, or one that cannot be served.
     """
-    from meshnode.models.repository import CONFIG_FILE, scan
+    from meshnode.models.repository.scanning import bare_metadata_file, scan
 
-    place = Path(path).expanduser().absolute()
+    place = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - as `scan` spells it
     if not place.exists():
-        raise ConfigError(f"{path!r} does not exist; name a model folder or an .onnx file")
+        raise ConfigError(f"{path!r} does not exist; name a model folder or a model file")
     models = scan(place, name)
     if len(models) > 1:
         raise ModelError(f"{path!r} holds several models; deploy one of its folders at a time")
@@ -97,16 +102,26 @@ def find_files(path: str, name: str | None) -> list[SourceFile]:
         raise ModelError(model.error)
     if place.is_file():
         found = [_source(each.path, each) for each in model.versions[0].files]
+        beside = bare_metadata_file(place)
+        if beside is not None:
+            found.append(SourceFile(beside.name, beside, beside.stat().st_size))
     else:
-        found = [
-            _source(f"{place.name}/{version.version}/{each.path}", each)
-            for version in model.versions
-            for each in version.files
-        ]
-        if model.config is not None:
-            config = place / CONFIG_FILE
-            found.append(SourceFile(f"{place.name}/{CONFIG_FILE}", config, config.stat().st_size))
+        found = _in_folder(place, model)
     return sorted(found, key=lambda each: each.path)
+
+
+def _in_folder(place: Path, model: FoundModel) -> list[SourceFile]:
+    """Return a folder's files where they lie in it, so that the other side finds the same model."""
+    sources = {each.source: each for version in model.versions for each in version.files}
+    found = [
+        _source(f"{place.name}/{source.relative_to(place).as_posix()}", each)
+        for source, each in sources.items()
+    ]
+    for name in (CONFIG_FILE, METADATA_FILE):
+        beside = place / name
+        if beside.is_file() and beside not in sources:
+            found.append(SourceFile(f"{place.name}/{name}", beside, beside.stat().st_size))
+    return found
 
 
 def _source(path: str, file: FoundFile) -> SourceFile:
@@ -131,19 +146,25 @@ def read_piece(file: SourceFile, offset: int, size_bytes: int) -> bytes:
     return piece
 
 
-def upload(files: list[SourceFile], progress: Callable[[int], None], gateways: int) -> Flow[Upload]:
+def upload(
+    files: list[SourceFile],
+    progress: Callable[[int], None],
+    gateways: int,
+    only: int | None = None,
+) -> Flow[Upload]:
     """Send files to any gateway.
 
     Args:
         files: What to send.
         progress: Called with the bytes that the gateway has.
         gateways: How many gateways the client has: as often it begins.
+        only: Index of the gateway that must have them; None for whichever.
 
     Raises:
         MeshError: of the gateway that was tried last.
     """
-    for left in reversed(range(gateways)):
-        begun = yield from _begin(files)
+    for left in reversed(range(gateways if only is None else 1)):
+        begun = yield from _begin(files, only)
         try:
             yield from _send_all(begun, files, progress)
         except (GatewayUnavailable, DeadlineExceeded, NotFound):
@@ -155,10 +176,10 @@ def upload(files: list[SourceFile], progress: Callable[[int], None], gateways: i
     raise AssertionError("a client has at least one gateway")
 
 
-def _begin(files: list[SourceFile]) -> Flow[Upload]:
+def _begin(files: list[SourceFile], only: int | None) -> Flow[Upload]:
     document = {"files": [{"path": each.path, "size_bytes": each.size_bytes} for each in files]}
     # Beginning twice does no harm: an upload that nobody goes on with is forgotten.
-    reply = yield from ask(Call("POST", UPLOADS_PATH, json_message(document)))
+    reply = yield from ask(Call("POST", UPLOADS_PATH, json_message(document), only=only))
     begun = reply_as(Upload, reply)
     if begun.piece_bytes < 1:
         raise PeerError(f"{reply.url} takes no pieces")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from meshnode.errors import InvalidRequest, NotFound
+from meshnode.key_limit import NO_LIMIT, KeyLimit
 from meshnode.state.api_keys import ID_BYTES, SECRET_BYTES, ApiKey, Keyring, make_api_key, to_forget
 from meshnode.trust.records import rfc3339
+from meshnode.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +64,12 @@ class ApiKeys:
         return [self._view(each, wall_s) for each in self._keyring.all()]
 
     def create(
-        self, name: str, scopes: Sequence[str], ttl_s: int | None, caller: Caller
+        self,
+        name: str,
+        scopes: Sequence[str],
+        ttl_s: int | None,
+        caller: Caller,
+        limit: KeyLimit = NO_LIMIT,
     ) -> dict[str, Any]:
         """Make a key; its text is in the answer, and nowhere else.
 
@@ -75,7 +82,7 @@ class ApiKeys:
         wall_s = self._clock.wall_s()
         known = self._keyring.all()
         random_bytes = self._random_bytes(ID_BYTES + SECRET_BYTES)
-        key, text = make_api_key(name, scopes, ttl_s, wall_s, random_bytes, known)
+        key, text = make_api_key(name, scopes, ttl_s, wall_s, random_bytes, known, limit)
         forgotten = to_forget(known, wall_s)
         self._keep(key, forgotten)
         if forgotten is not None:
@@ -85,7 +92,8 @@ class ApiKeys:
         )
         view = self._view(key, self._clock.wall_s())
         fields = ("id", "name", "scopes", "created_at", "expires_at")
-        return {**{field: view[field] for field in fields}, "key": text}
+        limits = ("rate", "concurrency", "priority", "share")
+        return {**{field: view[field] for field in (*fields, *limits)}, "key": text}
 
     def revoke(self, wanted: str, caller: Caller) -> dict[str, Any]:
         """Revoke a key for ever, named by its id or its name; describe it.
@@ -103,6 +111,26 @@ class ApiKeys:
             key = msgspec.structs.replace(key, revoked_at_s=int(self._clock.wall_s()))
             self._keep(key)
             log.info("API key %s (%s) was revoked by %s", key.name, key.id, caller)
+        return {**self._view(key, self._clock.wall_s()), "changed": changed}
+
+    def limit(self, wanted: str, limit: KeyLimit, caller: Caller) -> dict[str, Any]:
+        """Say how much a key's holder may ask from now on; describe the key, named by its id or its name.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            NotFound: if there is no such key.
+            InvalidRequest: if several keys have the name, or it is revoked.
+            ConfigError: if it could not be written to disk; the key is as it was then.
+        """
+        self._require()
+        key = self._named(wanted)
+        if key.revoked_at_s is not None:
+            raise InvalidRequest(f"the API key {key.name!r} is revoked; its holder may ask nothing")
+        changed = key.limit != limit
+        if changed:
+            key = msgspec.structs.replace(key, limit=limit)
+            self._keep(key)
+            log.info("API key %s (%s) was limited by %s", key.name, key.id, caller)
         return {**self._view(key, self._clock.wall_s()), "changed": changed}
 
     def _named(self, wanted: str) -> ApiKey:
@@ -130,4 +158,8 @@ class ApiKeys:
             "expires_at": None if key.expires_at_s is None else rfc3339(key.expires_at_s),
             "revoked_at": None if key.revoked_at_s is None else rfc3339(key.revoked_at_s),
             "state": key.state(wall_s),
+            "rate": key.limit.rate or None,
+            "concurrency": key.limit.concurrency or None,
+            "priority": Priority(key.limit.priority).name.lower(),
+            "share": key.limit.share,
         }

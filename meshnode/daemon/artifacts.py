@@ -1,44 +1,49 @@
 """Bringing models here and taking them away: what `LoadModel` and `UnloadModel` ask for.
 
-A model's files are fetched from the nodes that have them, one after the other until each file is
-whole and its SHA-256 right; what has arrived is kept, so the next holder continues where the last
-one stopped. Then the files are laid out in a folder and loaded.
+A model's files are fetched from all nodes that have them, or are getting them
+(`meshnode.daemon.fetching`), once there is room on the disk. Then they are laid out in a folder and
+loaded.
 
-A file is fetched once at a time, also when several models share it. Files that nothing wants any more
-are removed only while nothing is being published, whose files no deployment names yet.
+Files that nothing wants any more are removed only while nothing is being published, whose files no
+deployment names yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from typing import TYPE_CHECKING
 
-from meshnode.errors import MeshError, TransferFailed
-from meshnode.models.manifest import Manifest
-from meshnode.models.publish import describe, publish
-from meshnode.models.repository import FoundModel, scan
-from meshnode.node import ReplicaChanged, ReplicaGone
+from meshnode.daemon.background import BackgroundTasks
+from meshnode.daemon.disk_room import DiskRoom
+from meshnode.daemon.fetching import Fetcher
+from meshnode.daemon.own_models import UNLOAD_GRACE_S, OwnModels
+from meshnode.daemon.replica_log import ReplicaLog
+from meshnode.daemon.replicas import ReplicaReports
+from meshnode.errors import MeshError
+from meshnode.limits import CACHE_SWEEP_S
+from meshnode.models.artifacts.store import COLLECT_AGE_S
+from meshnode.models.repository.publish import hashed, publish
+from meshnode.models.runtimes.registry import runtime_named
+from meshnode.models.variables import without_variables
+from meshnode.node_events import FilesHere, ReplicaChanged, ReplicaGone
 from meshnode.types import NodeId, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from meshnode.advertisement import FetchProgress
     from meshnode.effects import LoadModel
     from meshnode.events import Event
-    from meshnode.models.manifest import FileEntry
+    from meshnode.models.artifacts.store import BlobStore
+    from meshnode.models.manifest import Manifest
+    from meshnode.models.repository.scanning import FoundModel
     from meshnode.models.runtimes.base import Runtime
-    from meshnode.models.server import ModelServer
-    from meshnode.models.store import BlobStore
+    from meshnode.models.serving.server import ModelServer
     from meshnode.net.peers import PeerClient
 
 log = logging.getLogger(__name__)
-
-UNLOAD_GRACE_S = 1.0
-"""Seconds in which a replica that is about to go still answers: gateways learn of it by gossip in
-a fraction of that, and requests already on their way arrive."""
 
 
 class Artifacts:
@@ -53,11 +58,13 @@ class Artifacts:
         linked: Callable[[], Iterable[NodeId]],
         tell: Callable[[Event], None],
         keep: Callable[[], list[Manifest]],
-        runtime: Runtime,
+        runtimes: Mapping[str, Runtime],
         name_of: Callable[[NodeId], str],
+        me: NodeId,
         why_too_large: Callable[[], str] = lambda: "",
+        max_disk: float | None = None,
     ) -> None:
-        """Work with these.
+        """Work with these, on the running loop.
 
         Args:
             store: Where files are kept.
@@ -66,53 +73,52 @@ class Artifacts:
             linked: Peers that may be asked when the named holders do not have a file.
             tell: Takes `ReplicaChanged` and `ReplicaGone`.
             keep: Every manifest whose files must stay on disk.
-            runtime: What opens models.
+            runtimes: What opens models, by name.
             name_of: A node's name, for messages.
+            me: This node.
             why_too_large: Says after a load why the model must go again; empty if it may stay.
+            max_disk: What files may take of the disk: bytes, or a share up to 1; None without a limit.
         """
         self._store = store
         self._models = models
-        self._peers = peers
-        self._linked = linked
-        self._tell = tell
+        self._log = ReplicaLog(tell)
+        self._tell = tell = self._log
         self._keep = keep
-        self._runtime = runtime
-        self._name_of = name_of
-        self._why_too_large = why_too_large
-        # Weak: a lock lives as long as somebody fetches the file or waits for it.
-        self._fetching: weakref.WeakValueDictionary[bytes, asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )
+        self._runtimes = runtimes
+        self._replicas = ReplicaReports(models, tell, why_too_large)
+        self.own = OwnModels(models, self._replicas, runtimes, tell)
+        self._fetcher = Fetcher(store, peers, me, linked, name_of)
+        self._room = DiskRoom(store, max_disk)
         self._publishing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks(log, "loading or unloading a model failed")
+        self._mending: set[bytes] = set()
+        self._files_told: frozenset[str] = frozenset()
+        loop = asyncio.get_running_loop()
+        store.files.on_damaged = lambda sha256: loop.call_soon_threadsafe(self.damaged, sha256)
 
     def load(self, effect: LoadModel, manifest: Manifest) -> None:
         """Begin to fetch and load a deployed model."""
-        self._start(self._load(manifest, effect.holders))
+        self._log.changed(manifest, ReplicaState.FETCHING)
+        self._tasks.start(self._load(manifest, effect))
+
+    def offer(self, manifest: Manifest) -> None:
+        """Offer a model that is here as its manifest says now."""
+        self._replicas.offer(manifest)
+
+    def damaged(self, sha256: bytes) -> None:
+        """Begin to fetch a file again that was found damaged on this disk, if anything wants it."""
+        wanted = {
+            manifest.digest: manifest  # once, though it is both published and deployed
+            for manifest in self._keep()
+            if any(file.sha256 == sha256 for file in manifest.files)
+        }
+        if wanted and sha256 not in self._mending:
+            self._mending.add(sha256)
+            self._tasks.start(self._mend(sha256, [*wanted.values()]))
 
     def unload(self, manifest: Manifest) -> None:
         """Begin to take a model out of service."""
-        self._start(self._unload(manifest))
-
-    async def load_folder(self, path: Path) -> None:
-        """Load every model of this node's own repository folder and report each.
-
-        Raises:
-            ModelError: if the folder cannot be read or holds no model. A single bad model is
-                reported as a failed replica and does not stop the others.
-        """
-        for model in await asyncio.to_thread(scan, path):
-            for warning in model.warnings:
-                log.warning("model %s: %s", model.name, warning)
-            if model.error:
-                self._report_unusable(model.name, 1, model.error)
-            for version in model.versions:
-                try:
-                    manifest = await asyncio.to_thread(describe, model, version, self._runtime)
-                except MeshError as error:
-                    self._report_unusable(model.name, version.version, str(error))
-                    continue
-                await self._bring_up(manifest, version.folder, deployed=False)
+        self._tasks.start(self._unload(manifest))
 
     async def publish(self, model: FoundModel) -> list[Manifest]:
         """Describe a model on disk and keep its files, ready to be fetched by others.
@@ -123,99 +129,149 @@ class Artifacts:
         """
         # The caller deploys before anything else runs: nothing is collected in between.
         async with self._publishing:
+            await self._make_room_for(model)
             return [
-                await asyncio.to_thread(publish, self._store, model, version, self._runtime)
+                await asyncio.to_thread(
+                    publish,
+                    self._store,
+                    model,
+                    version,
+                    runtime_named(self._runtimes, version.runtime),
+                )
                 for version in model.versions
             ]
 
+    async def obtain(self, manifest: Manifest) -> Path:
+        """Have a version's files here, from other nodes if need be; return the folder that holds them.
+
+        Nothing keeps them there that does not name them within `COLLECT_AGE_S`.
+
+        Raises:
+            TransferFailed: if they cannot be fetched, or the disk is full.
+            ConfigError: if the data folder cannot be written.
+        """
+        async with self._publishing:
+            coming = [*self._fetcher.manifests, manifest]
+            what = f"version {manifest.version} of {manifest.model!r}"
+            keep = [*self._keep(), *coming]
+            await asyncio.to_thread(self._room.make, keep, what, coming=coming)
+        await self._fetcher.fetch(manifest, (), ())
+        return await asyncio.to_thread(self._store.materialise, manifest)
+
+    def scratch(self) -> Path:
+        """Make an empty folder on the disk of the models' files; its maker removes it. It blocks.
+
+        Raises:
+            ConfigError: if the data folder cannot be written.
+        """
+        return self._store.scratch()
+
+    async def _make_room_for(self, model: FoundModel) -> None:
+        copied = sum(file.size_bytes for version in model.versions for file in version.files)
+        coming = self._fetcher.manifests
+        keep, what = [*self._keep(), *coming], f"the model {model.name!r}"
+        if not await asyncio.to_thread(self._room.has_room, keep, coming, copied):
+            # Much of it may be here already, in other versions: that is seen once it is hashed.
+            described = await asyncio.to_thread(self._described, model)
+            keep, coming, copied = [*keep, *described], [*coming, *described], 0
+        await asyncio.to_thread(self._room.make, keep, what, coming=coming, copied_bytes=copied)
+
+    def _described(self, model: FoundModel) -> list[Manifest]:
+        return [
+            hashed(model, version, runtime_named(self._runtimes, version.runtime))
+            for version in model.versions
+        ]
+
     async def close(self) -> None:
         """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
-    async def _load(self, manifest: Manifest, holders: tuple[NodeId, ...]) -> None:
+    async def tend(self) -> None:
+        """Say at first which files are here; remove, now and then, what versions kept that are gone. Never returns."""
+        await self._tell_files()
+        while True:
+            await asyncio.sleep(CACHE_SWEEP_S)
+            await self.sweep_caches()
+
+    async def sweep_caches(self) -> None:
+        """Remove the caches of versions that nothing here refers to any more."""
+        if not self.own.is_settled:
+            return  # whose they are is not known yet
+        keep = {each.digest for each in (*self._keep(), *self._fetcher.manifests)}
+        gone = await asyncio.to_thread(self._store.caches.sweep, keep, COLLECT_AGE_S)
+        if gone:
+            log.info("the caches of %d versions that are gone were removed", len(gone))
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether files are on their way."""
+        return self._fetcher.is_busy
+
+    def fetches(self) -> tuple[FetchProgress, ...]:
+        """Say how far each fetch is that is under way."""
+        return self._fetcher.progress()
+
+    async def _load(self, manifest: Manifest, effect: LoadModel) -> None:
         try:
-            for entry in manifest.files:
-                await self._have(entry, holders)
+            async with (
+                self._publishing
+            ):  # what is made of a publication meanwhile has no manifest yet
+                coming = [*self._fetcher.manifests, manifest]
+                keep = [*self._keep(), *coming]
+                what = f"version {manifest.version} of {manifest.model!r}"
+                await asyncio.to_thread(self._room.make, keep, what, coming=coming)
+            await self._fetcher.fetch(manifest, effect.holders, effect.companions)
             folder = await asyncio.to_thread(self._store.materialise, manifest)
-            await self._bring_up(manifest, folder, deployed=True)
+            await self._replicas.bring_up(manifest, folder, deployed=True)
         except MeshError as error:
             self._report(manifest, ReplicaState.FAILED, str(error))
         except Exception as error:
             self._report(manifest, ReplicaState.FAILED, f"loading failed: {error!r}")
             raise
+        await self._tell_files()
 
-    async def _have(self, entry: FileEntry, holders: tuple[NodeId, ...]) -> None:
-        lock = self._fetching.get(entry.sha256) or asyncio.Lock()
-        self._fetching[entry.sha256] = lock
-        async with lock:
-            if not await asyncio.to_thread(self._store.has, entry.sha256):
-                await self._fetch(entry, holders)
-
-    async def _bring_up(self, manifest: Manifest, folder: Path, *, deployed: bool) -> None:
-        self._report(manifest, ReplicaState.LOADING, deployed=deployed)
-        status = await self._models.load(manifest, folder)
-        if status.state is not ReplicaState.READY:
-            self._report(manifest, ReplicaState.FAILED, status.reason, deployed=deployed)
-            return
-        too_large = self._why_too_large()
-        if too_large:
-            await self._models.unload(manifest.model, manifest.version)
-            self._report(manifest, ReplicaState.FAILED, too_large, deployed=deployed)
-            return
-        report = self._models.load_report(manifest.model, manifest.version)
-        self._tell(
-            ReplicaChanged(
-                manifest,
-                ReplicaState.READY,
-                slots=report.slots,
-                service_ms=report.service_ms,
-                deployed=deployed,
-            )
-        )
-
-    async def _fetch(self, entry: FileEntry, holders: tuple[NodeId, ...]) -> None:
-        others = [node for node in self._linked() if node not in holders]
-        reasons: list[str] = []
-        for node in (*holders, *others):
-            try:
-                writer = await asyncio.to_thread(
-                    self._store.open_writer, entry.sha256, entry.size_bytes
-                )
-                with writer:
-                    await self._peers.fetch_blob(node, entry.sha256, writer)
-                    await asyncio.to_thread(writer.finish)
-            except MeshError as error:
-                reasons.append(f"{self._name_of(node)}: {error}")
-                continue
-            return
-        raise TransferFailed("no node could send the model's files: " + "; ".join(reasons))
+    async def _mend(self, sha256: bytes, wanted: Sequence[Manifest]) -> None:
+        try:
+            for manifest in wanted:
+                what = f"version {manifest.version} of {manifest.model}"
+                log.warning("a file of %s is damaged on this disk and is fetched again", what)
+                try:
+                    await self._fetcher.fetch(manifest, (), ())
+                    await asyncio.to_thread(self._store.materialise, manifest)
+                except MeshError as error:
+                    log.warning("%s: %s; publish it again from its source", what, error)
+                else:
+                    log.info("all files of %s are right again", what)
+        finally:
+            self._mending.discard(sha256)
 
     async def _unload(self, manifest: Manifest) -> None:
         await asyncio.sleep(UNLOAD_GRACE_S)
         await self._models.unload(manifest.model, manifest.version)
         self._tell(ReplicaGone(manifest.model, manifest.version))
+        await asyncio.to_thread(self._store.touch, manifest)
         async with self._publishing:
-            await asyncio.to_thread(self._store.collect, self._keep())
+            coming = self._fetcher.manifests
+            await asyncio.to_thread(self._room.give_back, [*self._keep(), *coming], coming)
+        await self._tell_files()
+        await self.sweep_caches()
+
+    async def _tell_files(self) -> None:
+        """Say of which versions all files are here: where they are, placement spares the mesh a transfer."""
+        keep = self._keep()
+        here = await asyncio.to_thread(
+            lambda: [
+                manifest
+                for manifest in keep
+                if manifest.files and all(self._store.has(file.sha256) for file in manifest.files)
+            ]
+        )
+        digests = frozenset(without_variables(each).digest for each in here)
+        if digests != self._files_told:
+            self._files_told = digests
+            self._tell(FilesHere(digests))
 
     def _report(
         self, manifest: Manifest, state: ReplicaState, reason: str = "", *, deployed: bool = True
     ) -> None:
         self._tell(ReplicaChanged(manifest, state, reason, deployed=deployed))
-
-    def _report_unusable(self, model: str, version: int, reason: str) -> None:
-        log.error("model %s cannot be served: %s", model, reason)
-        name = self._runtime.name
-        manifest = Manifest(model, version, name, self._runtime.platform, (), (), 0, (), "")
-        self._report(manifest, ReplicaState.FAILED, reason, deployed=False)
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("loading or unloading a model failed", exc_info=error)

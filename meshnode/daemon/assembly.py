@@ -1,82 +1,52 @@
-"""A member's parts, put together: cores, driver, models, gateway, control channel."""
+"""A running member: what its parts do together, from its start to its end."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from meshnode.advertisement import ModelLoad, NodeLoad
-from meshnode.daemon.about import about
-from meshnode.daemon.artifacts import Artifacts
-from meshnode.daemon.checkup import Checkups
-from meshnode.daemon.control import Control
-from meshnode.daemon.doctor import Doctor
-from meshnode.daemon.enforcement import GuardedRuntime
+from meshnode.daemon.background import BackgroundTasks
 from meshnode.daemon.entrances import Entrances, reached_at
-from meshnode.daemon.forwarding import Forwarder, ForwardServer
-from meshnode.daemon.metrics import DaemonMetrics
-from meshnode.daemon.serving import PeerServer
-from meshnode.daemon.uploads import Uploads
-from meshnode.daemon.watch import Watch
-from meshnode.effects import LoadModel
-from meshnode.errors import MeshError, ProtocolError
+from meshnode.daemon.forwarding import ForwardServer
+from meshnode.daemon.load_probes import LoadProbes
+from meshnode.daemon.load_sampling import LoadSampling
+from meshnode.daemon.model_folder import ModelFolder, server_models
+from meshnode.daemon.named import name_of
+from meshnode.daemon.once import KeyHomes
+from meshnode.draining import Work
 from meshnode.events import Start
-from meshnode.gateway.bodies import Bodies
-from meshnode.gateway.metrics import GatewayMetrics
-from meshnode.gateway.pipeline import Pipeline
-from meshnode.hardware.addresses import reachable_hosts
-from meshnode.membership.messages import MemberRecord, read_members, sign_record
-from meshnode.models.store import BlobStore
-from meshnode.net.peers import LoadListener, PeerClient
-from meshnode.node import LoadSampled, Node, NodeConfig, NodeTrust
-from meshnode.settings.tuning import membership_config
-from meshnode.state.api_keys import Keyring
-from meshnode.tracing import TraceIds
-from meshnode.types import Address, NodeId, ReplicaState
+from meshnode.node_events import RequestsWait
+from meshnode.types import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from meshnode.client.control import ControlAddress
-    from meshnode.clock import Clock
+    from meshnode.daemon.access_log import AccessLog
+    from meshnode.daemon.artifacts import Artifacts
+    from meshnode.daemon.control import Control
     from meshnode.daemon.credentials import Credentials
-    from meshnode.daemon.driver import Driver, ModelEffect
-    from meshnode.daemon.pairing import JoinDesk
+    from meshnode.daemon.decision_log import DecisionLog
+    from meshnode.daemon.driver import Driver
+    from meshnode.daemon.serving import PeerServer
     from meshnode.daemon.surroundings import Surroundings
-    from meshnode.datafolder import DataFolder
+    from meshnode.daemon.uploads import Uploads
+    from meshnode.daemon.watch import Watch
+    from meshnode.gateway.bodies import Bodies
+    from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.pipeline import Pipeline
     from meshnode.gateway.tls import GatewayTls
-    from meshnode.models.manifest import Manifest
-    from meshnode.models.server import ModelServer
-    from meshnode.net.connection import Connection
+    from meshnode.membership.messages import MemberRecord
+    from meshnode.models.serving.server import ModelServer
     from meshnode.net.links import LinkHub
-    from meshnode.net.udp import DatagramSocket
+    from meshnode.node import Node
     from meshnode.options import JoinOptions
-    from meshnode.wire.messages import LoadReport
 
 log = logging.getLogger(__name__)
 
-LOAD_INTERVAL_S = 1.0
-"""How often a node looks at its own load; only a change is told to others."""
-
-LOAD_REFRESH_S = 10.0
-"""An unchanged load is told again this often, so that a fresh one is told from a stale one."""
-
-IDLE_LOAD_INTERVAL_S = 10.0
-"""How often a node that serves nothing looks: nobody sends requests by it, it is only shown."""
-
-IDLE_LOAD_REFRESH_S = 60.0
-"""How often such a node tells an unchanged load again."""
-
-_CPU_STEP = 0.1  # a change of CPU load that is worth telling
-_IDLE_CPU_STEP = 0.3  # likewise where nothing is served
-_MEMORY_STEP = 0.05  # likewise of free memory, as a share
-
 
 class Assembly:
-    """A running member. Made by `assemble`; `start` sets it going, `close` ends it."""
+    """A running member. Made by `meshnode.daemon.composition.assemble`; `start` sets it going, `close` ends it."""
 
     def __init__(
         self,
@@ -96,6 +66,9 @@ class Assembly:
         gateway_metrics: GatewayMetrics,
         bodies: Bodies,
         surroundings: Surroundings,
+        access_log: AccessLog | None = None,
+        decision_log: DecisionLog | None = None,
+        shared_memory: bool = False,
     ) -> None:
         """Take the parts."""
         self.node = node
@@ -112,15 +85,36 @@ class Assembly:
         self._pipeline = pipeline
         self._watch = watch
         self._clock = clock = surroundings.clock
-        self._hardware = surroundings.hardware
-        self._entrances = Entrances(
-            pipeline, control, gateway_metrics, clock, bodies, surroundings.random_bytes
+        self._load = LoadSampling(
+            node,
+            driver,
+            models=models,
+            artifacts=artifacts,
+            watch=watch,
+            hardware=surroundings.hardware,
+            clock=clock,
         )
-        forwards = ForwardServer(self._entrances.dispatcher, control.api_key, clock)
+        self._entrances = Entrances(
+            pipeline,
+            control,
+            gateway_metrics,
+            clock,
+            bodies,
+            surroundings.random_bytes,
+            access_log,
+            shared_memory=shared_memory,
+        )
+        forwards = ForwardServer(
+            self._entrances.dispatcher,
+            control.api_key,
+            clock,
+            lambda: name_of(node.membership.members, node.me),
+        )
         peer_server.forwards = forwards
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._told: NodeLoad | None = None
-        self._told_at = float("-inf")
+        homes = KeyHomes(node, driver, self._entrances.once)
+        self._entrances.once.home = peer_server.homes = homes
+        self._decision_log = decision_log
+        self._tasks = BackgroundTasks(log, "a part of this node stopped")
         self._gateway: tuple[str, Address] | None = None  # scheme, and where it listens
 
     def __repr__(self) -> str:
@@ -145,6 +139,11 @@ class Assembly:
         """Take no new HTTP connections; what is asked on standing ones is still answered."""
         await self._entrances.stop_accepting()
 
+    def reopen_access_log(self) -> bool:
+        """Open the file of the access log anew with its next line; False if there is none."""
+        log_of_requests = self._entrances.access_log
+        return log_of_requests is not None and log_of_requests.reopen()
+
     def close_idle_http(self) -> None:
         """Close the HTTP connections of programs that ask nothing."""
         self._entrances.close_idle()
@@ -161,6 +160,7 @@ class Assembly:
         tls: GatewayTls | None = None,
         *,
         require_key: bool = False,
+        cors_origins: tuple[str, ...] = (),
     ) -> None:
         """Offer HTTP; where others reach it goes into this node's record.
 
@@ -169,17 +169,60 @@ class Assembly:
             allow_hosts: Names under which it is asked besides its own addresses.
             tls: Offer HTTPS with this instead, and follow its files.
             require_key: Want a key of programs on this machine too.
+            cors_origins: Other origins whose pages may use it.
 
         Raises:
             ConfigError: if the address is in use or not ours.
         """
         bound = await self._entrances.open_gateway(
-            address, allow_hosts, tls, require_key=require_key
+            address, allow_hosts, tls, require_key=require_key, cors_origins=cors_origins
         )
         self._gateway = ("http" if tls is None else "https", bound)
         self._tell_gateway(tuple(Address(*each) for each in self.record.addresses))
         if tls is not None:
-            self._spawn(tls.follow())
+            self._tasks.start(tls.follow())
+
+    async def open_further_gateway(
+        self,
+        address: Address,
+        options: JoinOptions,
+        tls: GatewayTls | None,
+        *,
+        only_metrics: bool = False,
+    ) -> Address:
+        """Offer HTTP at one more address, of which others are not told; return where, with the port.
+
+        Args:
+            address: Where to listen.
+            options: What its callers need, as at the gateway.
+            tls: Offer HTTPS with this instead.
+            only_metrics: Answer `/metrics` and nothing else.
+
+        Raises:
+            ConfigError: if the address is in use or not ours.
+        """
+        return await self._entrances.open_gateway(
+            address,
+            options.allow_hosts,
+            tls,
+            require_key=options.is_key_required_here,
+            cors_origins=options.cors_origins,
+            paths=("/metrics",) if only_metrics else None,
+        )
+
+    async def open_grpc(
+        self, address: Address, tls: GatewayTls | None = None, *, require_key: bool = False
+    ) -> Address:
+        """Offer gRPC, in the same way as `open_gateway` offers HTTP; return where, with the port that was bound.
+
+        Raises:
+            ConfigError: if grpcio is not installed, or the address is in use or not ours.
+        """
+        bound = await self._entrances.open_grpc(address, tls, require_key=require_key)
+        if self.control.grpc is None:
+            told = tuple(Address(*each) for each in self.record.addresses)
+            self.control.grpc = str(reached_at(bound, told))
+        return bound
 
     async def open_control(self, plan: ControlAddress) -> ControlAddress:
         """Open the owner's channel as planned; return it with the port that was bound.
@@ -191,14 +234,26 @@ class Assembly:
 
     def start(self) -> None:
         """Begin to be a member."""
+        if self.node.has_friends:
+            self._pipeline.cold_starts.begins()
+        self._pipeline.cold_starts.on_waits = lambda models: self.driver.handle(
+            RequestsWait(dict(models))
+        )
         self.driver.handle(Start())
+        assert self.driver.relaying is not None
+        self.driver.relaying.start(self.driver.kinds)
+        self.control.jobs.start(self._entrances.dispatcher)
         if self._gateway is not None:
             now = self._clock.now()
             self.driver.carry_out(self.node.membership.update_record(now, http=self._http()))
-        self._spawn(self._report_load())
-        self._spawn(self._watch.run(self.driver.handle, self._models))
-        self._spawn(self._watch.measure_speed(lambda: self.busy))
-        self._spawn(self._uploads.expire_regularly())
+        self._tasks.start(self._load.run())
+        self._tasks.start(LoadProbes(self.node.router, self.hub, self._clock).run())
+        self.control.drains.work = self._work
+        self._tasks.start(self.control.drains.follow())
+        self._tasks.start(self._watch.run(self.driver.handle, self._models))
+        self._tasks.start(self._watch.measure_speed(lambda: self.busy))
+        self._tasks.start(self._uploads.expire_regularly())
+        self._tasks.start(self._artifacts.tend())
 
     def moved(self, addresses: tuple[Address, ...]) -> None:
         """Tell the mesh where this node is reached from now on; equal addresses change nothing."""
@@ -219,310 +274,45 @@ class Assembly:
         assert self.control.http is not None
         return self.control.http.removeprefix("http://")
 
-    def load_folder(self, path: Path) -> None:
-        """Load and serve every model of this node's own folder, in the background."""
-        self._spawn(self._load_folder(path))
+    def follow_models(self, place: str, poll_s: float, copies: Path) -> None:
+        """Serve every model of this node's own folder or URL, in the background, and follow its changes.
+
+        Args:
+            place: Absolute path of a folder, or a URL.
+            poll_s: Seconds between two looks; 0 for a single one.
+            copies: The folder for copies of what lies elsewhere.
+        """
+        folder = ModelFolder(
+            place,
+            self._artifacts.own,
+            copies=copies,
+            poll_s=poll_s,
+            now=self._clock.now,
+            server_models=server_models(),
+        )
+        self._tasks.start(folder.follow())
 
     async def close(self) -> None:
         """Close servers, models and what is under way."""
         self.driver.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert self.driver.relaying is not None
+        self.driver.relaying.stop()
+        await self._tasks.close()
+        await self.control.jobs.close()
         await self._entrances.close()
+        if self._decision_log is not None:
+            await self._decision_log.close()
         await self._artifacts.close()
+        if self._peer_server.kept is not None:
+            await self._peer_server.kept.close()
         await self._models.close()
 
-    async def _load_folder(self, path: Path) -> None:
-        try:
-            await self._artifacts.load_folder(path)
-        except MeshError as error:
-            log.error("the models of %s cannot be served: %s", path, error)
-
-    async def _report_load(self) -> None:
-        self._hardware.utilisation()  # the first call only sets the mark from which the next one measures
-        looked_at = float("-inf")
-        while True:
-            await asyncio.sleep(LOAD_INTERVAL_S)
-            now = asyncio.get_running_loop().time()
-            is_idle = self._is_idle()
-            if is_idle and now - looked_at < IDLE_LOAD_INTERVAL_S:
-                continue
-            looked_at = now
-            load = self._load()
-            refresh_s = IDLE_LOAD_REFRESH_S if is_idle else LOAD_REFRESH_S
-            cpu_step = _IDLE_CPU_STEP if is_idle else _CPU_STEP
-            if _is_news(self._told, load, cpu_step) or now - self._told_at >= refresh_s:
-                self._told, self._told_at = load, now
-                self.driver.handle(LoadSampled(load))
-
-    def _is_idle(self) -> bool:
-        """Whether this node serves nothing, and has told so."""
-        if self._told is None or self._told.models:
-            return False
-        return all(each.state is not ReplicaState.READY for each in self.node.own.values())
-
-    def _load(self) -> NodeLoad:
-        cpu, memory_bytes = self._hardware.utilisation()
-        models = []
-        for (model, version), replica in self.node.own.items():
-            if replica.state is not ReplicaState.READY:
-                continue
-            with contextlib.suppress(MeshError):  # it is being unloaded
-                report = self._models.load_report(model, version)
-                models.append(
-                    ModelLoad(model, version, report.in_system, report.slots, report.service_ms)
-                )
-        fares = self._watch.fares
-        free_bytes = self._watch.free_bytes(memory_bytes)
-        return NodeLoad(round(cpu, 3), free_bytes, tuple(models), *fares)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a part of this node stopped", exc_info=error)
-
-
-def assemble(
-    *,
-    options: JoinOptions,
-    folder: DataFolder,
-    credentials: Credentials,
-    clock: Clock,
-    driver: Driver,
-    hub: LinkHub,
-    udp: DatagramSocket,
-    mesh_address: Address,
-    desk: JoinDesk,
-    surroundings: Surroundings,
-) -> Assembly:
-    """Put a member together; nothing happens until its `start`.
-
-    Raises:
-        ConfigError: if something in the data folder is damaged or cannot be written.
-    """
-    hardware = surroundings.hardware
-    watch = Watch(options, folder, clock, hardware=hardware)
-    record = _own_record(options, folder, credentials, clock, mesh_address, watch.first())
-    node = _own_node(options, folder, credentials, record, surroundings)
-    surroundings.made(node)
-    store = BlobStore(folder.path)
-    runtime = GuardedRuntime(surroundings.runtime(), options.max_memory_bytes, hardware.rss_bytes)
-    models = surroundings.model_server({runtime.name: runtime}, watch.cpus)
-    peers = PeerClient(hub, _load_listener(node, clock))
-    artifacts = _artifacts(node, driver, hub, store, models, runtime, peers)
-    traces = TraceIds(surroundings.rng())
-    peer_server = PeerServer(
-        models,
-        store,
-        clock=clock,
-        traces=traces,
-        name_of=lambda connection: _name_of_asker(node, connection),
-    )
-    metrics = GatewayMetrics()
-    pipeline = Pipeline(node.me, node.router, models, peers, clock, metrics, traces)
-    keyring = Keyring(node.desired)
-    uploads = Uploads(
-        folder.path / "uploads",
-        clock,
-        None,
-        lambda key: keyring.opens(key, clock.wall_s()),
-        surroundings.random_bytes,
-    )
-    driver.on_api_key = uploads.keys_changed
-    uploads.sweep()
-    forwarder = Forwarder(node, driver, credentials.roster.role)
-    daemon_metrics = DaemonMetrics(
-        node=node,
-        driver=driver,
-        hub=hub,
-        pipeline=pipeline,
-        peer_server=peer_server,
-        forwarder=forwarder,
-        models=models,
-        uploads=uploads,
-        watch=watch,
-        join_requests=desk.requests,
-        is_ready=lambda: control.ready()[0],
-    )
-    checkups = Checkups(driver, credentials, clock)
-    peer_server.checkups = checkups
-    doctor = Doctor(
-        node=node,
-        driver=driver,
-        credentials=credentials,
-        checkups=checkups,
-        options=options,
-        clock=clock,
-    )
-    control = Control(
-        node=node,
-        driver=driver,
-        credentials=credentials,
-        artifacts=artifacts,
-        clock=clock,
-        mesh_address=mesh_address,
-        about=about(options, clock),
-        uploads=uploads,
-        join_desk=desk,
-        forwarder=forwarder,
-        doctor=doctor,
-        metrics=daemon_metrics.collect,
-    )
-    desk.open(node, control.trust)
-    driver.on_revocation = control.trust.forget_root
-    control.trust.forget_root()  # if it was sealed while this node was away, and then stopped
-    driver.begin(node, udp, peer_server, _model_effects(node, artifacts))
-    return Assembly(
-        node=node,
-        record=record,
-        driver=driver,
-        hub=hub,
-        credentials=credentials,
-        models=models,
-        artifacts=artifacts,
-        peer_server=peer_server,
-        pipeline=pipeline,
-        control=control,
-        uploads=uploads,
-        watch=watch,
-        gateway_metrics=metrics,
-        bodies=Bodies(options.max_memory_bytes, hardware.rss_bytes),
-        surroundings=surroundings,
-    )
-
-
-def told_addresses(options: JoinOptions, mesh_address: Address) -> tuple[Address, ...]:
-    """Return where others are told to reach this node: where its owner says, or on its interfaces."""
-    if options.advertise:
-        return tuple(Address(host, port or mesh_address.port) for host, port in options.advertise)
-    hosts = reachable_hosts(mesh_address.host)
-    return tuple(Address(host, mesh_address.port) for host in hosts)
-
-
-def _own_node(
-    options: JoinOptions,
-    folder: DataFolder,
-    credentials: Credentials,
-    record: MemberRecord,
-    surroundings: Surroundings,
-) -> Node:
-    return Node(
-        record=record,
-        trust=NodeTrust(credentials.identity, credentials.authority),
-        rng=surroundings.rng(),
-        config=NodeConfig(membership=membership_config(options)),
-        seeds=credentials.seeds,
-        known=known_members(folder, credentials),
-        stored_desired=folder.state("desired"),
-    )
-
-
-def _artifacts(
-    node: Node,
-    driver: Driver,
-    hub: LinkHub,
-    store: BlobStore,
-    models: ModelServer,
-    runtime: GuardedRuntime,
-    peers: PeerClient,
-) -> Artifacts:
-    return Artifacts(
-        store=store,
-        models=models,
-        peers=peers,
-        linked=hub.peers,
-        tell=driver.handle,
-        keep=lambda: _wanted(node),
-        runtime=runtime,
-        name_of=lambda peer: _name_of(node, peer),
-        why_too_large=runtime.why_too_large,
-    )
-
-
-def _own_record(
-    options: JoinOptions,
-    folder: DataFolder,
-    credentials: Credentials,
-    clock: Clock,
-    mesh_address: Address,
-    capabilities: dict[str, Any],
-) -> MemberRecord:
-    addresses = told_addresses(options, mesh_address)
-    record = MemberRecord(
-        public_key=credentials.identity.public_key,
-        name=options.name,
-        region=options.region if options.region_chosen else credentials.region or options.region,
-        zone=options.zone,
-        labels=dict(options.labels),
-        addresses=addresses,
-        http="",
-        epoch=folder.next_epoch(clock.wall_s()),
-        counter=0,
-        boot=credentials.boot,
-        capabilities=capabilities,
-        chain=credentials.member.chain,
-    )
-    return sign_record(record, credentials.identity.sign)
-
-
-def known_members(folder: DataFolder, credentials: Credentials) -> tuple[MemberRecord, ...]:
-    """Return the records of members that the data folder has, as far as they hold."""
-    saved = folder.state("members")
-    if saved is None:
-        return ()
-    try:
-        records = read_members(saved)
-    except ProtocolError as error:
-        log.warning("the list of known members is damaged and was dropped: %s", error)
-        return ()
-    return tuple(each for each in records if credentials.authority.verify_record(each) is None)
-
-
-def _name_of(node: Node, peer: NodeId) -> str:
-    member = node.membership.members.get(peer)
-    return member.record.name if member else peer
-
-
-def _name_of_asker(node: Node, connection: Connection) -> str:
-    hello = connection.hello
-    return "?" if hello is None else _name_of(node, hello.peer.node_id)
-
-
-def _wanted(node: Node) -> list[Manifest]:
-    deployed = [manifest for each in node.deployments() for manifest in each.manifests]
-    return deployed + [replica.manifest for replica in node.own.values()]
-
-
-def _load_listener(node: Node, clock: Clock) -> LoadListener:
-    def heard(peer: NodeId, model: str, version: int, report: LoadReport) -> None:
-        node.router.load_reported(peer, model, version, report, clock.now())
-
-    return heard
-
-
-def _model_effects(node: Node, artifacts: Artifacts) -> Callable[[ModelEffect], None]:
-    def carry_out(effect: ModelEffect) -> None:
-        replica = node.own.get((effect.model, effect.version))
-        if replica is None:
-            return  # taken back before it began
-        if isinstance(effect, LoadModel):
-            artifacts.load(effect, replica.manifest)
-        else:
-            artifacts.unload(replica.manifest)
-
-    return carry_out
-
-
-def _is_news(told: NodeLoad | None, load: NodeLoad, cpu_step: float) -> bool:
-    if told is None or told.models != load.models:
-        return True
-    memory = abs(told.memory_available_bytes - load.memory_available_bytes)
-    return abs(told.cpu - load.cpu) >= cpu_step or memory >= _MEMORY_STEP * max(
-        1, told.memory_available_bytes
-    )
+    def _work(self) -> Work:
+        kept = self._peer_server.kept
+        return Work(
+            self._peer_server.running + (0 if kept is None else kept.unread),
+            self._pipeline.in_flight,
+            self._models.open_sequences,
+            len(self.control.jobs.book.held),
+            self._artifacts.own.is_settled,
+        )

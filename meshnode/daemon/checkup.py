@@ -21,7 +21,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from meshnode import __version__
-from meshnode.errors import DeadlineExceeded, LinkLost, MeshError, ProtocolError, Saturated
+from meshnode.errors import DeadlineExceeded, LinkLost, ProtocolError, Saturated
 from meshnode.limits import (
     CHECKUP_KNOCK_INTERVAL_S,
     CHECKUP_KNOCKS,
@@ -32,7 +32,7 @@ from meshnode.limits import (
     MAX_CHECKUPS,
     MAX_MEMBER_ADDRESSES,
 )
-from meshnode.net.connection import peer_error
+from meshnode.net.one_answer import OneAnswer, answer_message
 from meshnode.net.trial import trial_hello, try_addresses
 from meshnode.observations import CheckupSeen, Datagrams, Outcome, Trial
 from meshnode.wire.frames import WIRE_VERSIONS
@@ -42,7 +42,6 @@ from meshnode.wire.messages import (
     TOKEN_BYTES,
     Checkup,
     CheckupAnswer,
-    Failure,
     Knock,
     Reached,
 )
@@ -102,13 +101,13 @@ class Checkups:
             raise LinkLost("there is no usable link to it")
         token = self._credentials.random_bytes(TOKEN_BYTES)
         with _Expecting(self._expected, peer, token) as knocks:
-            answer = _Answer()
+            answer = OneAnswer(_checkup_answer)
             asked_at_s = self._clock.wall_s()
             stream = connection.open(STREAMS.encode(Checkup(token)), (), answer)
             knocking = asyncio.ensure_future(self._knock(peer, token))
             try:
                 async with asyncio.timeout(CHECKUP_TIMEOUT_S):
-                    found = await answer.done
+                    found = await answer.answer
                     # The peer had sent all of its own before it answered.
                     await knocks.any_within(CHECKUP_LAST_S)
             except TimeoutError:
@@ -217,31 +216,11 @@ class _Expecting:
         self._table.pop(self._key, None)
 
 
-class _Answer:
-    """The one part that a checkup is answered with."""
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[CheckupAnswer] = asyncio.get_running_loop().create_future()
-
-    def part(self, meta: bytes, data: memoryview, end: bool) -> None:
-        """Take it."""
-        del data, end
-        try:
-            message = STREAMS.decode(meta)
-        except ProtocolError as error:
-            self.lost(error)
-            return
-        if isinstance(message, Failure):
-            self.lost(peer_error(message.code, message.message))
-        elif not isinstance(message, CheckupAnswer):
-            self.lost(ProtocolError("it answered a checkup with something else"))
-        elif not self.done.done():
-            self.done.set_result(message)
-
-    def lost(self, error: MeshError) -> None:
-        """Fail."""
-        if not self.done.done():
-            self.done.set_exception(error)
+def _checkup_answer(meta: bytes, _data: memoryview, _end: bool) -> CheckupAnswer:
+    message = answer_message(meta)
+    if not isinstance(message, CheckupAnswer):
+        raise ProtocolError("it answered a checkup with something else")
+    return message
 
 
 def _seen(answer: CheckupAnswer, ahead_s: float, arrived_here: int) -> CheckupSeen:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from meshnode import __version__, capabilities
-from meshnode.advertisement import LOAD_KEY, decode_load, decode_replica, replica_key
+from meshnode import __version__
 from meshnode.daemon.api_keys import ApiKeys
-from meshnode.daemon.named import name_of, node_named
+from meshnode.daemon.deploying import Deploying
+from meshnode.daemon.deployment_edits import DeploymentEdits
+from meshnode.daemon.deployment_views import DeploymentViews
+from meshnode.daemon.draining import Draining
+from meshnode.daemon.event_feed import EventFeed
+from meshnode.daemon.model_views import ModelViews
+from meshnode.daemon.named import name_of
+from meshnode.daemon.node_views import NodeViews
+from meshnode.daemon.publications import Publications
+from meshnode.daemon.repository import Repository
 from meshnode.daemon.round_trips import RoundTrips
+from meshnode.daemon.routing_views import RoutingViews
 from meshnode.daemon.trust import Trust
-from meshnode.errors import (
-    InvalidRequest,
-    MeshError,
-    ModelError,
-    ModelNotFound,
-    NoReplica,
-)
-from meshnode.gateway.protocols.caller import OWNER
-from meshnode.models.manifest import Manifest, check_model_name
-from meshnode.models.repository import FoundModel, scan
-from meshnode.state.deployment import Deployment
+from meshnode.errors import ModelNotFound, NoReplica
+from meshnode.key_limit import NO_LIMIT, KeyLimit
+from meshnode.models.exposure import NO_CHANGE, ExposureChange
+from meshnode.models.provenance import NOTHING, Said
 from meshnode.types import Address, NodeId, ReplicaState, Role
 
 if TYPE_CHECKING:
@@ -40,19 +36,21 @@ if TYPE_CHECKING:
     from meshnode.daemon.doctor import Doctor
     from meshnode.daemon.driver import Driver
     from meshnode.daemon.forwarding import Forwarder
+    from meshnode.daemon.jobs import Jobs
     from meshnode.daemon.pairing import JoinDesk
+    from meshnode.daemon.statistics import Statistics
     from meshnode.daemon.uploads import Uploads
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
-    from meshnode.membership.member import Member
     from meshnode.metrics import Metric
+    from meshnode.models.manifest import Manifest
+    from meshnode.models.serving.statistics import ModelStatistics
+    from meshnode.net.outbound import OutboundRule
     from meshnode.node import Node
-    from meshnode.routing.table import Replica
+    from meshnode.routing.decisions import Recorder
     from meshnode.state.api_keys import ApiKey
+    from meshnode.state.scaling import Scaling
     from meshnode.types import Buffer
-
-
-log = logging.getLogger(__name__)
 
 
 class Control:
@@ -61,7 +59,14 @@ class Control:
     Attributes:
         trust: Who belongs to the mesh.
         join_desk: The devices that ask this node to be admitted.
+        jobs: The mesh's jobs.
+        drains: The nodes that are to be emptied.
+        definitions: What is deployed, as definitions with their history.
+        routing: How the gateway decides about requests.
+        events: What happens in the mesh, for those that follow it.
+        repository: The mesh's models as clients of model servers load and unload them.
         http: URL of the HTTP gateway as others reach it, or None without one.
+        grpc: Where gRPC is served, `HOST:PORT`, or None.
         mesh_address: Where the mesh listens here, with the port that was bound.
         leaving: Whether the node is on its way out.
         on_shutdown: Called when the owner wants the daemon to end; with whether to forget the mesh.
@@ -82,26 +87,74 @@ class Control:
         doctor: Doctor,
         join_desk: JoinDesk,
         metrics: Callable[[], Iterable[Metric]],
+        statistics: Statistics,
+        outbound: OutboundRule,
+        jobs: Jobs,
+        recorder: Recorder,
     ) -> None:
         """See through these."""
         self.trust = Trust(node, driver, credentials, clock)
         self.join_desk = join_desk
         self._node = node
-        self._round_trips = RoundTrips(node)
         self._driver = driver
         self._credentials = credentials
-        self._artifacts = artifacts
         self._clock = clock
         self._about = about
         self._uploads = uploads
         self._forwarder = forwarder
         self._doctor = doctor
+        self._views = ModelViews(node, self._name_of)
+        feed = EventFeed(node, clock, self._name_of)
+        driver.on_report, driver.on_replicas = feed.heard, feed.replicas_changed
+        self.events = feed.events
+        self._publications = Publications(node, driver, clock, credentials.identity, self._name_of)
+        self._deploying = deploying = Deploying(
+            node=node,
+            driver=driver,
+            clock=clock,
+            artifacts=artifacts,
+            publications=self._publications,
+            uploads=uploads,
+            views=self._views,
+            forwarder=forwarder,
+        )
+        self.definitions = DeploymentEdits(
+            node=node,
+            driver=driver,
+            clock=clock,
+            artifacts=artifacts,
+            publications=self._publications,
+            uploads=uploads,
+            deploying=deploying,
+            models=self._views,
+            views=DeploymentViews(
+                node, self._name_of, self._views, self._publications, lambda: self.http
+            ),
+            name_of=self._name_of,
+        )
+        self._require_operator = deploying.require_operator
         self._api_keys = ApiKeys(
             node, driver, clock, self._require_operator, credentials.random_bytes
         )
+        self.repository = Repository(
+            node,
+            artifacts,
+            self._publications,
+            self._views,
+            deploying,
+            self._name_of,
+            clock.now,
+            outbound,
+        )
         self._metrics = metrics
+        self._statistics = statistics
+        self.jobs = jobs
+        self.routing = RoutingViews(node, clock, self._name_of, recorder)
+        self.drains = Draining(node, driver, clock, self._require_operator, jobs)
+        self._nodes = NodeViews(node, RoundTrips(node, driver.hub.relay), self.drains)
         self.mesh_address = mesh_address
         self.http: str | None = None
+        self.grpc: str | None = None
         self.leaving = False
         self.on_shutdown: Callable[[bool], None] = lambda _: None
 
@@ -117,6 +170,7 @@ class Control:
             "mesh": self._credentials.mesh_id,
             "role": str(self._credentials.member.role),
             "http": self.http,
+            "grpc": self.grpc,
             "mesh_address": str(self.mesh_address),
             "state": self._state(),
             "paused": self.paused or None,
@@ -135,25 +189,23 @@ class Control:
     def _state(self) -> str:
         if self.leaving:
             return "leaving"
+        if self.drains.state is not None:
+            return str(self.drains.state)
         return "paused" if self.paused else "running"
 
     def nodes(self) -> list[dict[str, Any]]:
         """Describe every member that is known, this node first, then by name."""
-        members = sorted(
-            self._node.membership.members.values(),
-            key=lambda member: (member.node_id != self._node.me, member.record.name),
-        )
-        return [self._node_view(member) for member in members]
+        return self._nodes.all()
 
     def rtt(self, one: str, other: str) -> dict[str, Any]:
         """Describe the round trip between two nodes, each by its name or id."""
-        return self._round_trips.view(one, other)
+        return self._nodes.rtt(one, other)
 
     def models(self) -> list[dict[str, Any]]:
         """Describe every model that is served or deployed, by name."""
         names = set(self._node.router.table.models())
         names.update(deployment.name for deployment in self._node.deployments())
-        return [self._model_view(name) for name in sorted(names)]
+        return [self._views.model(name) for name in sorted(names)]
 
     def model(self, name: str) -> dict[str, Any]:
         """Describe one model.
@@ -164,13 +216,21 @@ class Control:
         known = name in self._node.router.table.models()
         if not known and self._node.deployment(name) is None:
             raise ModelNotFound(f"no node of this mesh has a model {name!r}")
-        return self._model_view(name)
+        return self._views.model(name)
 
     def ready(self) -> tuple[bool, str]:
         """Say whether the node is in its mesh and answers, and if not, why."""
         if self.leaving:
             return False, "this node is leaving the mesh"
+        if self.drains.state is not None:
+            return False, f"this node is {self.drains.state}; ask another one"
         return True, ""
+
+    def health(self) -> str:
+        """Return what the process does: `ok`, or `draining`, `drained` or `leaving`."""
+        if self.leaving:
+            return "leaving"
+        return str(self.drains.state or "ok")
 
     async def examine(self, peer: str) -> dict[str, Any]:
         """Try what lies between this node and another, or this node alone; see `Doctor.examine`."""
@@ -208,6 +268,10 @@ class Control:
         """Return what is measured."""
         return self._metrics()
 
+    async def statistics(self, model: str | None, version: int | None) -> list[ModelStatistics]:
+        """Return what models have done on the whole mesh; see `Statistics.of`."""
+        return await self._statistics.of(model, version)
+
     # Changes
 
     def forward(
@@ -222,46 +286,67 @@ class Control:
         return self._forwarder.forward(needed, http, request_id, upload)
 
     async def deploy(
-        self, path: str, name: str | None, replicas: int | None, on: Sequence[str]
+        self,
+        path: str,
+        name: str | None,
+        replicas: int | None,
+        on: Sequence[str],
+        variant: str = "",
+        said: Said = NOTHING,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
     ) -> dict[str, Any]:
-        """Deploy a model from a path on this machine; return its entry, before it is loaded.
-
-        Raises:
-            Forbidden: if this node's role does not allow it.
-            ModelError: if the path holds no model, several, or one that cannot be loaded.
-            InvalidRequest: if a node is unknown or the number of replicas is out of range.
-            ConfigError: if it could not be written to disk.
-        """
-        self._require_operator()
-        pinned = self._pinned(replicas, on)
-        return await self._deploy(await _one_model(Path(path), name), replicas, pinned, OWNER)
+        """Deploy a model from a path on this machine; see `Deploying.deploy`."""
+        return await self._deploying.deploy(path, name, replicas, on, variant, said, offer, scaling)
 
     async def deploy_upload(
-        self, upload: str, name: str | None, replicas: int | None, on: Sequence[str], caller: Caller
+        self,
+        upload: str,
+        name: str | None,
+        replicas: int | None,
+        on: Sequence[str],
+        caller: Caller,
+        variant: str = "",
+        said: Said = NOTHING,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
     ) -> dict[str, Any]:
-        """Deploy a model that was uploaded; the upload is gone afterwards.
+        """Deploy a model that was uploaded; see `Deploying.deploy_upload`."""
+        return await self._deploying.deploy_upload(
+            upload, name, replicas, on, caller, variant, said, offer, scaling
+        )
 
-        Raises:
-            NotFound: if the caller has no upload of this id.
-            InvalidRequest: if it is not complete; else as `deploy`. The upload stays then.
-        """
+    def deploy_published(
+        self,
+        name: str,
+        version: int | None,
+        replicas: int | None,
+        on: Sequence[str],
+        caller: Caller,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
+    ) -> dict[str, Any]:
+        """Deploy a version that was published; see `Deploying.deploy_published`."""
+        return self._deploying.deploy_published(name, version, replicas, on, caller, offer, scaling)
+
+    async def publish(self, path: str, name: str | None, said: Said) -> dict[str, Any]:
+        """Put a model from a path on this machine into the mesh's store; see `Deploying.publish`."""
+        return await self._deploying.publish(path, name, said)
+
+    async def publish_upload(
+        self, upload: str, name: str | None, said: Said, caller: Caller
+    ) -> dict[str, Any]:
+        """Put a model that was uploaded into the mesh's store; see `Deploying.publish_upload`."""
+        return await self._deploying.publish_upload(upload, name, said, caller)
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        """Describe every version that was published or is deployed."""
+        return self._publications.view()
+
+    def withdraw(self, name: str, version: int, caller: Caller) -> None:
+        """Take a published version back; see `Publications.withdraw`."""
         self._require_operator()
-        pinned = self._pinned(replicas, on)
-        async with self._uploads.complete(upload, caller) as path:
-            return await self._deploy(await _one_model(path, name), replicas, pinned, caller)
-
-    async def undeploy(self, name: str, caller: Caller) -> None:
-        """Take a model out of service everywhere.
-
-        Raises:
-            Forbidden: if this node's role does not allow it.
-            ModelNotFound: if nothing is deployed under the name.
-            UsageError: if it is served from a node's own folder.
-            ConfigError: if it could not be written to disk.
-        """
-        self._require_operator()
-        self._driver.write(self._node.drafts.undeployment(name, self._clock.wall_s()))
-        log.info("model %s was taken out of service by %s", name, caller)
+        self._publications.withdraw(name, version, caller)
 
     # API keys and uploads
 
@@ -274,10 +359,19 @@ class Control:
         return self._api_keys.all()
 
     def create_key(
-        self, name: str, scopes: Sequence[str], ttl_s: int | None, caller: Caller
+        self,
+        name: str,
+        scopes: Sequence[str],
+        ttl_s: int | None,
+        caller: Caller,
+        limit: KeyLimit = NO_LIMIT,
     ) -> dict[str, Any]:
         """Make an API key; see `ApiKeys.create`."""
-        return self._api_keys.create(name, scopes, ttl_s, caller)
+        return self._api_keys.create(name, scopes, ttl_s, caller, limit)
+
+    def limit_key(self, key: str, limit: KeyLimit, caller: Caller) -> dict[str, Any]:
+        """Change how much an API key's holder may ask; see `ApiKeys.limit`."""
+        return self._api_keys.limit(key, limit, caller)
 
     def revoke_key(self, key: str, caller: Caller) -> dict[str, Any]:
         """Revoke an API key; see `ApiKeys.revoke`."""
@@ -321,178 +415,5 @@ class Control:
         self.on_shutdown(leave)
         return {"pid": os.getpid(), "leave": leave}
 
-    # Inside
-
-    def _pinned(self, replicas: int | None, on: Sequence[str]) -> tuple[NodeId, ...]:
-        pinned = tuple(
-            dict.fromkeys(node_named(self._node.membership.members, each) for each in on)
-        )
-        if pinned and replicas is not None and replicas > len(pinned):
-            raise InvalidRequest(
-                f"{replicas} replicas do not fit on {len(pinned)} node(s); name more with --on"
-            )
-        return pinned
-
-    async def _deploy(
-        self,
-        model: FoundModel,
-        replicas: int | None,
-        pinned: tuple[NodeId, ...],
-        caller: Caller,
-    ) -> dict[str, Any]:
-        public = check_model_name(model.name)
-        manifests = await self._artifacts.publish(model)
-        count = replicas if replicas is not None else max(1, len(pinned))
-        deployment = Deployment(public, self._numbered(model, manifests), count, pinned)
-        if self._node.deployment(public) != deployment:
-            self._driver.write(self._node.drafts.deployment(deployment, self._clock.wall_s()))
-            log.info("model %s was deployed by %s", public, caller)
-        return self._model_view(public)
-
-    def _numbered(self, model: FoundModel, manifests: list[Manifest]) -> tuple[Manifest, ...]:
-        """Give a bare file, which has no version of its own, the next number if it has changed.
-
-        What is still on its way out counts too: two files never share a name and number.
-        """
-        if not model.path.is_file():
-            return tuple(manifests)
-        (manifest,) = manifests
-        digests: dict[int, set[str]] = {}
-        current = self._node.deployment(model.name)
-        for former in current.manifests if current else ():
-            digests.setdefault(former.version, set()).add(former.digest)
-        table = self._node.router.table
-        for version in table.models().get(model.name, ()):
-            found = {self._digest(replica) for replica in table.replicas(model.name, version)}
-            digests.setdefault(version, set()).update(found)
-        same = [version for version, found in digests.items() if found == {manifest.digest}]
-        number = max(same, default=max(digests, default=0) + 1)
-        return (msgspec.structs.replace(manifest, version=number),)
-
-    def _require_operator(self) -> None:
-        if self._forwarder.must_forward(Role.OPERATOR):
-            raise self._forwarder.refusal(Role.OPERATOR)
-
-    def _node_view(self, member: Member) -> dict[str, Any]:
-        record = member.record
-        me = member.node_id == self._node.me
-        rtt_ms, is_estimated = self._round_trips.to(member.node_id)
-        return {
-            "id": member.node_id,
-            "name": record.name,
-            "region": record.region,
-            "zone": record.zone,
-            "state": str(member.state),
-            "self": me,
-            "http": _url(record.http),
-            "mesh": str(Address(*record.addresses[0])) if record.addresses else None,
-            "labels": record.labels,
-            "capabilities": capabilities.shown(record.capabilities),
-            "load": self._load_view(member.node_id),
-            "linked": me or member.linked,
-            "rtt_ms": rtt_ms,
-            "rtt_estimated": is_estimated,
-        }
-
-    def _load_view(self, node: NodeId) -> dict[str, Any]:
-        value = self._node.owners.get(node, LOAD_KEY)
-        if value is None:
-            return {}
-        try:
-            load = decode_load(value)
-        except MeshError:
-            return {}
-        return {
-            "cpu": load.cpu,
-            "memory_available_bytes": load.memory_available_bytes,
-            "in_system": sum(each.in_system for each in load.models),
-            "temperature_c": load.temperature_c,
-            "battery_percent": load.battery_percent,
-            "accelerators": [msgspec.structs.asdict(each) for each in load.accelerators],
-            "models": [
-                {
-                    "name": each.model,
-                    "version": each.version,
-                    "in_system": each.in_system,
-                    "slots": each.slots,
-                    "service_ms": each.service_ms,
-                }
-                for each in load.models
-            ],
-        }
-
-    def _model_view(self, name: str) -> dict[str, Any]:
-        table = self._node.router.table
-        deployment = self._node.deployment(name)
-        versions = set(table.models().get(name, ()))
-        if deployment is not None:
-            versions.update(manifest.version for manifest in deployment.manifests)
-        wanted = {each.version: each.digest for each in deployment.manifests} if deployment else {}
-        replicas = []
-        for version in sorted(versions):
-            digest = wanted.get(version)
-            for replica in sorted(table.replicas(name, version), key=lambda each: each.node_name):
-                current = deployment is None or self._digest(replica) == digest
-                replicas.append(_replica_view(replica, current=current))
-        view: dict[str, Any] = {
-            "name": name,
-            "versions": sorted(versions),
-            "replicas": replicas,
-            "wanted": deployment.replicas if deployment else None,
-        }
-        if deployment is not None:
-            placement = self._node.placement(deployment)
-            entry = self._node.desired.entry(deployment.key)
-            view["revision"] = f"{entry.stamp.wall_ms}.{entry.stamp.counter}" if entry else ""
-            view["deployed"] = [manifest.version for manifest in deployment.manifests]
-            view["placed"] = [self._name_of(node) for node in placement.nodes]
-            view["missing"] = placement.missing
-            view["ineligible"] = [
-                {"node": self._name_of(node), "node_id": node, "reason": reason}
-                for node, reason in placement.ineligible
-            ]
-        return view
-
-    def _digest(self, replica: Replica) -> str:
-        """Return the digest of what a replica serves, as its node says; empty if it is unknown."""
-        key = replica_key(replica.model, replica.version)
-        value = self._node.owners.get(replica.node, key)
-        if value is None:
-            return ""
-        try:
-            return decode_replica(key, value).digest
-        except MeshError:
-            return ""
-
     def _name_of(self, node: NodeId) -> str:
         return name_of(self._node.membership.members, node)
-
-
-def _url(http: str) -> str | None:
-    """Return a gateway's URL from its record, which has the scheme where it is not plain HTTP."""
-    return http if "://" in http else f"http://{http}" if http else None
-
-
-def _replica_view(replica: Replica, *, current: bool) -> dict[str, Any]:
-    return {
-        "node": replica.node_name,
-        "node_id": replica.node,
-        "version": replica.version,
-        "state": str(replica.state),
-        "reason": replica.reason,
-        "current": current,
-    }
-
-
-async def _one_model(path: Path, name: str | None) -> FoundModel:
-    found = await asyncio.to_thread(scan, path)
-    if len(found) > 1:
-        names = ", ".join(model.name for model in found)
-        raise ModelError(
-            f"{path} holds several models ({names}); deploy one of its folders, or serve them all "
-            "from one node with: meshnode join --models"
-        )
-    model = found[0] if name is None else dataclasses.replace(found[0], name=name)
-    if model.error:
-        raise ModelError(model.error)
-    return model

@@ -11,13 +11,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from meshnode import __version__
-from meshnode.daemon.named import node_named
-from meshnode.diagnosis import (
-    Check,
-    diagnose_address,
-    diagnose_pair,
-    diagnose_self,
-)
+from meshnode.daemon.named import name_of, node_named
+from meshnode.diagnosis.subjects import diagnose_address, diagnose_pair, diagnose_self
 from meshnode.errors import InvalidRequest, MeshError
 from meshnode.hardware.addresses import multicast_hosts
 from meshnode.limits import (
@@ -48,6 +43,7 @@ if TYPE_CHECKING:
     from meshnode.daemon.checkup import Checkups
     from meshnode.daemon.credentials import Credentials
     from meshnode.daemon.driver import Driver
+    from meshnode.diagnosis.checks import Check
     from meshnode.membership.messages import MemberRecord
     from meshnode.node import Node
     from meshnode.options import JoinOptions
@@ -149,8 +145,13 @@ class Doctor:
             no_checkup=no_checkup,
             mdns=mdns,
             twins=self._runs_twice(peer),
+            relay=self._relay_of(peer),
         )
         return view(name, peer, diagnose_pair(seen))
+
+    def _relay_of(self, peer: NodeId) -> str:
+        relay = self._driver.relay(peer)
+        return "" if relay is None else name_of(self._node.membership.members, relay)
 
     def _examine_evicted(self, peer: str) -> dict[str, Any] | None:
         """Return what is known of a node that was evicted, by its name or id; None if none was."""

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from meshnode import __version__
-from meshnode.daemon.assembly import known_members
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.doctor import Listening, address_in, address_seen, view
+from meshnode.daemon.own_node import known_members
 from meshnode.datafolder import DataFolder, is_member, read_evicted, read_mesh
-from meshnode.diagnosis import (
+from meshnode.diagnosis.subjects import (
     diagnose_address,
     diagnose_evicted,
     diagnose_invite,

@@ -29,6 +29,7 @@ from meshnode.effects import (
     Effect,
     Emit,
     LoadModel,
+    OfferModel,
     Persist,
     SendDatagram,
     SendNote,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from meshnode.clock import Clock
     from meshnode.daemon.credentials import Credentials
+    from meshnode.daemon.relaying import Relaying
     from meshnode.daemon.serving import PeerServer
     from meshnode.datafolder import DataFolder
     from meshnode.net.connection import Connection
@@ -83,7 +85,7 @@ _NODE_ID = re.compile(r"\b[a-z2-7]{32}\b")
 _NEW_RECORD = frozenset({"member.alive", "member.updated", "member.refuted", "member.conflict"})
 """Events after which a member's record is another one than before."""
 
-ModelEffect = LoadModel | UnloadModel
+ModelEffect = LoadModel | UnloadModel | OfferModel
 
 
 class Driver:
@@ -92,8 +94,11 @@ class Driver:
     Attributes:
         node: The cores; None until the node is a member of a mesh.
         peer_server: What answers peers; None as long.
+        relaying: Links through other nodes; None as long.
         on_api_key: Called after an API key was made, revoked or dropped, here or elsewhere.
         on_evicted: Called with why when this node is no member any more.
+        on_report: Called with everything that the cores report.
+        on_replicas: Called with the replicas that changed: their nodes, and their keys in the nodes' states.
         on_revocation: Called after it was stated that a key is out, here or elsewhere.
         on_knock: Called with the sender and the payload of a checkup's datagram.
         dropped: Datagrams and notes that were not accepted or could not be sent, by reason.
@@ -127,9 +132,12 @@ class Driver:
         self._kinds = frozenset({Kind.ROUTED})
         self.on_api_key: Callable[[], None] = lambda: None
         self.on_evicted: Callable[[str], None] = lambda _why: None
+        self.on_report: Callable[[Emit], None] = lambda _emit: None
+        self.on_replicas: Callable[[Sequence[tuple[NodeId, str]]], None] = lambda _changed: None
         self.on_revocation: Callable[[], None] = lambda: None
         self.on_knock: Callable[[NodeId, bytes], None] = lambda _sender, _payload: None
         self.peer_server: PeerServer | None = None
+        self.relaying: Relaying | None = None
         self.node: Node | None = None
         self.dropped: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
@@ -218,18 +226,24 @@ class Driver:
         return self.hub.connection(node)
 
     async def link(self, node: NodeId) -> Connection | None:
-        """Make a link to a member at the addresses of its record; None if that fails."""
+        """Make a link to a member, at the addresses of its record or through a relay; None if that fails."""
         member = None if self.node is None else self.node.membership.members.get(node)
         if self._stopped or member is None:
             return None
         addresses = tuple(Address(*each) for each in member.record.addresses)
         with contextlib.suppress(MeshError):
+            if self.relaying is not None:
+                return await self.relaying.link(node, addresses)
             return await self.hub.connect(addresses, node, self._kinds)
         return None
 
     def rtt_s(self, node: NodeId) -> float | None:
         """Return the round trip of the link to a node, if there is one that was measured."""
         return self.hub.rtt_s(node)
+
+    def relay(self, node: NodeId) -> NodeId | None:
+        """Return the node through which the link to a node goes; None if it is direct, or there is none."""
+        return self.hub.relay(node)
 
     def stop(self) -> None:
         """Carry out nothing more and ignore timers; write what could not be written, if it can be."""
@@ -274,6 +288,10 @@ class Driver:
         """Do what a core asked for, in order; what cannot be written is tried again later."""
         for effect in effects:
             self._carry_out(effect)
+        if self.node is not None and self.node.changed_replicas:
+            changed = tuple(self.node.changed_replicas)
+            self.node.changed_replicas.clear()
+            self.on_replicas(changed)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -290,7 +308,7 @@ class Driver:
                 self.hub.close_link(to, reason, if_idle=only_if_idle)
             case Persist(key, value):
                 self._persist(key, value)
-            case LoadModel() | UnloadModel():
+            case LoadModel() | UnloadModel() | OfferModel():
                 assert self._on_model is not None
                 self._on_model(effect)
             case Emit():
@@ -314,11 +332,13 @@ class Driver:
     def link_event(self, event: Event) -> None:
         """A link came up or went down, or a dial failed."""
         if isinstance(event, LinkDown) and self.node is not None:
-            self.node.router.link_changed(event.peer, LinkState.DOWN)
+            self.node.router.link_changed(event.peer, LinkState.DOWN, self._clock.now())
             self.datagrams.link_down(event.peer)
         self.handle(event)
         if isinstance(event, LinkUp):
             self.datagrams.link_up(event.peer)
+        if self.relaying is not None:
+            self.relaying.link_event(event)
 
     def link_established(self, connection: Connection) -> None:
         """A hello succeeded: the peer is a member, and its datagrams can be opened."""
@@ -359,12 +379,16 @@ class Driver:
             return
         router = self.node.router
         if usable:
-            router.link_changed(peer, LinkState.UP)
+            is_relayed = self.hub.relay(peer) is not None
+            router.link_changed(peer, LinkState.UP, self._clock.now(), is_relayed=is_relayed)
         elif peer in self.hub.peers():
             stalled = self.hub.is_stalled(peer)
-            router.link_changed(peer, LinkState.STALLED if stalled else LinkState.GOING_AWAY)
+            state = LinkState.STALLED if stalled else LinkState.GOING_AWAY
+            router.link_changed(peer, state, self._clock.now())
         if rtt_s is not None:
             router.rtt_measured(peer, rtt_s)
+        if not usable and self.relaying is not None:
+            self.relaying.look_soon()
 
     def note_received(self, peer: NodeId, payload: bytes) -> None:
         """A one-way message for the cores."""
@@ -383,6 +407,12 @@ class Driver:
             connection.refuse(stream, NotServing("this node is still starting"))
         else:
             self.peer_server.opened(connection, stream, meta, data)
+
+    def conversation_opened(self, connection: Connection, stream: int, meta: bytes) -> None:
+        """A peer wants to talk: relays do, and who is relayed."""
+        if self.relaying is None:
+            raise NotServing("this node is still starting")
+        self.relaying.conversation_opened(connection, stream, meta)
 
     def stream_cancelled(self, connection: Connection, stream: int) -> None:
         """A peer does not want its answer any more."""
@@ -443,7 +473,10 @@ class Driver:
     def _emitted(self, emit: Emit) -> None:
         self.events[emit.kind] += 1
         self._reported(emit)
-        about_strangers = emit.kind.endswith(("refused", "overtaken", "dropped", "conflict"))
+        self.on_report(emit)
+        about_strangers = emit.kind.endswith(
+            ("refused", "overtaken", "dropped", "conflict", "overwritten")
+        )
         level = logging.WARNING if about_strangers else logging.INFO
         assert self.node is not None
         is_own_change = emit.kind == "member.updated" and emit.subject == self.node.me

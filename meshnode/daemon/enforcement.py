@@ -13,23 +13,29 @@ one that starts them, and later changes would reach the main thread only.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import sys
 import threading
-from contextlib import suppress
+import weakref
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psutil
 
 from meshnode.errors import ModelError
+from meshnode.models.runtimes.base import ProcessModel
 from meshnode.owner_limits import load_estimate_bytes, size_text, why_no_room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from meshnode.models.runtimes.base import LoadedModel, Runtime
+    from meshnode.models.runtimes.base import (
+        Capability,
+        Described,
+        LoadedModel,
+        Opening,
+        Runtime,
+    )
 
 
 _DIGEST_LENGTH = 64  # of a manifest, in hexadecimal
@@ -88,65 +94,53 @@ def rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def give_memory_back() -> None:
-    """Return free memory to the system, as far as its C library can; takes some milliseconds."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)
+class MemoryRoom:
+    """The room for models within the owner's memory limit, for all runtimes together.
 
-
-class GuardedRuntime:
-    """A runtime that opens no model for which the owner's memory limit has no room.
-
-    What is being opened at the same time counts as taken, since it is not resident yet.
+    What is being opened counts as taken, since it is not resident yet; so do the processes of models
+    that have their own.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        max_memory_bytes: int | None,
-        rss: Callable[[], int] = rss_bytes,
-    ) -> None:
-        """Guard `runtime`; without a limit, everything is opened."""
-        self._runtime = runtime
+    def __init__(self, max_memory_bytes: int | None, rss: Callable[[], int] = rss_bytes) -> None:
+        """Without a limit there is always room."""
         self._max_memory_bytes = max_memory_bytes
         self._rss = rss
         self._lock = threading.Lock()
         self._reserved_bytes = 0
+        self._processes: weakref.WeakSet[ProcessModel] = weakref.WeakSet()
 
     def __repr__(self) -> str:
-        return f"<GuardedRuntime {self._runtime!r}, {self._reserved_bytes} bytes reserved>"
+        return f"<MemoryRoom of {self._max_memory_bytes}, {self._reserved_bytes} bytes reserved>"
 
-    @property
-    def name(self) -> str:
-        """As the runtime's."""
-        return self._runtime.name
-
-    @property
-    def platform(self) -> str:
-        """As the runtime's."""
-        return self._runtime.platform
-
-    def load(self, folder: Path, entry: str, *, threads: int) -> LoadedModel:
-        """Open a model; see `Runtime.load`.
+    @contextmanager
+    def reserved(self, opening: Opening) -> Iterator[None]:
+        """Hold the room that a model needs while it is opened.
 
         Raises:
-            ModelError: also if it would take more memory than the owner allows.
+            ModelError: if it would take more memory than the owner allows.
         """
         if self._max_memory_bytes is None:
-            return self._runtime.load(folder, entry, threads=threads)
-        need_bytes = self._reserve(_size_bytes(folder, entry))
+            yield
+            return
+        need_bytes = self._reserve(_size_bytes(opening.folder, opening.entry))
         try:
-            return self._runtime.load(folder, entry, threads=threads)
+            yield
         finally:
             with self._lock:
                 self._reserved_bytes -= need_bytes
 
+    def count_process(self, model: ProcessModel) -> None:
+        """From now on this model's process counts too, as long as there is one."""
+        with self._lock:
+            self._processes.add(model)
+
+    def _used_bytes(self) -> int:
+        return self._rss() + sum(model.memory_bytes for model in self._processes)
+
     def _reserve(self, files_bytes: int) -> int:
         assert self._max_memory_bytes is not None
         with self._lock:
-            room_bytes = self._max_memory_bytes - self._rss() - self._reserved_bytes
+            room_bytes = self._max_memory_bytes - self._used_bytes() - self._reserved_bytes
             reason = why_no_room(files_bytes, max(0, room_bytes), self._max_memory_bytes)
             if reason:
                 raise ModelError(reason)
@@ -158,13 +152,71 @@ class GuardedRuntime:
         """Return why a model that was just loaded must go again, or an empty text."""
         if self._max_memory_bytes is None:
             return ""
-        now_bytes = self._rss()
+        with self._lock:
+            now_bytes = self._used_bytes()
         if now_bytes <= self._max_memory_bytes:
             return ""
         return (
             f"with it loaded this node used {size_text(now_bytes)} of memory; its owner allows "
             f"{size_text(self._max_memory_bytes)} (--max-memory)"
         )
+
+
+class GuardedRuntime:
+    """A runtime that opens no model for which the owner's memory limit has no room."""
+
+    def __init__(self, runtime: Runtime, room: MemoryRoom) -> None:
+        """Guard `runtime`."""
+        self._runtime = runtime
+        self._room = room
+
+    def __repr__(self) -> str:
+        return f"<GuardedRuntime {self._runtime!r} in {self._room!r}>"
+
+    @property
+    def name(self) -> str:
+        """As the runtime's."""
+        return self._runtime.name
+
+    @property
+    def platform(self) -> str:
+        """As the runtime's."""
+        return self._runtime.platform
+
+    @property
+    def is_code(self) -> bool:
+        """As the runtime's."""
+        return self._runtime.is_code
+
+    @property
+    def shares_instance(self) -> bool:
+        """As the runtime's."""
+        return self._runtime.shares_instance
+
+    def capability(self) -> Capability:
+        """As the runtime's."""
+        return self._runtime.capability()
+
+    def describe(self, opening: Opening) -> Described:
+        """Open a model briefly; see `Runtime.describe`.
+
+        Raises:
+            ModelError: also if it would take more memory than the owner allows.
+        """
+        with self._room.reserved(opening):
+            return self._runtime.describe(opening)
+
+    def load(self, opening: Opening) -> LoadedModel | ProcessModel:
+        """Open a model; see `Runtime.load`.
+
+        Raises:
+            ModelError: also if it would take more memory than the owner allows.
+        """
+        with self._room.reserved(opening):
+            model = self._runtime.load(opening)
+        if isinstance(model, ProcessModel):
+            self._room.count_process(model)
+        return model
 
 
 def _size_bytes(folder: Path, entry: str) -> int:

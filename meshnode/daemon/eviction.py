@@ -84,15 +84,20 @@ def remember(folder: DataFolder, mesh_id: str, why: str, now_wall_s: float) -> N
         log.error("that could not be written down: %s", error)
 
 
-def as_successor(options: JoinOptions, mesh_address: Address, http: str | None) -> JoinOptions:
+def as_successor(
+    options: JoinOptions, mesh_address: Address, http: str | None, grpc: str | None = None
+) -> JoinOptions:
     """Return how a device goes on whose node has a new key: the same, at the ports that it has.
 
     Args:
         options: How it was started.
         mesh_address: Where its mesh listens.
         http: URL of its gateway, or None.
+        grpc: Where it serves gRPC, `HOST:PORT`, or None.
     """
-    gateway = options.http
+    gateway, grpc_address = options.http, options.grpc
+    if grpc_address is not None and grpc_address.host and grpc is not None:
+        grpc_address = Address(grpc_address.host, int(grpc.rpartition(":")[2]))
     if gateway is not None and http is not None:
         gateway = Address(gateway.host, int(http.rpartition(":")[2]))
     return dataclasses.replace(
@@ -102,5 +107,6 @@ def as_successor(options: JoinOptions, mesh_address: Address, http: str | None) 
         new=False,
         rejoin=True,
         http=gateway,
+        grpc=grpc_address,
         listen=Address(options.listen.host, mesh_address.port),
     )

@@ -1,9 +1,10 @@
-"""Changes asked of a node whose role does not allow them, passed on to one whose role does.
+"""Calls that a node's role does not let it answer, passed on to a node whose role does.
 
 A gateway on a plain member takes the same calls as any other. What it may not decide itself (a
 deployment, an API key, an invite, an eviction) goes over a link to a node that may, together with
 the caller's API key. There the key is checked as at a gateway, and that node makes the change in
 its own name: nobody signs for another, and a plain member can do no more than its callers' keys.
+Questions about jobs of which a plain member is told nothing go the same way.
 
 - Without a key nothing is passed on, not even for the owner of the node: a lent device gives its
   owner no say in the mesh.
@@ -32,8 +33,10 @@ from meshnode.errors import (
     NotServing,
     ProtocolError,
     Saturated,
+    TooLarge,
 )
 from meshnode.gateway.access import Approach, GatewayAccess, key_shown, require
+from meshnode.gateway.jobs_api import ANSWER_HEADERS, JOBS, kept_headers
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.protocols.status import (
@@ -69,8 +72,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PASSED: Final = {"content-type", "retry-after", "mesh-error", "www-authenticate"}
+_PASSED: Final = frozenset({"content-type", "retry-after", "mesh-error", "www-authenticate"})
 """Headers of an answer that reach the caller; what another node may say here is not its to choose."""
+
+_OF_RESULTS: Final = _PASSED | ANSWER_HEADERS
+"""Those of a job's result, without which its body could not be read; `mesh-*` as well."""
 
 _UPLOADS: Final = "/mesh/v1/uploads"
 
@@ -170,7 +176,8 @@ class Forwarder:
                 response = await _asked(connection, ask, http, self._name(node))
             except NotServing:
                 continue
-            log.info(
+            log.log(
+                logging.DEBUG if ask.method == "GET" else logging.INFO,
                 "%s %s of %s was answered by %s: %d",
                 *(ask.method, ask.path, http.caller, self._name(node), response.status),
             )
@@ -230,7 +237,11 @@ class ForwardServer:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, find: Callable[[str], ApiKey | None], clock: Clock
+        self,
+        dispatcher: Dispatcher,
+        find: Callable[[str], ApiKey | None],
+        clock: Clock,
+        own_name: Callable[[], str],
     ) -> None:
         """Answer by the routes of this node.
 
@@ -238,8 +249,10 @@ class ForwardServer:
             dispatcher: The routes.
             find: Returns the API key of an id, whatever its state, or None.
             clock: Says which keys have expired.
+            own_name: Returns the name of this node.
         """
         self._dispatcher = dispatcher
+        self._own_name = own_name
         self._clock = clock
         # The rule of a gateway that wants a key of everybody; wrong ones count for the asking node.
         self._access = GatewayAccess(OriginPolicy("localhost"), find, require_key=True)
@@ -278,14 +291,15 @@ class ForwardServer:
             self.outcomes[error.code] += 1
             if isinstance(error, NotServing):
                 raise  # nothing was done, and another node may
-            return error_response(error, with_code=True)
+            return error_response(error, self._dispatcher.error_form(ask.path))
         except HttpRefusal as refusal:
             self.outcomes["http"] += 1
-            return refusal_response(refusal, with_code=True)
+            return refusal_response(refusal, self._dispatcher.error_form(ask.path))
         except Exception:
             self.outcomes["internal"] += 1
             log.exception("a call of %s failed: %s %s", name, ask.method[:8], ask.path[:200])
-            return failure_response(ask.request_id[:MAX_REQUEST_ID_LENGTH], with_code=True)
+            form = self._dispatcher.error_form(ask.path)
+            return failure_response(ask.request_id[:MAX_REQUEST_ID_LENGTH], form)
         finally:
             self._running[asker] -= 1
             if not self._running[asker]:
@@ -300,12 +314,21 @@ class ForwardServer:
         caller = self._access.admit(approach, self._clock.now(), self._clock.wall_s())
         match = self._dispatcher.match(ask.method, ask.path)
         if not match.forwarded:
-            raise Forbidden("only changes of the mesh are passed on from other nodes' gateways")
+            raise Forbidden(
+                "only changes of the mesh and calls about jobs are passed on from other nodes' gateways"
+            )
         require(caller, match.scope)
         caller = msgspec.structs.replace(caller, via=name, via_id=asker)
         http = HttpRequest(ask.method, ask.path, ask.query, {}, body, caller)
         reply = match.answer(http, ask.request_id[:MAX_REQUEST_ID_LENGTH])
         response = reply if isinstance(reply, HttpResponse) else await reply
+        assert isinstance(response, HttpResponse)  # what is passed on is answered in one piece
+        if response.size_bytes > MAX_FORWARDED_ANSWER_BYTES:
+            raise TooLarge(
+                f"the answer has {response.size_bytes} bytes, and one gateway passes on at most "
+                f"{MAX_FORWARDED_ANSWER_BYTES} of another; ask the gateway of {self._own_name()} or of another "
+                "operator's node for it"
+            )
         self.outcomes["ok"] += 1
         return response
 
@@ -313,14 +336,15 @@ class ForwardServer:
 class _Call:
     """One call over a link: its answer has one part."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_result: bool) -> None:
         self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+        self._of_result = of_result
 
     def part(self, meta: bytes, data: memoryview, end: bool) -> None:
         if self.answer.done():
             return
         try:
-            self.answer.set_result(_answer_of(meta, data, end=end))
+            self.answer.set_result(_answer_of(meta, data, end=end, of_result=self._of_result))
         except MeshError as error:
             self.answer.set_exception(error)
 
@@ -332,7 +356,7 @@ class _Call:
 async def _asked(
     connection: Connection, ask: Forward, http: HttpRequest, name: str
 ) -> HttpResponse:
-    call = _Call()
+    call = _Call(of_result=ask.path.startswith(f"{JOBS}/") and ask.path.endswith("/result"))
     try:
         stream = connection.open(STREAMS.encode(ask), [http.body], call)
     except LinkLost as error:  # before anything was sent
@@ -354,7 +378,7 @@ async def _asked(
         connection.cancel(stream)
 
 
-def _answer_of(meta: bytes, data: memoryview, *, end: bool) -> HttpResponse:
+def _answer_of(meta: bytes, data: memoryview, *, end: bool, of_result: bool) -> HttpResponse:
     message = STREAMS.decode(meta)
     if isinstance(message, Failure):
         raise peer_error(message.code, message.message)
@@ -365,7 +389,12 @@ def _answer_of(meta: bytes, data: memoryview, *, end: bool) -> HttpResponse:
         or data.nbytes > MAX_FORWARDED_ANSWER_BYTES
     ):
         raise ProtocolError("a peer answered a call in an unknown form")
-    return HttpResponse(message.status, dict(_passed(message.headers.items())), bytes(data))
+    if of_result:
+        kept = kept_headers(message.headers, _OF_RESULTS)
+        headers = {name.title(): value for name, value in kept if value.isprintable()}
+    else:
+        headers = dict(_passed(message.headers.items()))
+    return HttpResponse(message.status, headers, bytes(data))
 
 
 def _passed(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:

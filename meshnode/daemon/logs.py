@@ -202,14 +202,21 @@ class LogFile:
         lost: Lines that could not be written.
     """
 
-    def __init__(self, path: Path, complain: Callable[[str, float], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        complain: Callable[[str, float], None],
+        max_bytes: int | None = None,
+    ) -> None:
         """Append to the file, which is opened with the first line.
 
         Args:
             path: The file; its folder is made with it.
             complain: Told of each failure that begins, in a sentence, and when (Unix seconds).
+            max_bytes: Its length before it is put aside; None for `MAX_LOG_FILE_BYTES`.
         """
         self.lost = 0
+        self._max_bytes = max_bytes or MAX_LOG_FILE_BYTES
         self._path = path
         self._complain = complain
         self._descriptor: int | None = None
@@ -221,17 +228,44 @@ class LogFile:
     def __repr__(self) -> str:
         return f"<LogFile {self._path}>"
 
-    def write(self, line: str, now: float) -> None:
-        """Append a line; `now` is when it was made, in Unix seconds."""
+    def open(self) -> None:
+        """Open the file before there is a line.
+
+        Raises:
+            OSError: if it cannot be opened.
+        """
+        if self._descriptor is None:
+            self._open()
+
+    def follow(self) -> None:
+        """Begin a new file with the next line if somebody has renamed or removed this one."""
+        if self._descriptor is None:
+            return
+        try:
+            here, there = os.fstat(self._descriptor), self._path.stat()
+        except OSError:
+            self.close()
+            return
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            self.close()
+
+    def write(self, line: str, now: float, lines: int = 1) -> None:
+        """Append a line, or several with line ends between them.
+
+        Args:
+            line: Without a line end at its end.
+            now: When it was made, in Unix seconds.
+            lines: How many it is.
+        """
         if self._failed_at is not None and 0 <= now - self._failed_at < LOG_RETRY_S:
-            self._lose()
+            self._lose(lines)
             return
         try:
             if self._lost_now:
                 self._append(self._gap(now))
             self._append(line)
         except OSError as error:
-            self._lose()
+            self._lose(lines)
             if self._failed_at is None:
                 self._complain(
                     f"the log file {self._path} cannot be written ({error.strerror or error}); "
@@ -244,15 +278,15 @@ class LogFile:
         self._lost_now = 0
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; another line opens it anew."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = None
 
-    def _lose(self) -> None:
-        self.lost += 1
-        self._lost_now += 1
+    def _lose(self, lines: int) -> None:
+        self.lost += lines
+        self._lost_now += lines
 
     def _gap(self, now: float) -> str:
         message = f"{self._lost_now} lines are missing here: the file could not be written"
@@ -261,7 +295,7 @@ class LogFile:
 
     def _append(self, line: str) -> None:
         data = line.encode() + b"\n"
-        if self._descriptor is not None and self._size_bytes + len(data) > MAX_LOG_FILE_BYTES:
+        if self._descriptor is not None and self._size_bytes + len(data) > self._max_bytes:
             self._put_aside()
         descriptor = self._descriptor if self._descriptor is not None else self._open()
         if self._torn:  # the line before is not whole: begin a new one

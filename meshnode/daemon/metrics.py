@@ -10,6 +10,7 @@ import psutil
 
 from meshnode import __version__
 from meshnode import metric_catalogue as catalogue
+from meshnode.daemon.job_metrics import job_metrics
 from meshnode.daemon.logs import logged_lines
 from meshnode.errors import MeshError
 from meshnode.limits import MAX_METRIC_PEERS
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
     from meshnode.daemon.driver import Driver
     from meshnode.daemon.forwarding import Forwarder
+    from meshnode.daemon.jobs import Jobs
     from meshnode.daemon.serving import PeerServer
     from meshnode.daemon.uploads import Uploads
     from meshnode.daemon.watch import Watch
     from meshnode.gateway.pipeline import Pipeline
     from meshnode.metric_catalogue import MetricSpec
-    from meshnode.models.server import ModelServer
+    from meshnode.models.serving.server import ModelServer
     from meshnode.net.links import LinkHub
     from meshnode.node import Node
     from meshnode.trust.join_requests import JoinRequests
@@ -72,6 +74,7 @@ class DaemonMetrics:
         models: ModelServer,
         uploads: Uploads,
         watch: Watch,
+        jobs: Jobs,
         join_requests: JoinRequests,
         is_ready: Callable[[], bool],
     ) -> None:
@@ -85,6 +88,7 @@ class DaemonMetrics:
         self._models = models
         self._uploads = uploads
         self._watch = watch
+        self._jobs = jobs
         self._join_requests = join_requests
         self._is_ready = is_ready
         self._process = psutil.Process()
@@ -95,6 +99,7 @@ class DaemonMetrics:
     def collect(self) -> Iterable[Metric]:
         """Return all of them with their present values."""
         yield from self._requests()
+        yield from job_metrics(self._jobs)
         yield from self._served_models()
         yield from self._mesh()
         yield from self._traffic()
@@ -107,6 +112,9 @@ class DaemonMetrics:
         yield single(catalogue.REQUESTS_IN_FLIGHT, self._pipeline.in_flight)
         yield single(catalogue.RETRIES, router.budget.granted)
         yield single(catalogue.RETRIES_REFUSED, router.budget.refused)
+        yield single(catalogue.HEDGES, router.hedges.granted)
+        yield single(catalogue.HEDGES_REFUSED, router.hedges.refused)
+        yield single(catalogue.ADMISSION_REFUSED, self._pipeline.admission.refused)
         states = router.breakers.states()
         yield _gauge(catalogue.BREAKERS, {str(state): states[state] for state in BreakerState})
         yield _counter(catalogue.PEER_REQUESTS, self._peer_server.log.outcomes)
@@ -138,6 +146,58 @@ class DaemonMetrics:
             service.set(labels, report.service_ms / 1e3)
             load.set(labels, load_s)
         yield from (slots, requests, service, load)
+        yield from self._executions()
+        yield from self._processes()
+        yield from self._response_cache()
+
+    def _executions(self) -> Iterator[Metric]:
+        answers = Counter.of(catalogue.MODEL_ANSWERS)
+        executions = Counter.of(catalogue.MODEL_EXECUTIONS)
+        rows = Counter.of(catalogue.MODEL_ROWS)
+        queue = Counter.of(catalogue.MODEL_QUEUE_TIME)
+        compute = Counter.of(catalogue.MODEL_COMPUTE_TIME)
+        for (model, version), counted in self._models.statistics().items():
+            labels = (model, str(version))
+            answers.add((*labels, "ok"), counted.success.count)
+            answers.add((*labels, "failed"), counted.fail.count)
+            executions.add(labels, counted.execution_count)
+            rows.add(labels, counted.inference_count)
+            queue.add(labels, counted.queue.ns / 1e9)
+            for size in counted.batches:
+                compute.add((*labels, "input"), size.compute_input.ns / 1e9)
+                compute.add((*labels, "infer"), size.compute_infer.ns / 1e9)
+                compute.add((*labels, "output"), size.compute_output.ns / 1e9)
+        yield from (answers, executions, rows, queue, compute)
+
+    def _processes(self) -> Iterator[Metric]:
+        memory = Gauge.of(catalogue.MODEL_PROCESS_MEMORY)
+        restarts = Counter.of(catalogue.MODEL_PROCESS_RESTARTS)
+        for (model, version), (memory_bytes, restarted) in self._models.processes().items():
+            memory.set((model, str(version)), memory_bytes)
+            restarts.add((model, str(version)), restarted)
+        yield from (memory, restarts)
+
+    def _response_cache(self) -> Iterator[Metric]:
+        cache = self._models.cache
+        shared = self._models.shared_runs
+        outcomes = {"hit": cache.hits, "shared": shared, "miss": cache.misses}
+        yield _counter(catalogue.RESPONSE_CACHE_REQUESTS, outcomes)
+        yield single(catalogue.RESPONSE_CACHE_BYTES, cache.size_bytes)
+        yield single(catalogue.RESPONSE_CACHE_ENTRIES, len(cache))
+        yield single(catalogue.RESPONSE_CACHE_EVICTIONS, cache.evictions)
+        yield single(catalogue.MEMORY_PRESSURE, self._models.pressure)
+
+    def _deployments(self) -> Iterator[Metric]:
+        replicas = Gauge.of(catalogue.DEPLOYMENT_REPLICAS)
+        stewarded = 0
+        for deployment in self._node.deployments():
+            seen = self._node.scaling(deployment)
+            stewarded += seen.steward == self._node.me
+            if deployment.enabled:
+                replicas.set((deployment.name, "wanted"), seen.wanted)
+                replicas.set((deployment.name, "ready"), seen.ready)
+        yield replicas
+        yield single(catalogue.DEPLOYMENTS_STEWARDED, stewarded)
 
     def _mesh(self) -> Iterator[Metric]:
         members = self._node.membership.members
@@ -147,11 +207,13 @@ class DaemonMetrics:
         yield _gauge(catalogue.MEMBERS, states)
         yield from self._membership()
         yield _counter(catalogue.EVENTS, self._driver.events)
+        yield from self._deployments()
         peers = tuple(self._hub.peers())
         yield single(catalogue.LINKS, len(peers))
         yield single(catalogue.LINKS_REFUSED, self._hub.refused)
         yield single(catalogue.LINKS_TRIED, self._hub.trials)
         yield single(catalogue.LINKS_THROTTLED, self._hub.incoming.throttled)
+        yield from self._relaying()
         yield single(catalogue.PATHS_MOVED, self._driver.datagrams.paths.moved)
         asked = self._join_requests
         yield _counter(catalogue.JOIN_REQUESTS, {each: asked.events[each] for each in JOIN_EVENTS})
@@ -164,6 +226,20 @@ class DaemonMetrics:
                 name = members[peer].record.name if peer in members else ""
                 rtts.set((name, peer), rtt_s)
         yield rtts
+
+    def _relaying(self) -> Iterator[Metric]:
+        relaying = self._driver.relaying
+        if relaying is None:
+            return
+        outcomes = {
+            "found": relaying.found,
+            "failed": relaying.failed,
+            "replaced": relaying.replaced,
+        }
+        yield single(catalogue.LINKS_RELAYED, len(relaying.relayed))
+        yield _counter(catalogue.RELAY_SEARCHES, outcomes)
+        yield single(catalogue.RELAYED_PAIRS, relaying.relay.budget.pairs)
+        yield single(catalogue.RELAYED_BYTES, relaying.relay.budget.bytes)
 
     def _membership(self) -> Iterator[Metric]:
         membership = self._node.membership

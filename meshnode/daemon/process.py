@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING
 
 from meshnode import __version__
 from meshnode.client.control import plan_control, remove_control, write_control
-from meshnode.daemon import eviction, logs, ports
-from meshnode.daemon.assembly import Assembly, assemble
+from meshnode.daemon import eviction, grpc_entrance, logs, ports, triton_ports
+from meshnode.daemon.composition import assemble
 from meshnode.daemon.credentials import Credentials
 from meshnode.daemon.driver import Driver
 from meshnode.daemon.enforcement import apply_to_process
 from meshnode.daemon.joining import be_admitted, check_mesh, come_in
 from meshnode.daemon.local_network import LocalNetwork
 from meshnode.daemon.logs import LOG_FILE, set_up_logging
+from meshnode.daemon.model_folder import SOURCES_FOLDER
 from meshnode.daemon.pairing import JoinDesk
 from meshnode.daemon.surroundings import real_surroundings
+from meshnode.daemon.waking import Waking
 from meshnode.daemon.whereabouts import Whereabouts
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from meshnode.daemon.assembly import Assembly
     from meshnode.daemon.logs import LogSetup
     from meshnode.daemon.surroundings import Surroundings
     from meshnode.gateway.tls import GatewayTls
@@ -64,6 +67,8 @@ if TYPE_CHECKING:
     from meshnode.options import JoinOptions
 
 log = logging.getLogger("meshnode")
+
+_HANG_UP: int | None = getattr(signal, "SIGHUP", None)  # not on Windows
 
 GOODBYE_S = 0.3
 """How long a leaving node stays reachable at least, so that peers hear of it before they ask again.
@@ -219,6 +224,8 @@ class Daemon:
         hub, udp, mesh_address = await self._open_mesh(stack, credentials, driver, desk)
         if self._options.http is not None:
             await ports.require_free("--http", self._options.http)
+            await grpc_entrance.check(self._options)
+            await triton_ports.check(self._options)
             self._tls = _gateway_tls(self._options)
         network = self._network = LocalNetwork(driver, self._options.mdns_interfaces)
         if self._options.mdns:
@@ -321,17 +328,23 @@ class Daemon:
                 options.allow_hosts,
                 self._tls,
                 require_key=options.is_key_required_here,
+                cors_origins=options.cors_origins,
             )
+            await grpc_entrance.open_entrance(mesh, options, self._tls)
+            await triton_ports.open_entrances(mesh, options, self._tls)
         bound = await mesh.open_control(plan)
         write_control(options.data_dir, bound)
         stack.callback(remove_control, options.data_dir, bound)
         mesh.start()
         if options.models is not None:
-            mesh.load_folder(Path(options.models))
+            copies = Path(options.data_dir) / SOURCES_FOLDER
+            mesh.follow_models(options.models, options.models_poll_s, copies)
         self._keep_options()
         self._welcome(mesh)
         whereabouts = Whereabouts(mesh, options, mesh_address)
         stack.push_async_callback(_cancelled, asyncio.ensure_future(whereabouts.follow()))
+        waking = Waking(self._clock, driver.handle, hub.prove_links, whereabouts.look)
+        stack.push_async_callback(_cancelled, asyncio.ensure_future(waking.follow()))
         if self._network is not None and options.mdns:
             meeting = asyncio.ensure_future(self._network.meet(lambda: _announcement(mesh)))
             stack.push_async_callback(_cancelled, meeting)
@@ -360,6 +373,8 @@ class Daemon:
         say(f"meshnode {__version__}: node {status['name']} of mesh {status['mesh']}")
         say(f"  mesh  {status['mesh_address']} (TCP and UDP)")
         say(f"  HTTP  {status['http'] or 'none (--no-gateway)'}")
+        if status["grpc"] is not None:
+            say(f"  gRPC  {status['grpc']}")
         say(f"  data  {self._options.data_dir}")
         self._tell_of_callers(mesh)
         if not mesh.node.has_friends:
@@ -438,7 +453,9 @@ class Daemon:
         """End and begin anew with the key that this node has now, at the same addresses."""
         assert self._mesh is not None
         control = self._mesh.control
-        self.goes_on_as = eviction.as_successor(self._options, control.mesh_address, control.http)
+        self.goes_on_as = eviction.as_successor(
+            self._options, control.mesh_address, control.http, control.grpc
+        )
         self._stop.set()
 
     # Signals
@@ -457,12 +474,18 @@ class Daemon:
             with contextlib.suppress(NotImplementedError):
                 loop.remove_signal_handler(number)
 
+    def _reopened(self) -> bool:
+        """Open the access log anew, as SIGHUP asks for where no terminal was closed; False if there is no such file."""
+        return self._mesh is not None and self._mesh.reopen_access_log()
+
     def _shut_down(self, leave: bool) -> None:
         """Stop as after a signal, because the owner asked for it; forget the mesh too, if told."""
         self._forgets = self._forgets or leave
         self._stop.set()
 
     def _signalled(self, number: int) -> None:
+        if number == _HANG_UP and not self._options.on_terminal and self._reopened():
+            return
         self._signals.append(number)
         self._stop.set()
         if len(self._signals) > 1:
@@ -492,16 +515,16 @@ def _gateway_tls(options: JoinOptions) -> GatewayTls | None:
 
 def _stop_signals() -> tuple[int, ...]:
     """Return the signals that mean a polite stop; a closed terminal is one, unless under nohup."""
-    hang_up: int | None = getattr(signal, "SIGHUP", None)
-    if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
+    if _HANG_UP is None or signal.getsignal(_HANG_UP) is signal.SIG_IGN:
         return (signal.SIGINT, signal.SIGTERM)
-    return (signal.SIGINT, signal.SIGTERM, hang_up)
+    return (signal.SIGINT, signal.SIGTERM, _HANG_UP)
 
 
 def _announcement(mesh: Assembly) -> Announcement:
     record = mesh.node.membership.record
     addresses = tuple(Address(*each) for each in record.addresses)
-    return Announcement(mesh.node.me, str(mesh.credentials.mesh_id), record.name, addresses)
+    mesh_id, gateway = str(mesh.credentials.mesh_id), mesh.control.http or ""
+    return Announcement(mesh.node.me, mesh_id, record.name, addresses, gateway)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

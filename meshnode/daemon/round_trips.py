@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from meshnode.daemon.named import name_of, node_named
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshnode.node import Node
     from meshnode.types import NodeId
 
@@ -18,9 +20,12 @@ class RoundTrips:
     there are the network coordinates that all nodes tell with their probes.
     """
 
-    def __init__(self, node: Node) -> None:
-        """Read them off this node's cores."""
+    def __init__(
+        self, node: Node, relay_of: Callable[[NodeId], NodeId | None] = lambda _peer: None
+    ) -> None:
+        """Read them off this node's cores; `relay_of` tells through whom the link to a peer goes."""
         self._node = node
+        self._relay_of = relay_of
 
     def __repr__(self) -> str:
         return f"<RoundTrips of {self._node!r}>"
@@ -43,7 +48,23 @@ class RoundTrips:
             "to": {"id": b, "name": name_of(members, b)},
             "rtt_ms": rtt_ms,
             "rtt_estimated": is_estimated,
+            "relay": self._relay_between(a, b),
         }
+
+    def way(self, other: NodeId) -> dict[str, str | None]:
+        """Describe this node's link to a node: `direct`, `relayed` (and through whom), or None without one."""
+        member = self._node.membership.members.get(other)
+        if other == self._node.me or member is None or not member.linked:
+            return {"path": None, "relay": None}
+        relay = self._relay_between(self._node.me, other)
+        return {"path": "direct" if relay is None else "relayed", "relay": relay}
+
+    def _relay_between(self, a: NodeId, b: NodeId) -> str | None:
+        me = self._node.me
+        if me not in (a, b) or a == b:
+            return None
+        relay = self._relay_of(b if a == me else a)
+        return None if relay is None else name_of(self._node.membership.members, relay)
 
     def _between(self, a: NodeId, b: NodeId) -> tuple[float | None, bool]:
         me = self._node.me

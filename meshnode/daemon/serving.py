@@ -9,8 +9,14 @@ import asyncio
 import logging
 import math
 import random
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from msgspec import structs
+
+from meshnode.daemon.file_serving import FileServer
+from meshnode.daemon.life_signs import LifeSigns, interval_s
 from meshnode.daemon.serving_log import ServingLog
 from meshnode.errors import (
     Cancelled,
@@ -20,21 +26,32 @@ from meshnode.errors import (
     MeshError,
     ProtocolError,
     Saturated,
+    SequenceMoved,
 )
 from meshnode.limits import (
-    BLOB_CHUNK_BYTES,
-    MAX_BLOBS_SENT,
+    MAX_CACHE_CONTROL_LENGTH,
     MAX_PEER_TIMEOUT_S,
     MAX_REQUEST_ID_LENGTH,
     MAX_SENT_MESSAGE_LENGTH,
 )
 from meshnode.net.clock import RealClock
-from meshnode.net.peers import tensor_headers, tensors_of
+from meshnode.net.infer_call import tensor_headers, tensors_of
 from meshnode.tracing import TraceIds
-from meshnode.types import InferRequest, InferResponse, ResponsePart
+from meshnode.types import (
+    NO_HINTS,
+    InferRequest,
+    InferResponse,
+    KeptAs,
+    Priority,
+    ResponsePart,
+    RoutingHints,
+)
 from meshnode.wire.messages import (
     STREAMS,
-    BlobChunk,
+    AskChunks,
+    AskFiles,
+    AskLoad,
+    AskStatistics,
     Checkup,
     Failure,
     FetchBlob,
@@ -42,7 +59,12 @@ from meshnode.wire.messages import (
     Forwarded,
     Infer,
     LoadReport,
+    LoadTold,
+    Once,
     Result,
+    Resumed,
+    ResumeStream,
+    TakeSequence,
 )
 
 if TYPE_CHECKING:
@@ -50,14 +72,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from meshnode.clock import Clock
+    from meshnode.daemon.file_serving import Blobs
+    from meshnode.daemon.kept_streams import KeptStreams
     from meshnode.gateway.protocols.http import HttpResponse
     from meshnode.net.connection import Connection
-    from meshnode.types import NodeId
+    from meshnode.types import Buffer, NodeId
+    from meshnode.wire.codec import Message
+    from meshnode.wire.messages import Keep
 
 log = logging.getLogger(__name__)
 
 _HUNG_UP = Cancelled("the asking node went away")
-_SHA256_BYTES = 32
+
+# What a peer says of a request, by its priority; of one that is as urgent as most, or of no known priority, nothing.
+_HINTS = {int(each): RoutingHints(priority=each) for each in (Priority.LOW, Priority.HIGH)}
 
 
 class Executor(Protocol):
@@ -71,16 +99,6 @@ class Executor(Protocol):
 
     def load_report(self, model: str, version: int) -> LoadReport:
         """Say how busy a replica is."""
-
-
-class Blobs(Protocol):
-    """Where model files are."""
-
-    def size_bytes(self, sha256: bytes) -> int:
-        """Length of a blob; TransferFailed if it is not here."""
-
-    def read_chunk(self, sha256: bytes, offset: int, length: int) -> bytes:
-        """Read a part of a blob."""
 
 
 class Calls(Protocol):
@@ -109,14 +127,55 @@ class CheckupServer(Protocol):
         """Answer on the stream; Saturated if too many ask."""
 
 
+class StatisticsServer(Protocol):
+    """What says what this node's models have done (`meshnode.daemon.statistics`)."""
+
+    def answer(self, connection: Connection, stream: int, ask: AskStatistics) -> None:
+        """Answer on the stream."""
+
+
+class Homes(Protocol):
+    """What knows of `Idempotency-Key`s (`meshnode.daemon.once`)."""
+
+    async def answer(
+        self, connection: Connection, stream: int, ask: Once, body: memoryview
+    ) -> None:
+        """Answer on the stream; IdempotencyKeyReused or Saturated if it is refused."""
+
+
+class SequenceTaker(Protocol):
+    """What goes on with sequences of other nodes (`meshnode.daemon.sequence_moves`)."""
+
+    def take(
+        self, connection: Connection, stream: int, ask: TakeSequence, data: memoryview
+    ) -> None:
+        """Go on with one, and say so on the stream; MeshError if that cannot be."""
+
+
+class JobServer(Protocol):
+    """What answers about this node's jobs (`meshnode.daemon.job_answers`)."""
+
+    def read(self, meta: bytes) -> Message | None:
+        """Return what is asked about jobs; None if it is about something else."""
+
+    async def answer(
+        self, peer: NodeId, ask: Message, data: memoryview
+    ) -> tuple[bytes, list[Buffer]]:
+        """Return the answer to it, and the data that follows."""
+
+
 class _Asked(NamedTuple):
-    """An inference that a peer asked for: `parent` is its span, `started` when it arrived."""
+    """An inference that a peer asked for: `parent` is its span, `started` when it arrived.
+
+    It wants a sign of life each `alive_s`, if that is not 0.
+    """
 
     connection: Connection
     stream: int
     request: InferRequest
     parent: str
     started: float
+    alive_s: float = 0.0
 
 
 class PeerServer:
@@ -147,12 +206,22 @@ class PeerServer:
         """What answers calls that other nodes' gateways pass on; None as long as nothing does."""
         self.checkups: CheckupServer | None = None
         """What answers `meshnode doctor` of other nodes; None as long as nothing does."""
+        self.statistics: StatisticsServer | None = None
+        """What says what this node's models have done; None as long as nothing does."""
+        self.homes: Homes | None = None
+        """What knows of the `Idempotency-Key`s whose home this node is; None as long as nothing does."""
+        self.kept: KeptStreams | None = None
+        """What keeps streamed answers for gateways that take them up; None as long as nothing does."""
+        self.sequences: SequenceTaker | None = None
+        """What takes sequences of nodes that are emptied; None as long as nothing does."""
+        self.jobs: JobServer | None = None
+        """What answers about this node's jobs; None as long as nothing does."""
         self._executor = executor
-        self._blobs = blobs
+        self._files = FileServer(blobs)
         self._now = clock.now
         self._name_of = name_of
         self._tasks: dict[tuple[Connection, int], asyncio.Task[None]] = {}
-        self._blobs_sent = 0
+        self._keeps: dict[tuple[Connection, int], str] = {}  # names of streams that are kept
 
     @property
     def running(self) -> int:
@@ -170,30 +239,83 @@ class PeerServer:
             if isinstance(message, Infer):
                 self._infer(connection, stream, message, data)
             elif isinstance(message, FetchBlob):
-                self._start(connection, stream, self._send_blob(connection, stream, message))
+                send = partial(self._files.send, connection, stream, message)
+                self._start_sending(connection, stream, send)
+            elif isinstance(message, AskFiles):
+                send = partial(self._files.tell, connection, stream, message, data)
+                self._start_sending(connection, stream, send)
+            elif isinstance(message, AskChunks):
+                send = partial(self._files.send_chunks, connection, stream, message)
+                self._start_sending(connection, stream, send)
             elif isinstance(message, Forward) and self.forwards is not None:
                 self._start(connection, stream, self._forward(connection, stream, message, data))
-            elif isinstance(message, Checkup) and self.checkups is not None:
-                self._start(connection, stream, self._check_up(connection, stream, message))
             else:
-                raise InvalidRequest("this node does not know what is asked")
+                self._begin(connection, stream, message, meta, data)
         except MeshError as error:
             _fail(connection, stream, error, None)
         except Exception as error:  # a runtime's mistake must not cost the link
             log.error("answering a peer failed", exc_info=error)
             _fail(connection, stream, InferenceFailed("this node failed while it answered"), None)
 
+    def _begin(
+        self,
+        connection: Connection,
+        stream: int,
+        message: Message | None,
+        meta: bytes,
+        data: memoryview,
+    ) -> None:
+        """Begin to answer what is about neither inferences, files nor changes of the mesh.
+
+        Raises:
+            InvalidRequest: if it is about nothing that is known here.
+        """
+        if isinstance(message, ResumeStream) and self.kept is not None:
+            self._start(connection, stream, self._resume(connection, stream, message))
+        elif isinstance(message, Once) and self.homes is not None:
+            send = partial(self.homes.answer, connection, stream, message, data)
+            self._start_sending(connection, stream, send)
+        elif isinstance(message, Checkup) and self.checkups is not None:
+            self._start(connection, stream, self._check_up(connection, stream, message))
+        elif isinstance(message, TakeSequence) and self.sequences is not None:
+            self.sequences.take(connection, stream, message, data)
+        elif isinstance(message, AskLoad):
+            report = self._executor.load_report(message.model, message.version)
+            connection.reply(stream, STREAMS.encode(LoadTold(report)), [], end=True)
+        elif isinstance(message, AskStatistics) and self.statistics is not None:
+            self.statistics.answer(connection, stream, message)
+        elif (
+            message is None
+            and self.jobs is not None
+            and (asked := self.jobs.read(meta)) is not None
+        ):
+            answer = self._answer_job(self.jobs, connection, stream, asked, data)
+            self._start(connection, stream, answer)
+        else:
+            raise InvalidRequest("this node does not know what is asked")
+
     def cancelled(self, connection: Connection, stream: int) -> None:
-        """Stop working for a stream that nobody waits for."""
-        task = self._tasks.get((connection, stream))
+        """Stop working for a stream that nobody waits for.
+
+        A gateway that is leaving waits for nothing any more, but its clients go on elsewhere.
+        """
+        key = (connection, stream)
+        task = self._tasks.get(key)
         if task is not None:
+            if connection.going_away:
+                self._reader_lost(key)
             task.cancel()
 
     def closed(self, connection: Connection) -> None:
-        """Stop everything that a lost connection had asked for."""
-        for (owner, _), task in list(self._tasks.items()):
-            if owner is connection:
+        """Stop everything that a lost connection had asked for, but for streams that another gateway may take up."""
+        for key, task in list(self._tasks.items()):
+            if key[0] is connection:
+                self._reader_lost(key)
                 task.cancel()
+
+    def _reader_lost(self, key: tuple[Connection, int]) -> None:
+        if self.kept is not None and key in self._keeps:
+            self.kept.reader_lost(self._keeps[key])
 
     def _infer(self, connection: Connection, stream: int, ask: Infer, data: memoryview) -> None:
         started = self._now()
@@ -205,8 +327,12 @@ class PeerServer:
             ask.request_id[:MAX_REQUEST_ID_LENGTH],
             ask.parameters,
             _timeout_s(ask),
+            cache_control=ask.cache_control[:MAX_CACHE_CONTROL_LENGTH],
+            hints=_HINTS.get(ask.priority, NO_HINTS),
+            keep=_kept_as(ask.keep),
+            elsewhere=ask.elsewhere,
         )
-        asked = _Asked(connection, stream, request, ask.trace, started)
+        asked = _Asked(connection, stream, request, ask.trace, started, interval_s(ask.alive_ms))
         try:
             part = self._executor.try_infer_inline(request)
             if part is None:
@@ -225,7 +351,7 @@ class PeerServer:
 
     async def _run(self, asked: _Asked) -> None:
         try:
-            await self._answer(asked.connection, asked.stream, asked.request)
+            await self._answer(asked)
         except MeshError as error:
             self._refused(asked, error)
         except asyncio.CancelledError:
@@ -236,15 +362,50 @@ class PeerServer:
         else:
             self._ended(asked, None)
 
-    async def _answer(self, connection: Connection, stream: int, request: InferRequest) -> None:
+    async def _answer(self, asked: _Asked) -> None:
+        connection, stream, request = asked.connection, asked.stream, asked.request
         response = await self._executor.infer(request)
         if response.single is not None:
-            self._reply(connection, stream, request, response.single, end=True)
+            self._reply(
+                connection, stream, request, response.single, end=True, run_ms=response.run_ms
+            )
             return
-        async for part in response:
-            self._reply(connection, stream, request, part, end=False)
-            await connection.drained(stream)
-        self._reply(connection, stream, request, ResponsePart(()), end=True)
+        if self.kept is not None:
+            response = self.kept.keep(request, response)
+        await self._send_parts(asked, response)
+
+    async def _send_parts(self, asked: _Asked, response: InferResponse) -> None:
+        connection, stream, alive_s = asked.connection, asked.stream, asked.alive_s
+        if asked.request.keep is not None:
+            self._keeps[connection, stream] = asked.request.keep.stream
+        send = partial(self._reply, connection, stream, asked.request, alive_s=alive_s)
+        signs = LifeSigns(alive_s, lambda: send(ResponsePart(()), end=False))
+        try:
+            async with aclosing(aiter(response)) as parts:
+                async for part in parts:
+                    send(part, end=False)
+                    signs.told()
+                    signs.hold(held=True)
+                    await connection.drained(stream)
+                    signs.hold(held=False)
+        finally:
+            signs.close()
+            self._keeps.pop((connection, stream), None)
+        send(ResponsePart(()), end=True)
+
+    async def _resume(self, connection: Connection, stream: int, ask: ResumeStream) -> None:
+        """Go on with a stream that is kept here."""
+        assert self.kept is not None
+        try:
+            keep = KeptAs(ask.stream, ask.owner, ask.after)
+            response = self.kept.resume(keep)
+            found = Resumed(response.model, response.version, dict(response.head or {}))
+            connection.reply(stream, STREAMS.encode(found), (), end=False)
+            request = InferRequest(response.model, (), response.version, keep=keep)
+            alive_s = interval_s(ask.alive_ms)
+            await self._send_parts(_Asked(connection, stream, request, "", 0.0, alive_s), response)
+        except MeshError as error:
+            _fail(connection, stream, error, None)
 
     def _refused(self, asked: _Asked, error: MeshError) -> None:
         _fail(asked.connection, asked.stream, error, self._load(asked.request))
@@ -272,9 +433,14 @@ class PeerServer:
         part: ResponsePart,
         *,
         end: bool,
+        alive_s: float = 0.0,
+        run_ms: float = 0.0,
     ) -> None:
         report = self._load(request)
-        meta = STREAMS.encode(Result(tensor_headers(part.outputs), report, dict(part.parameters)))
+        if report is not None and run_ms > 0:
+            report = structs.replace(report, run_ms=run_ms)
+        outputs, parameters = tensor_headers(part.outputs), dict(part.parameters)
+        meta = STREAMS.encode(Result(outputs, report, parameters, alive_s * 1e3))
         connection.reply(stream, meta, [tensor.data for tensor in part.outputs], end=end)
 
     def _load(self, request: InferRequest) -> LoadReport | None:
@@ -289,6 +455,17 @@ class PeerServer:
             await self.checkups.answer(connection, stream, ask)
         except MeshError as error:
             _fail(connection, stream, error, None)
+
+    async def _answer_job(
+        self, jobs: JobServer, connection: Connection, stream: int, ask: Message, data: memoryview
+    ) -> None:
+        assert connection.hello is not None
+        try:
+            meta, parts = await jobs.answer(connection.hello.peer.node_id, ask, data)
+        except MeshError as error:
+            _fail(connection, stream, error, None)
+            return
+        connection.reply(stream, meta, parts, end=True)
 
     async def _forward(
         self, connection: Connection, stream: int, ask: Forward, body: memoryview
@@ -305,38 +482,18 @@ class PeerServer:
         meta = STREAMS.encode(Forwarded(answer.status, dict(answer.headers)))
         connection.reply(stream, meta, parts, end=True)
 
-    async def _send_blob(self, connection: Connection, stream: int, ask: FetchBlob) -> None:
-        if self._blobs_sent >= MAX_BLOBS_SENT:
-            busy = Saturated("this node is sending as many files as it can; try again")
-            _fail(connection, stream, busy, None)
-            return
-        self._blobs_sent += 1
+    async def _send_files(
+        self, connection: Connection, stream: int, send: Callable[[], Coroutine[None, None, None]]
+    ) -> None:
         try:
-            if len(ask.sha256) != _SHA256_BYTES:
-                raise InvalidRequest("a file is named by its SHA-256")
-            total = self._blobs.size_bytes(ask.sha256)
-            if not 0 <= ask.offset <= total:
-                raise InvalidRequest(f"the file has no byte {ask.offset}")
-            await self._send_rest(connection, stream, ask, total)
+            await send()
         except MeshError as error:
             _fail(connection, stream, error, None)
-        finally:
-            self._blobs_sent -= 1
 
-    async def _send_rest(
-        self, connection: Connection, stream: int, ask: FetchBlob, total: int
+    def _start_sending(
+        self, connection: Connection, stream: int, send: Callable[[], Coroutine[None, None, None]]
     ) -> None:
-        offset = ask.offset
-        end = False
-        while not end:
-            chunk = await asyncio.to_thread(
-                self._blobs.read_chunk, ask.sha256, offset, BLOB_CHUNK_BYTES
-            )
-            end = offset + len(chunk) >= total or not chunk
-            meta = STREAMS.encode(BlobChunk(offset, total))
-            connection.reply(stream, meta, [chunk], end=end)
-            offset += len(chunk)
-            await connection.drained(stream)
+        self._start(connection, stream, self._send_files(connection, stream, send))
 
     def _start(
         self, connection: Connection, stream: int, work: Coroutine[None, None, None]
@@ -353,6 +510,10 @@ class PeerServer:
             _fail(*key, InferenceFailed("this node failed while it answered"), None)
 
 
+def _kept_as(keep: Keep | None) -> KeptAs | None:
+    return None if keep is None else KeptAs(keep.stream, keep.owner, keep.after)
+
+
 def _timeout_s(ask: Infer) -> float:
     timeout_s = ask.timeout_ms / 1e3
     if not math.isfinite(timeout_s) or timeout_s > MAX_PEER_TIMEOUT_S:
@@ -363,7 +524,11 @@ def _timeout_s(ask: Infer) -> float:
 
 
 def _fail(connection: Connection, stream: int, error: MeshError, load: LoadReport | None) -> None:
-    meta = STREAMS.encode(Failure(error.code, str(error)[:MAX_SENT_MESSAGE_LENGTH], load))
+    retry_after_ms = error.retry_after_s * 1000 if isinstance(error, Saturated) else 0.0
+    node = error.node if isinstance(error, SequenceMoved) else ""
+    meta = STREAMS.encode(
+        Failure(error.code, str(error)[:MAX_SENT_MESSAGE_LENGTH], load, retry_after_ms, node)
+    )
     try:
         connection.reply(stream, meta, end=True)
     except (Saturated, ValueError):  # it reads nothing, or its answer had ended

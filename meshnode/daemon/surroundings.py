@@ -22,8 +22,8 @@ from meshnode.daemon.supervisor import notify
 from meshnode.hardware import machine, speed, usage
 from meshnode.hardware.accelerators import Accelerators
 from meshnode.hardware.power import PowerReader
-from meshnode.models.runtimes.onnx import OnnxRuntime
-from meshnode.models.server import ModelServer
+from meshnode.models.runtimes.registry import all_runtimes, installed_runtimes
+from meshnode.models.serving.server import ModelServer
 from meshnode.net.clock import RealClock
 from meshnode.net.tls import client_tls
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from meshnode.hardware.machine import Machine
     from meshnode.hardware.power import Power
     from meshnode.hardware.speed import Measured
-    from meshnode.models.runtimes.base import Runtime
+    from meshnode.models.runtimes.base import Environment, Runtime
     from meshnode.net.tls import ServerTls
     from meshnode.node import Node
 
@@ -83,12 +83,20 @@ class Hardware(Protocol):
         """Return how hot its processor is, in degrees Celsius, or None."""
         ...
 
+    def is_held_back(self) -> bool:
+        """Whether its processor was slowed down for its heat since the last call, or is about to be."""
+        ...
+
     def utilisation(self) -> tuple[float, int]:
         """Return the CPU load since the last call (0 to 1 over all cores) and the free memory in bytes."""
         ...
 
     def rss_bytes(self) -> int:
         """Return the memory that this process takes."""
+        ...
+
+    def runtimes(self, *, allow_code: bool) -> tuple[str, ...]:
+        """Return the runtimes whose libraries are here; those of models that are code only if allowed."""
         ...
 
     async def measure(self, folder: Path, cpus: int, copy_bytes: int) -> Measured:
@@ -130,6 +138,10 @@ class RealHardware:
         """Return how hot its processor is, in degrees Celsius, or None."""
         return self._sensors.temperature_c()
 
+    def is_held_back(self) -> bool:
+        """Whether its processor was slowed down for its heat since the last call, or is about to be."""
+        return self._sensors.is_held_back()
+
     def utilisation(self) -> tuple[float, int]:
         """Return the CPU load since the last call (0 to 1 over all cores) and the free memory in bytes."""
         return usage.utilisation()
@@ -137,6 +149,10 @@ class RealHardware:
     def rss_bytes(self) -> int:
         """Return the memory that this process takes."""
         return rss_bytes()
+
+    def runtimes(self, *, allow_code: bool) -> tuple[str, ...]:
+        """Return the runtimes whose libraries are here; those of models that are code only if allowed."""
+        return installed_runtimes(allow_code=allow_code)
 
     async def measure(self, folder: Path, cpus: int, copy_bytes: int) -> Measured:
         """Measure its speed; see `meshnode.hardware.speed.measure`."""
@@ -151,7 +167,7 @@ class Surroundings:
         clock: Its monotonic and its wall clock.
         random_bytes: Draws so many bytes that nobody can guess, for keys, nonces and the seeds of `rng`.
         hardware: Its machine.
-        runtime: Makes what executes models.
+        runtimes: Makes what executes models, by name.
         model_server: Makes what serves them, of runtimes by name and the number of processors.
         mesh_tls: Makes this start's TLS for incoming links; gets the data folder. Raises ConfigError.
         dial_tls: Makes the TLS context for links that it opens.
@@ -166,7 +182,7 @@ class Surroundings:
     clock: Clock
     random_bytes: Callable[[int], bytes]
     hardware: Hardware
-    runtime: Callable[[], Runtime]
+    runtimes: Callable[[Environment], Mapping[str, Runtime]]
     model_server: Callable[[Mapping[str, Runtime], int], ModelServer]
     mesh_tls: Callable[[Path], ServerTls]
     dial_tls: Callable[[], ssl.SSLContext]
@@ -188,7 +204,7 @@ def real_surroundings() -> Surroundings:
         clock=RealClock(),
         random_bytes=secrets.token_bytes,
         hardware=RealHardware(),
-        runtime=OnnxRuntime,
+        runtimes=all_runtimes,
         model_server=_model_server,
         mesh_tls=ports.mesh_tls,
         dial_tls=client_tls,

@@ -45,7 +45,7 @@ from meshnode.limits import (
     UPLOAD_ROOM_BYTES,
     UPLOAD_SWEEP_S,
 )
-from meshnode.models.upload_paths import check_upload_paths
+from meshnode.models.repository.upload_paths import check_upload_paths
 from meshnode.trust.records import rfc3339
 from meshnode.types import Scope
 

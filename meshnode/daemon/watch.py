@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 from meshnode.capabilities import Capabilities, Limits, RuntimeDetails
-from meshnode.daemon.enforcement import give_memory_back, not_enforced
+from meshnode.daemon.enforcement import not_enforced
 from meshnode.daemon.surroundings import Hardware, RealHardware
 from meshnode.errors import ConfigError, MeshError, NotServing, Saturated
 from meshnode.hardware.accelerators import missing_providers
+from meshnode.hardware.memory import give_memory_back
 from meshnode.hardware.speed import (
     ProbeFailed,
     copy_bytes_within,
@@ -37,8 +38,16 @@ from meshnode.hardware.speed import (
     to_keep,
 )
 from meshnode.limits import MIN_CAPABILITIES_INTERVAL_S
-from meshnode.node import CapabilitiesChanged
-from meshnode.owner_limits import Decision, OwnerLimits, OwnerPolicy, Reading, size_text
+from meshnode.models.workers import isolation
+from meshnode.node_events import CapabilitiesChanged
+from meshnode.owner_limits import (
+    Decision,
+    OwnerLimits,
+    OwnerPolicy,
+    Reading,
+    SteadyPower,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,12 +66,16 @@ LOOK_INTERVAL_S = 1.0
 IDLE_LOOK_INTERVAL_S = 10.0
 """Seconds between looks otherwise: what they find is only shown."""
 
+HELD_BACK_S = 30.0
+"""How long a processor that was slowed down for its heat counts as slow: it cools, and is slowed down again."""
+
 PROBE_DELAY_S = 3.0
 """Seconds after the start before the speed is measured: the first belong to joining and serving."""
 
 PROBE_PATIENCE_S = 60.0
 """How long the probe waits for a moment without requests, which both would suffer from."""
 
+_COUNTED = frozenset({"cuda", "rocm"})  # kinds of accelerators that programs choose by a number
 _DISK_STEP = 0.1  # a change of free space, as a share of what was told, that is worth telling
 _POWER_WORDS = {True: "mains", False: "battery", None: "unknown"}
 
@@ -86,11 +99,15 @@ class Fares(NamedTuple):
         temperature_c: Of its processor, or None.
         battery_percent: Charge of its battery, or None.
         accelerators: How busy those are that tell.
+        on_battery: Whether it runs on a battery; None where it cannot be told.
+        held_back: Whether its processor was slowed down for its heat lately.
     """
 
     temperature_c: float | None = None
     battery_percent: float | None = None
     accelerators: tuple[AcceleratorLoad, ...] = ()
+    on_battery: bool | None = None
+    held_back: bool = False
 
 
 class Watch:
@@ -124,6 +141,7 @@ class Watch:
         self._machine = self._hardware.machine()
         self._accelerators = self._hardware.accelerators()
         self._installed = _installed_runtimes()
+        self._runtimes = self._hardware.runtimes(allow_code=options.allow_code)
         self._fingerprint = fingerprint(self._machine, self._accelerators.found)
         self._measured = kept(folder.hardware(), self._fingerprint)
         limits = OwnerLimits(
@@ -134,14 +152,21 @@ class Watch:
         most = options.max_cpus or self._machine.usable_cpus
         self.cpus = min(self._machine.usable_cpus, most)
         self.fares = Fares()
+        self._steady_power = SteadyPower()
         self._power = "unknown"
         self._is_trimming = False
+        self._held_back_until = float("-inf")
         self._unmeasured = ""  # why the speed is not known, as a sentence
         self._told = self._facts(self._read())
         self._told_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Watch: {self._told.paused or 'serving'}, on {self._power}>"
+
+    @property
+    def memory_bytes(self) -> int:
+        """What this node may use of the machine's memory."""
+        return self._told.memory_bytes
 
     def first(self) -> dict[str, Any]:
         """Return the capabilities for the record that this node starts with, and say what is odd."""
@@ -165,6 +190,16 @@ class Watch:
         """
         allowed_bytes = self._told.memory_bytes - self._hardware.rss_bytes()
         return max(0, min(available_bytes, allowed_bytes))
+
+    @property
+    def total_bytes(self) -> int:
+        """The machine's memory; 0 if it does not tell."""
+        return self._machine.memory_bytes
+
+    @property
+    def gpus(self) -> int:
+        """Accelerators whose instances are counted by themselves."""
+        return sum(each.kind in _COUNTED for each in self._accelerators.found)
 
     @property
     def interval_s(self) -> float:
@@ -263,12 +298,18 @@ class Watch:
     def _read(self) -> Decision:
         power = self._hardware.power()
         temperature_c = self._hardware.temperature_c()
-        self._power = _POWER_WORDS[power.on_mains]
+        now = self._clock.now()
+        self._power = self._steady_power.see(_POWER_WORDS[power.on_mains], now)
+        if self._hardware.is_held_back():
+            self._held_back_until = now + HELD_BACK_S
         self.fares = self.fares._replace(
-            temperature_c=temperature_c, battery_percent=power.battery_percent
+            temperature_c=temperature_c,
+            battery_percent=power.battery_percent,
+            on_battery=None if power.on_mains is None else not power.on_mains,
+            held_back=now < self._held_back_until,
         )
         reading = Reading(self._hardware.rss_bytes(), power.on_mains, temperature_c)
-        return self._policy.decide(reading, self._clock.now())
+        return self._policy.decide(reading, now)
 
     def _shortcomings(self) -> tuple[str, ...]:
         options = self._options
@@ -280,6 +321,8 @@ class Watch:
             found.append(
                 "--max-temperature: this machine does not tell its processor's temperature"
             )
+        if options.allow_code:
+            found.extend(isolation.not_enforced(isolation.enforced_here()))
         return tuple(found)
 
     def _facts(self, decision: Decision) -> Capabilities:
@@ -297,7 +340,7 @@ class Watch:
             memory_bytes=memory_bytes,
             os=machine.os,
             architecture=machine.architecture,
-            runtimes=("onnx",),
+            runtimes=self._runtimes,
             cpu=machine.cpu,
             memory_total_bytes=machine.memory_bytes,
             disk=self._hardware.disk(self._folder.path),
@@ -315,6 +358,7 @@ class Watch:
                 self._not_enforced,
             ),
             paused=decision.paused,
+            cost=options.cost,
         )
 
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from meshnode.daemon.assembly import told_addresses
+from meshnode.daemon.own_node import told_addresses
 from meshnode.hardware.addresses import reachable_hosts
 from meshnode.limits import ADDRESS_POLL_S
 from meshnode.options import is_loopback

@@ -16,11 +16,17 @@ from typing import NamedTuple
 
 import psutil
 
+from meshnode.hardware.sysfs import listed, text_of
+
 _CPU_SENSORS = (
     "coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "x86_pkg_temp", "soc_thermal",
     "soc-thermal", "cpu0_thermal", "cpuss", "bigcore", "acpitz",
 )  # fmt: skip
 """Names of processors' sensors in the kernel's hwmon and thermal classes, the most exact first."""
+
+
+_NEAR_CRITICAL_C = 5.0
+"""So close to the critical temperature firmware slows a processor down, or is about to."""
 
 
 class Power(NamedTuple):
@@ -82,6 +88,9 @@ class PowerReader:
         self._on_linux = sys.platform == "linux" if on_linux is None else on_linux
         self._supplies = root / "sys/class/power_supply"
         self._sensors = _sensors(root / "sys/class") if self._on_linux else []
+        self._critical_c = hottest_allowed([text_of(_critical_of(each)) for each in self._sensors])
+        self._counters = _throttle_counters(root) if self._on_linux else []
+        self._throttled = self._throttle_count()
 
     def __repr__(self) -> str:
         return f"<PowerReader with {len(self._sensors)} temperature sensors>"
@@ -101,8 +110,32 @@ class PowerReader:
     def temperature_c(self) -> float | None:
         """Return the hottest of the processor's sensors in degrees Celsius, or None."""
         if self._on_linux:
-            return hottest([_text(sensor) for sensor in self._sensors])
+            return hottest([text_of(sensor) for sensor in self._sensors])
         return _temperature_by_psutil()
+
+    def is_held_back(self) -> bool:
+        """Whether the processor was slowed down for its heat since the last call, or is about to be.
+
+        Intel's kernel drivers count that; elsewhere it is taken to be so a few degrees below the temperature that
+        the sensor calls critical. Where neither is told, it is taken to be well.
+        """
+        before, self._throttled = self._throttled, self._throttle_count()
+        if self._throttled > before:
+            return True
+        if self._critical_c is None:
+            return False
+        heat_c = self.temperature_c()
+        return heat_c is not None and heat_c >= self._critical_c - _NEAR_CRITICAL_C
+
+    def _throttle_count(self) -> int:
+        texts = [text_of(each) for each in self._counters]
+        return sum(int(text) for text in texts if text.isdigit())
+
+
+def hottest_allowed(millidegrees: list[str]) -> float | None:
+    """Return the lowest of sensors' critical temperatures in degrees Celsius; None if none says a likely one."""
+    values = [int(text) / 1000 for text in millidegrees if text.isdigit()]
+    return min((value for value in values if 60 <= value < 150), default=None)
 
 
 def hottest(millidegrees: list[str]) -> float | None:
@@ -113,22 +146,32 @@ def hottest(millidegrees: list[str]) -> float | None:
 
 def _supply(folder: Path) -> Supply:
     return Supply(
-        *(_text(folder / name) for name in ("type", "online", "status", "scope", "capacity"))
+        *(text_of(folder / name) for name in ("type", "online", "status", "scope", "capacity"))
     )
 
 
 def _sensors(classes: Path) -> list[Path]:
     """Return the files of the most exact kind of processor sensor that there is."""
     found: dict[str, list[Path]] = {}
-    for folder in _listed(classes / "hwmon"):
+    for folder in listed(classes / "hwmon"):
         inputs = sorted(folder.glob("temp*_input"))
-        found.setdefault(_text(folder / "name"), []).extend(inputs)
-    for folder in _listed(classes / "thermal"):
-        kind = _text(folder / "type")
+        found.setdefault(text_of(folder / "name"), []).extend(inputs)
+    for folder in listed(classes / "thermal"):
+        kind = text_of(folder / "type")
         names = [kind, *(name for name in _CPU_SENSORS if kind.startswith(name))]
         if folder.name.startswith("thermal_zone"):
             found.setdefault(names[-1], []).append(folder / "temp")
     return next((found[name] for name in _CPU_SENSORS if found.get(name)), [])
+
+
+def _critical_of(sensor: Path) -> Path:
+    """Return the file beside a `temp1_input` that says which temperature is critical."""
+    return sensor.with_name(sensor.name.removesuffix("_input") + "_crit")
+
+
+def _throttle_counters(root: Path) -> list[Path]:
+    """Return the files in which the kernel counts how often processors were slowed down for their heat."""
+    return sorted((root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count"))
 
 
 def _power_by_psutil() -> Power:
@@ -157,17 +200,3 @@ def _temperature_by_psutil() -> float | None:
         return None
     values = [float(each.current) for group in groups.values() for each in group if each.current]
     return max((value for value in values if 0 < value < 150), default=None)
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -50,7 +50,8 @@ _ONE_THREAD = dict.fromkeys(
 """Variables that keep each library under NumPy to one thread; set before the process starts."""
 
 _PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-silicon",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-silicon", "torch",
+    "ai-edge-litert",
 )  # fmt: skip
 """Packages that compute; other ones or other versions make a measurement stale."""
 

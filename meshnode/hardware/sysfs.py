@@ -44,18 +44,18 @@ class Found(NamedTuple):
 def find_amd(root: Path) -> Found:
     """Find AMD GPUs that ROCm can use."""
     found: list[tuple[Accelerator, Path]] = []
-    for node in _listed(root / "sys/class/kfd/kfd/topology/nodes"):
-        facts = _properties(_text(node / "properties"))
+    for node in listed(root / "sys/class/kfd/kfd/topology/nodes"):
+        facts = _properties(text_of(node / "properties"))
         isa = gfx_name(facts.get("gfx_target_version", 0))
         if not isa:
             continue  # a processor is a node of this topology too
         device = root / f"sys/class/drm/renderD{facts.get('drm_render_minor', 0)}/device"
-        memory_bytes = _integer(_text(device / "mem_info_vram_total")) or 0
-        name = _text(device / "product_name") or f"AMD GPU {_text(device / 'device') or isa}"
+        memory_bytes = _integer(text_of(device / "mem_info_vram_total")) or 0
+        name = text_of(device / "product_name") or f"AMD GPU {text_of(device / 'device') or isa}"
         found.append((Accelerator("rocm", name, memory_bytes, _driver(device), isa), device))
     if found:
         return Found(tuple(each for each, _ in found), tuple(folder for _, folder in found))
-    if any(_text(card / "device/vendor") == _AMD for card in _cards(root)):
+    if any(text_of(card / "device/vendor") == _AMD for card in _cards(root)):
         return Found(
             (), (), "AMD ROCm: a GPU is there, but not its compute driver (/sys/class/kfd)"
         )
@@ -65,7 +65,7 @@ def find_amd(root: Path) -> Found:
 def find_intel(root: Path) -> Found:
     """Find Intel's GPUs and neural processors."""
     cards = [card / "device" for card in _cards(root)]
-    chips = [entry / "device" for entry in _listed(root / "sys/class/accel")]
+    chips = [entry / "device" for entry in listed(root / "sys/class/accel")]
     found = [_intel("intel-gpu", "Intel GPU", each) for each in cards if _is_intel(each)]
     found += [_intel("intel-npu", "Intel NPU", each) for each in chips if _is_intel(each)]
     missing = "" if found else "Intel GPU, NPU: none in /sys/class/drm and /sys/class/accel"
@@ -74,11 +74,11 @@ def find_intel(root: Path) -> Found:
 
 def find_edge_tpu(root: Path) -> Found:
     """Find Coral's Edge TPUs."""
-    on_pcie = [each for each in _listed(root / "dev") if re.fullmatch(r"apex_[0-9]+", each.name)]
+    on_pcie = [each for each in listed(root / "dev") if re.fullmatch(r"apex_[0-9]+", each.name)]
     on_usb = [
         device
-        for device in _listed(root / "sys/bus/usb/devices")
-        if (_text(device / "idVendor"), _text(device / "idProduct")) in _CORAL_USB
+        for device in listed(root / "sys/bus/usb/devices")
+        if (text_of(device / "idVendor"), text_of(device / "idProduct")) in _CORAL_USB
     ]
     found = [Accelerator("edgetpu", "Coral Edge TPU (PCIe)") for _ in on_pcie]
     found += [Accelerator("edgetpu", "Coral Edge TPU (USB)") for _ in on_usb]
@@ -88,9 +88,9 @@ def find_edge_tpu(root: Path) -> Found:
 
 def amd_use(device: Path) -> tuple[float, int] | None:
     """Return how busy an AMD GPU is (0 to 1) and its free memory in bytes, or None."""
-    busy = _integer(_text(device / "gpu_busy_percent"))
-    total = _integer(_text(device / "mem_info_vram_total"))
-    used = _integer(_text(device / "mem_info_vram_used"))
+    busy = _integer(text_of(device / "gpu_busy_percent"))
+    total = _integer(text_of(device / "mem_info_vram_total"))
+    used = _integer(text_of(device / "mem_info_vram_used"))
     if busy is None or total is None or used is None:
         return None
     return min(1.0, busy / 100), max(0, total - used)
@@ -107,11 +107,11 @@ def gfx_name(version: int) -> str:
 
 
 def _is_intel(device: Path) -> bool:
-    return _text(device / "vendor") == _INTEL
+    return text_of(device / "vendor") == _INTEL
 
 
 def _intel(kind: str, what: str, device: Path) -> Accelerator:
-    return Accelerator(kind, f"{what} {_text(device / 'device')}".rstrip(), 0, _driver(device))
+    return Accelerator(kind, f"{what} {text_of(device / 'device')}".rstrip(), 0, _driver(device))
 
 
 def _driver(device: Path) -> str:
@@ -122,7 +122,7 @@ def _driver(device: Path) -> str:
 
 
 def _cards(root: Path) -> list[Path]:
-    return [each for each in _listed(root / "sys/class/drm") if _CARD.fullmatch(each.name)]
+    return [each for each in listed(root / "sys/class/drm") if _CARD.fullmatch(each.name)]
 
 
 def _properties(text: str) -> dict[str, int]:
@@ -134,14 +134,16 @@ def _integer(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted; nothing where it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError:
         return []
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return what a file says, without white space around it; nothing where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

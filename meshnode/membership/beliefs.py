@@ -235,6 +235,22 @@ class Beliefs:
         self._outbox.rumours.add(accusation)
         return [timer, *self._pusher.add_rumour(accusation, teller, now)]
 
+    def begin_suspicions_anew(self, now: float) -> list[Effect]:
+        """Give every suspect its time once more: this node slept, and may have missed that it refuted."""
+        return [
+            self._start_suspicion(member, None, now)
+            for node_id in self._table.live
+            if (member := self._table.get(node_id)) is not None
+            and member.state is NodeState.SUSPECT
+        ]
+
+    def suspicion_again(self, timer: SuspicionExpired, now: float) -> list[Effect]:
+        """Give a suspect its time once more whose time is over: this node may be cut off itself."""
+        member = self._table.get(timer.node_id)
+        if member is None or not self._suspicions.is_due(timer):
+            return []
+        return [self._start_suspicion(member, None, now)]
+
     def suspicion_expired(self, timer: SuspicionExpired, now: float) -> list[Effect]:
         """Hold a suspect for dead that did not refute in time."""
         member = self._table.get(timer.node_id)

@@ -53,6 +53,7 @@ from meshnode.events import (
     NoteReceived,
     Start,
     TimerFired,
+    Woke,
 )
 from meshnode.limits import MAX_MEMBER_RECORD_BYTES, MAX_PERSISTED_MEMBERS
 from meshnode.membership.beliefs import Beliefs, Parts, Signatures
@@ -122,6 +123,11 @@ CHANGEABLE: Final = frozenset(
     {"name", "region", "zone", "labels", "addresses", "http", "capabilities", "chain"}
 )
 """Fields of its own record that a running node may change."""
+
+
+WAKE_GRACE_S: Final = 30.0
+"""For how long after a sleep a node that hears nobody holds itself for cut off: a laptop is in its network again within
+ten seconds, in another one within twenty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +208,8 @@ class Membership:
         self._reconciler = Reconciler(self._table, self._beliefs, self._fetcher, config, rng)
         self._known_unverified = tuple(known)
         self._started_at = -math.inf
+        # After a sleep: until when silence may be this node's own fault.
+        self._alone_until = -math.inf
         self.members: Final[Mapping[NodeId, Member]] = self._table.view
 
     def __repr__(self) -> str:
@@ -230,6 +238,14 @@ class Membership:
             None where nothing is known yet; a link's measurement is better where there is one.
         """
         return self._coordinates.rtt_s(a, b)
+
+    def neighbours_of(self, node_id: NodeId) -> list[NodeId]:
+        """Return the other live members that should have links to a member, as its id tells.
+
+        Returns:
+            Nobody where the mesh is small, and all should.
+        """
+        return self._linking.neighbours_of(node_id)
 
     # The one door.
 
@@ -314,10 +330,25 @@ class Membership:
                 return self._dialler.failed(addresses, expect, now)
             case Start():
                 return self._on_start(now)
+            case Woke():
+                return self._on_woke(now)
             case Leave():
                 return self._on_leave(now)
             case _:
                 return []
+
+    def _on_woke(self, now: float) -> list[Effect]:
+        """Blame nobody for what this node missed, and have its links back at once.
+
+        Its network may come back later than it does itself. Until it has heard of anybody it takes silence for its
+        own fault, for `WAKE_GRACE_S` at most.
+        """
+        self._alone_until = now + WAKE_GRACE_S
+        self._prober.woke()
+        return [*self._beliefs.begin_suspicions_anew(now), *self._dialler.woke(now)]
+
+    def _heard_of_others(self) -> None:
+        self._alone_until = -math.inf
 
     def _on_start(self, now: float) -> list[Effect]:
         self._started_at = now
@@ -362,6 +393,7 @@ class Membership:
             message = CODEC.decode(payload)
         except ProtocolError as error:
             return [Emit("member.dropped", sender, str(error))]
+        self._heard_of_others()
         match message:
             case Ping() | Ack() | Nack() | PingRequest() | Gossip():
                 return self._on_talk(sender, message, now, by_datagram=by_datagram)
@@ -406,6 +438,7 @@ class Membership:
     def _on_link_up(self, peer: NodeId, address: Address, now: float) -> list[Effect]:
         if peer == self.node_id:
             return []
+        self._heard_of_others()
         self._table.set_linked(peer, True)
         self._dialler.link_up(peer, address, now)
         self._prober.proven_alive(peer)
@@ -427,6 +460,8 @@ class Membership:
             case ProbePeriod() | ProbeTimeout() | ProbeDeadline() | NackDue() | RelayExpired():
                 return self._on_probe_timer(timer, now)
             case SuspicionExpired():
+                if now < self._alone_until:
+                    return self._beliefs.suspicion_again(timer, now)
                 return self._beliefs.suspicion_expired(timer, now)
             case GossipRound():
                 return self._gossiper.next_round(now)
@@ -474,7 +509,9 @@ class Membership:
             case ProbeDeadline():
                 target, effects = self._prober.judge(timer, now)
                 member = None if target is None else self._table.get(target)
-                return effects if member is None else self._beliefs.suspect(member, now)
+                if member is None or now < self._alone_until:
+                    return effects
+                return [*effects, *self._beliefs.suspect(member, now)]
 
     def _on_sync_round(self, now: float) -> list[Effect]:
         self._beliefs.forget_old(now)

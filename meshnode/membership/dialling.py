@@ -14,6 +14,7 @@ What is wanted:
 |---|---|---|
 | a live member without a link | if `linking.py` says so | the smaller NodeId at once, the greater after `dial_patience_s` |
 | one that only this node wants | likewise | at once: the other side will not dial |
+| one whose last link this node dialled | likewise | at once: the other side may not be able to, as into a home |
 | a member that this node just came to suspect | never | at once, without retries: TCP may pass where UDP does not |
 | a seed, a node known from disk | while no other member is live | at once |
 | a dead member, a node known from disk | one of them per `reconnect_interval_s`, at random | no retries |
@@ -110,6 +111,7 @@ class Dialler:
         # a second must not leave one behind each time.
         self._timers: dict[Target, list[tuple[float, int]]] = {}
         self._links: dict[NodeId, tuple[float, int]] = {}  # up since, failures before; members only
+        self._dialled: set[NodeId] = set()  # members whose last link this node dialled
         self._under_way = 0
         self._token = 0
         self._rounds = 0
@@ -171,7 +173,8 @@ class Dialler:
         """See to a link to a live member, if one is wanted and there is none and no attempt."""
         if not self._is_free(node_id) or not self._linking.wants(node_id):
             return []
-        if self._table.own_id < node_id or not self._linking.is_mutual(node_id):
+        is_ours = self._table.own_id < node_id or not self._linking.is_mutual(node_id)
+        if is_ours or node_id in self._dialled:
             return self._dial(node_id, now)
         return self._wait(node_id, self._config.dial_patience_s, now)
 
@@ -217,6 +220,10 @@ class Dialler:
         attempt = self._attempts.get(peer)
         if peer in self._table.view:
             self._links[peer] = (now, attempt.failures if attempt else 0)
+        if attempt is not None and attempt.under_way_until is not None:
+            self._dialled.add(peer)
+        else:
+            self._dialled.discard(peer)
         self._forget(peer)
         self._forget(address)
 
@@ -254,6 +261,7 @@ class Dialler:
         for target, attempt in list(self._attempts.items()):
             if attempt.under_way_until is not None and attempt.under_way_until < now:
                 self._forget(target)
+        self._dialled.intersection_update(self._table.view)
         delay_s = self._config.reconnect_interval_s * self._rng.uniform(0.8, 1.2)
         effects: list[Effect] = [StartTimer(ReconnectRound(), delay_s)]
         if self._table.is_alone:
@@ -266,6 +274,20 @@ class Dialler:
             effects += self._dial_one(self._lost, now)
             effects += self._dial_one(self._strange_seeds(), now)
         return effects
+
+    def woke(self, now: float) -> list[Effect]:
+        """Dial at once whom this node waited to dial: what failed before its sleep says nothing of now."""
+        effects: list[Effect] = []
+        waiting = [
+            target for target, each in self._attempts.items() if each.under_way_until is None
+        ]
+        for target in waiting:
+            self._forget(target)
+            if self._is_wanted(target):
+                effects += self._dial(target, now)
+        if self._table.is_alone:
+            effects += self.dial_everyone(now)
+        return [*effects, *self.fill(now)]
 
     def _strange_seeds(self) -> list[Address]:
         """Return the seeds that lead to no live member, as far as is known, nor to this node."""

@@ -152,6 +152,13 @@ class Linking:
             *(each.node_id for each in others if each is not None and each.live),
         ]
 
+    def neighbours_of(self, node_id: NodeId) -> list[NodeId]:
+        """Return the others that rank first for a member in a large mesh; nobody in a small one."""
+        if self.is_full:
+            return []
+        others = [each for each in self._table.live if each != node_id]
+        return neighbours(node_id, others, self._config.link_degree)
+
     def helpers(self, target: NodeId, count: int, asked: Iterable[NodeId] = ()) -> list[NodeId]:
         """Return members that may reach a target over other ways than this node's own.
 

@@ -155,6 +155,11 @@ class Prober:
         """Begin at a random point of a period, so that nodes started together do not probe in step."""
         return [StartTimer(ProbePeriod(), self._rng.uniform(0.0, self._config.probe_interval_s))]
 
+    def woke(self) -> None:
+        """Drop what is under way: this node slept, and its questions or their answers may be lost."""
+        self.counts.void += len(self._probes)
+        self._probes.clear()
+
     def member_joined(self, node_id: NodeId) -> None:
         """Give a member that became live a random place in the pass that runs."""
         if node_id not in self._waiting:

@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from meshnode.errors import (
-    InvalidRequest,
     LinkLost,
     MeshError,
     Saturated,
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from meshnode.trust.hello import HelloResult
     from meshnode.trust.invite import Invite
     from meshnode.trust.pairing import Pairing
+    from meshnode.types import NodeId
 
 FLUSH_BYTES = 256 * KIB
 """Bytes taken from the link at a time, and queued in the transport before it says that it is full:
@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         dialler: Whether this side opened the connection.
         dialled: The address that was dialled, on the side that did.
         remote: The other end.
+        relay: The node through which it goes; None if it is direct.
         hello: What the hello established; None before.
         lost: Set once the transport is gone, or was never made.
         dropped_notes: Notes that found no room because the peer reads nothing.
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         config: LinkConfig,
         dialled: Address | None = None,
         remote: Address | None = None,
+        relay: NodeId | None = None,
         hello_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
         """Wait for the transport.
@@ -110,10 +112,12 @@ class Connection(asyncio.Protocol):
             config: Of the link.
             dialled: The address, on the side that dials; None on the side that accepts.
             remote: The other end, on the side that accepts.
+            relay: The node through which it goes, if it is not direct.
             hello_timeout_s: From now until the hello must have succeeded, TLS included.
         """
         self.dialler = dialled is not None
         self.dialled = dialled
+        self.relay = relay
         self.hello: HelloResult | None = None
         self.remote = dialled or remote or Address("", 0)
         self.dropped_notes = 0
@@ -131,6 +135,7 @@ class Connection(asyncio.Protocol):
         self._writable: dict[int, asyncio.Future[None]] = {}
         self._flush_due = False
         self._unflushed = 0
+        self._receipts = 0  # how often bytes came
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
@@ -170,6 +175,7 @@ class Connection(asyncio.Protocol):
         """Feed the hello, then the link."""
         if self._closed:
             return
+        self._receipts += 1
         try:
             if self._link is None:
                 assert self._phase is not None
@@ -193,6 +199,7 @@ class Connection(asyncio.Protocol):
             self._abort_timer.cancel()
         if self._error is None and exc is not None:
             self._error = LinkLost(f"the connection to {self.remote} broke: {exc}")
+            self._tell_failure()
         self._finish()
         self.lost.set()
 
@@ -307,6 +314,15 @@ class Connection(asyncio.Protocol):
             self._link.ping(self._clock.now())
             self._schedule_flush()
 
+    def prove(self, within_s: float) -> None:
+        """Ask the peer for a sign of life, and give the connection up if no byte comes in so many seconds."""
+        self.ping()
+        self._loop.call_later(within_s, self._unproven, self._receipts)
+
+    def _unproven(self, receipts: int) -> None:
+        if not self._closed and self._receipts == receipts:
+            self.abort(LinkLost("the peer has said nothing since this device woke"))
+
     @property
     def ping_is_out(self) -> bool:
         """Whether a ping waits for its answer."""
@@ -328,8 +344,16 @@ class Connection(asyncio.Protocol):
             self._phase.refuse(error)
             self.close(error)
 
-    def open(self, meta: bytes, data: Sequence[Buffer], handler: StreamHandler) -> int:
-        """Open a stream with its only part of ours; the handler receives what comes back.
+    def open(
+        self, meta: bytes, data: Sequence[Buffer], handler: StreamHandler, *, end: bool = True
+    ) -> int:
+        """Open a stream; the handler receives what comes back.
+
+        Args:
+            meta: The message of the first part of ours.
+            data: What follows it.
+            handler: Receives what the peer sends.
+            end: Whether that is all of ours; else more of it goes out with `reply`.
 
         Raises:
             LinkLost: if the link is not usable.
@@ -339,7 +363,7 @@ class Connection(asyncio.Protocol):
         link = self._link
         if link is None or self._closed:
             raise LinkLost(f"there is no link to {self.remote}")
-        stream = link.open_stream(meta, data)
+        stream = link.open_stream(meta, data, end=end)
         self._handlers[stream] = handler
         self._schedule_flush()
         if len(self._handlers) == 1:
@@ -348,14 +372,29 @@ class Connection(asyncio.Protocol):
             self._owner.health_changed(self)
         return stream
 
-    def consumed(self, stream: int, size_bytes: int) -> None:
-        """Return credit for data of a part that is no longer held; does nothing if it is gone."""
+    def attend(self, stream: int, handler: StreamHandler) -> None:
+        """Let a handler receive what else the peer sends on a stream that it opened."""
+        self._handlers[stream] = handler
+
+    def queued_bytes(self, stream: int) -> int:
+        """Return what was sent on this stream and waits here for credit or its turn."""
+        return 0 if self._link is None else self._link.queued_bytes(stream)
+
+    def consumed(self, stream: int, size_bytes: int, *, at_once: bool = False) -> None:
+        """Return credit for data of a part that is no longer held; does nothing if it is gone.
+
+        The peer is told when half a window is due, or `at_once`.
+        """
         if size_bytes and self._link is not None and not self._closed:
-            self._link.consumed(stream, size_bytes)
+            self._link.consumed(stream, size_bytes, at_once=at_once)
             self._schedule_flush()
 
+    def left_bytes(self, stream: int) -> int:
+        """Return how much is still to come of a part that has begun to arrive; 0 if none has."""
+        return 0 if self._link is None else self._link.left_bytes(stream)
+
     def reply(self, stream: int, meta: bytes, data: Sequence[Buffer] = (), *, end: bool) -> None:
-        """Send one part on a stream that the peer opened; nothing happens if it is gone.
+        """Send one part on a stream, the peer's or one that we left open; nothing happens if it is gone.
 
         Raises:
             Saturated: if too much waits on this stream; see `drained`.
@@ -390,12 +429,18 @@ class Connection(asyncio.Protocol):
             self._link.go_away()
             self._schedule_flush()
 
-    async def drained(self, stream: int) -> None:
-        """Wait until little of what was sent on this stream is still queued here."""
+    async def drained(self, stream: int, most_bytes: int | None = None) -> None:
+        """Wait until little of what was sent on this stream is still queued here.
+
+        Args:
+            stream: Which one.
+            most_bytes: What may be; by default, and at most, one window.
+        """
+        most_bytes = self._config.window_bytes if most_bytes is None else most_bytes
         while (
             self._link is not None
             and not self._closed
-            and self._link.queued_bytes(stream) > self._config.window_bytes
+            and self._link.queued_bytes(stream) > most_bytes
         ):
             waiter = self._writable.get(stream)
             if waiter is None:
@@ -475,18 +520,31 @@ class Connection(asyncio.Protocol):
             if opened.end:
                 self._owner.stream_opened(self, opened.stream, opened.meta, opened.data)
             else:
-                self.refuse(opened.stream, InvalidRequest("a request has one part"))
+                self._begin_conversation(opened)
         elif kind is StreamReset:
             self._stream_reset(cast("StreamReset", event))
         elif kind is NoteReceived:
             self._owner.note_received(self, cast("NoteReceived", event).payload)
         elif kind is Dead:
+            self._tell_failure()
             self.abort(LinkLost(f"{self.remote} has been silent for too long"))
         elif kind is Stalled:
+            self._owner.way_failed(self)
             self._fail_handlers(LinkLost("the peer stopped answering"))
             self._owner.health_changed(self)
         elif kind in (GoingAway, Recovered, RttMeasured):
             self._owner.health_changed(self)
+
+    def _tell_failure(self) -> None:
+        """Tell the owner that the link failed, unless it stalled before, which was told."""
+        if self._link is not None and not self._closed and not self._link.stalled:
+            self._owner.way_failed(self)
+
+    def _begin_conversation(self, opened: StreamOpened) -> None:
+        try:
+            self._owner.conversation_opened(self, opened.stream, opened.meta)
+        except MeshError as error:
+            self.refuse(opened.stream, error)
 
     def _part_received(self, event: PartReceived) -> None:
         handler = self._handlers.get(event.stream)

@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from meshnode.errors import LinkLost
+from meshnode.errors import LinkLost, MeshError, Saturated
 from meshnode.limits import (
     HANDSHAKE_REFILL_S,
     HANDSHAKE_TIMEOUT_S,
@@ -20,6 +20,7 @@ from meshnode.net import sockets
 from meshnode.net.connection import Connection, plain_host
 from meshnode.net.log_budget import LogBudget
 from meshnode.net.reachability import said
+from meshnode.net.relay_transport import RelayedTransport
 from meshnode.throttle import Throttle, source_of
 from meshnode.types import Address
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from meshnode.net.hello_phase import Hello
     from meshnode.net.link_owner import LinkOwner
     from meshnode.net.tls import ServerTls
+    from meshnode.types import NodeId
     from meshnode.wire.link import LinkConfig
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,50 @@ class Incoming:
         task = asyncio.ensure_future(self._secure(connection, accepted))
         task.add_done_callback(lambda task: accepted.close() if task.cancelled() else None)
         self.connections[connection] = task
+
+    def take_relayed(self, outer: Connection, stream: int, relay: NodeId) -> None:
+        """Take a connection that comes through a relay; it has `HANDSHAKE_TIMEOUT_S` to become a link.
+
+        Args:
+            outer: The link to the relay.
+            stream: The conversation on it.
+            relay: Who that is.
+
+        Raises:
+            Saturated: if too many come through this relay.
+        """
+        if self._throttle.take(relay, self._clock.now()):
+            self.throttled += 1
+            raise Saturated("too many links are opened through this relay; try another one")
+        if len(self.connections) >= MAX_LINKS_UNAUTHENTICATED:
+            self._make_room()
+        connection = Connection(
+            self._owner,
+            lambda _: self._begin_hello(),
+            self._clock,
+            config=self._config,
+            remote=Address(relay, 0),
+            relay=relay,
+        )
+        self._told_made(connection)
+        transport = RelayedTransport(
+            outer, connection, self._tls.context, relay=relay, server_side=True
+        )
+        outer.attend(stream, transport)
+        transport.begin(stream)
+        securing = self._secure_relayed(connection, transport)
+        self.connections[connection] = asyncio.ensure_future(securing)
+
+    async def _secure_relayed(self, connection: Connection, transport: RelayedTransport) -> None:
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await transport.secured()
+        except (MeshError, TimeoutError) as error:
+            connection.abort(LinkLost(f"no TLS through a relay: {said(error)}"))
+            transport.abort()
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
 
     def _make_room(self) -> None:
         sources = [source_of(connection.remote.host) for connection in self.connections]

@@ -44,11 +44,17 @@ class LinkOwner(Protocol):
     ) -> None:
         """The peer asks something; answer with `reply`."""
 
+    def conversation_opened(self, connection: Connection, stream: int, meta: bytes) -> None:
+        """The peer wants to talk; go on with `attend` and `reply`. A MeshError refuses it."""
+
     def stream_cancelled(self, connection: Connection, stream: int) -> None:
         """The peer does not want the answer any more."""
 
     def note_received(self, connection: Connection, payload: bytes) -> None:
         """A one-way message arrived."""
+
+    def way_failed(self, connection: Connection) -> None:
+        """The link stalled, broke, or has been silent for too long, by no decision of either end."""
 
     def health_changed(self, connection: Connection) -> None:
         """The link stalled, recovered, is going away, or its RTT was measured."""

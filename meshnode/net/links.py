@@ -7,6 +7,8 @@ or both would be lost; the loser finishes what runs on it. Which one goes:
 |-----------------------------------------------------------|-------|---------------------------------|
 | is of another start of the peer (boot)                    | newer | the older one's process is gone |
 | comes when the older one is stalled or going away         | newer | it was opened to replace it     |
+| is direct and the older one goes through a relay          | newer | it is shorter, and nobody else's |
+| goes through a relay and the older one is direct          | older | likewise                        |
 | was opened by the same side                               | newer | that side parts with the older  |
 | comes long after the older one (`SIMULTANEOUS_S`)         | newer | who dials has lost the older    |
 | was opened by the other side, at about the same time      | that which the smaller NodeId dialled |
@@ -28,11 +30,13 @@ from meshnode.limits import (
     DIAL_TIMEOUT_S,
     LINK_CLOSE_TIMEOUT_S,
     MAX_SPARE_LINKS,
+    RELAYED_LINK_GRACE_S,
     REPLACED_LINK_GRACE_S,
 )
 from meshnode.net.incoming import Incoming
 from meshnode.net.log_budget import LogBudget
 from meshnode.net.outgoing import Outgoing
+from meshnode.net.relay_faults import RelayFaults
 from meshnode.net.twins import Twins
 from meshnode.trust.reasons import Reason, TrustError
 
@@ -82,6 +86,9 @@ class LinkUser(Protocol):
     ) -> None:
         """A peer asks something."""
 
+    def conversation_opened(self, connection: Connection, stream: int, meta: bytes) -> None:
+        """A peer wants to talk; a MeshError refuses it."""
+
     def stream_cancelled(self, connection: Connection, stream: int) -> None:
         """A peer does not want its answer any more."""
 
@@ -124,6 +131,7 @@ class LinkHub:
         trials: Those that only asked whether they would, and would.
         outgoing: Opens the connections of this node.
         incoming: Takes connections of others.
+        relay_faults: Relays through which links failed.
     """
 
     def __init__(
@@ -161,6 +169,7 @@ class LinkHub:
         self._turned_away: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._closing = False
         self._twins = Twins(self._met_twin)
+        self.relay_faults = RelayFaults()
         self.refused = 0
         self.trials = 0
 
@@ -227,14 +236,19 @@ class LinkHub:
         return connection is not None and connection.stalled
 
     def remote_address(self, peer: NodeId) -> Address | None:
-        """Return the remote end of the peer's connection, if there is one."""
+        """Return the remote end of the peer's connection, if there is a direct one."""
         connection = self._links.get(peer)
-        return connection.remote if connection else None
+        return connection.remote if connection and connection.relay is None else None
 
     def has_dialled(self, peer: NodeId) -> bool:
-        """Whether this node opened the peer's connection."""
+        """Whether this node opened the peer's connection, and directly."""
         connection = self._links.get(peer)
-        return connection is not None and connection.dialler
+        return connection is not None and connection.dialler and connection.relay is None
+
+    def relay(self, peer: NodeId) -> NodeId | None:
+        """Return the node through which the peer's link goes; None if it is direct, or there is none."""
+        connection = self._links.get(peer)
+        return None if connection is None else connection.relay
 
     def note(self, peer: NodeId, payload: bytes) -> None:
         """Send a one-way message; it is dropped where there is no link."""
@@ -255,6 +269,11 @@ class LinkHub:
             return
         for connection in connections:
             connection.close(LinkLost(reason))
+
+    def prove_links(self, within_s: float) -> None:
+        """Part with peers that say nothing in so many seconds: this machine slept, and they may have given it up."""
+        for connection in self._all():
+            connection.prove(within_s)
 
     def leave_addresses(self, hosts: Collection[str]) -> None:
         """Part with links that end at addresses which this machine has no more."""
@@ -296,7 +315,7 @@ class LinkHub:
     ) -> None:
         """Open a link in the background; `LinkUp` or `DialFailed` tells how it went.
 
-        A node is dialled once at a time; where a link to it stands, nothing happens.
+        A node is dialled once at a time; where a direct link to it stands, nothing happens.
 
         Args:
             addresses: Where to try, in order.
@@ -306,7 +325,8 @@ class LinkHub:
         key: object = expect or addresses
         if self._closing or key in self._dials:
             return
-        if expect is not None and expect in self._links and not self._links[expect].going_away:
+        former = None if expect is None else self._links.get(expect)
+        if former is not None and not former.going_away and former.relay is None:
             return
         task = asyncio.ensure_future(self._dial(addresses, expect, kinds))
         self._dials[key] = task
@@ -347,7 +367,9 @@ class LinkHub:
             reason = str(error)
         self._user.link_event(DialFailed(addresses, expect, reason))
         former = None if expect is None else self._links.get(expect)
-        if former is not None and former.going_away:  # nothing takes its place
+        if (
+            former is not None and former.going_away and former.relay is None
+        ):  # nothing takes its place
             # A peer that leaves has closed it by then; after that nobody would.
             former.retire(REPLACED_LINK_GRACE_S, REPLACED_LINK_GRACE_S)
 
@@ -443,6 +465,10 @@ class LinkHub:
         """Pass a peer's question on."""
         self._user.stream_opened(connection, stream, meta, data)
 
+    def conversation_opened(self, connection: Connection, stream: int, meta: bytes) -> None:
+        """Pass a peer's wish to talk on."""
+        self._user.conversation_opened(connection, stream, meta)
+
     def stream_cancelled(self, connection: Connection, stream: int) -> None:
         """Pass a peer's change of mind on."""
         self._user.stream_cancelled(connection, stream)
@@ -450,6 +476,11 @@ class LinkHub:
     def note_received(self, connection: Connection, payload: bytes) -> None:
         """Pass a note on."""
         self._user.note_received(_peer(connection), payload)
+
+    def way_failed(self, connection: Connection) -> None:
+        """Remember the relay through which a link failed."""
+        if connection.relay is not None:
+            self.relay_faults.failed(connection.relay, _peer(connection), self._clock.now())
 
     def health_changed(self, connection: Connection) -> None:
         """Pass a link's health on; replace one on which nothing can be opened any more."""
@@ -491,6 +522,8 @@ class LinkHub:
         """Whether the newer connection stays: the table in the module's text."""
         if _boot(new) != _boot(former) or former.stalled or former.going_away:
             return True
+        if (new.relay is None) != (former.relay is None):
+            return new.relay is None
         if new.dialler == former.dialler:
             return True
         if self._clock.now() - self._up_since[former] > SIMULTANEOUS_S:
@@ -504,7 +537,9 @@ class LinkHub:
         self._keep_spare(former)
         # Of two that the peer dialled it alone knows which is newer on its side: it parts with one.
         if new.dialler or former.dialler:
-            former.retire(RETIRE_AFTER_S, REPLACED_LINK_GRACE_S)
+            is_relayed = former.relay is not None
+            grace_s = RELAYED_LINK_GRACE_S if is_relayed else REPLACED_LINK_GRACE_S
+            former.retire(RETIRE_AFTER_S, grace_s)
 
     def _keep_spare(self, connection: Connection) -> None:
         spares = self._spare.setdefault(_peer(connection), [])
@@ -532,7 +567,7 @@ class LinkHub:
             connection.retire(0.0, REPLACED_LINK_GRACE_S)
         elif self._closing:
             connection.retire(0.0, REPLACED_LINK_GRACE_S)
-        elif connection.dialled is not None:
+        elif connection.dialled is not None and connection.relay is None:
             self.dial((connection.dialled,), peer)
 
 

@@ -25,7 +25,7 @@ from meshnode.limits import (
 from meshnode.types import Address, NodeId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from zeroconf import ServiceListener, Zeroconf
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SERVICE_TYPE = "_meshnode._tcp.local."
 
 
+_GATEWAY = re.compile(r"https?://(?:\[([0-9a-fA-F:]{2,39})\]|([0-9.]{7,15})):([0-9]{1,5})")
 _NODE_NAME = re.compile(rf"([a-z2-7]{{32}})\.{re.escape(SERVICE_TYPE)}", re.IGNORECASE)
 _MESH_ID = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
@@ -41,12 +42,21 @@ _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A node that was heard on the local network, as it describes itself."""
+    """A node that was heard on the local network, as it describes itself.
+
+    Attributes:
+        node_id: Its id.
+        mesh_id: The mesh that it belongs to.
+        name: Its name.
+        addresses: Where other nodes reach it.
+        gateway: URL of its gateway as it reaches it itself; empty if it has none, or does not say.
+    """
 
     node_id: NodeId
     mesh_id: str
     name: str
     addresses: tuple[Address, ...]
+    gateway: str = ""
 
 
 class Discovery:
@@ -139,7 +149,11 @@ class Discovery:
             f"{announcement.node_id}.{SERVICE_TYPE}",
             port=addresses[0].port,
             parsed_addresses=[address.host for address in addresses],
-            properties={"mesh": announcement.mesh_id, "name": announcement.name},
+            properties={
+                "mesh": announcement.mesh_id,
+                "name": announcement.name,
+                **({"gateway": announcement.gateway} if announcement.gateway else {}),
+            },
             server=f"{announcement.node_id}.local.",
         )
         try:
@@ -201,7 +215,7 @@ class Discovery:
 
 
 def announcement_of(
-    name: str, port: int | None, properties: dict[str, str | None], hosts: list[str]
+    name: str, port: int | None, properties: Mapping[str, str | None], hosts: list[str]
 ) -> Announcement | None:
     """Return what a service's records say, or None unless all of it has the right form.
 
@@ -215,7 +229,17 @@ def announcement_of(
     if not port or not usable:
         return None
     addresses = tuple(Address(host, port) for host in usable)
-    return Announcement(NodeId(node[1].lower()), mesh_id, node_name, addresses)
+    gateway = _gateway(properties.get("gateway") or "")
+    return Announcement(NodeId(node[1].lower()), mesh_id, node_name, addresses, gateway)
+
+
+def _gateway(text: str) -> str:
+    """Return the URL of a gateway at an IP address; empty for anything else."""
+    found = _GATEWAY.fullmatch(text)
+    if found is None:
+        return ""
+    host, port = (found[1] or found[2]), int(found[3])
+    return text if _is_literal(host) and 0 < port < 2**16 else ""
 
 
 def _is_literal(host: str) -> bool:

@@ -12,18 +12,22 @@ from meshnode.limits import ADDRESS_TIMEOUT_S, HANDSHAKE_TIMEOUT_S
 from meshnode.net import sockets
 from meshnode.net.connection import Connection
 from meshnode.net.reachability import SILENT, dial_reason
+from meshnode.net.relay_transport import RelayedTransport
 from meshnode.net.tls import client_tls, peer_certificate_hash
+from meshnode.types import Address
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Coroutine
 
     from meshnode.clock import Clock
     from meshnode.membership.addresses import Kind
     from meshnode.net.hello_phase import Hello
     from meshnode.net.link_owner import LinkOwner
-    from meshnode.types import Address, NodeId
+    from meshnode.types import NodeId
     from meshnode.wire.link import LinkConfig
+
+    Attach = Callable[[RelayedTransport], None]
 
 
 class Outgoing:
@@ -160,33 +164,74 @@ class Outgoing:
         expect: NodeId | None,
         on_waiting: Callable[[Connection], None] | None = None,
     ) -> Connection:
-        loop = asyncio.get_running_loop()
+        connection = self._make(address, expect)
+        if on_waiting is not None:
+            self._asking[connection] = on_waiting
+        try:
+            return await self._outcome(connection, self._secure(connection, connected))
+        except ssl.SSLError as error:
+            raise LinkLost(f"it does not speak meshnode's protocol ({error.reason})") from error
+        finally:
+            self._asking.pop(connection, None)
 
+    async def say_hello_through(
+        self, outer: Connection, relay: NodeId, expect: NodeId, attach: Attach
+    ) -> Connection:
+        """Open a link within a conversation on another one.
+
+        Args:
+            outer: The link to the relay.
+            relay: Who that is.
+            expect: Who must answer.
+            attach: Gets the transport to let it begin; raises a MeshError if it cannot.
+
+        Raises:
+            HandshakeError: if a peer answered and the hello failed: its reason.
+            MeshError: if the relay refused, or it broke.
+            TimeoutError: if nothing came.
+        """
+        connection = self._make(Address(relay, 0), expect, relay)
+        transport = RelayedTransport(outer, connection, self.tls, relay=relay, server_side=False)
+        try:
+            attach(transport)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                return await self._outcome(connection, transport.secured())
+        finally:
+            if not connection.established:
+                connection.abort()
+                transport.abort()
+
+    def _make(
+        self, address: Address, expect: NodeId | None, relay: NodeId | None = None
+    ) -> Connection:
         def make_hello(transport: asyncio.Transport) -> Hello:
             tls = cast("ssl.SSLObject", transport.get_extra_info("ssl_object"))
             return self._begin_hello(peer_certificate_hash(tls), expect)
 
         connection = Connection(
-            self._owner, make_hello, self._clock, config=self._config, dialled=address
+            self._owner, make_hello, self._clock, config=self._config, dialled=address, relay=relay
         )
         self._told_made(connection)
-        outcome: asyncio.Future[Connection] = loop.create_future()
+        return connection
+
+    async def _outcome(
+        self, connection: Connection, securing: Coroutine[None, None, None]
+    ) -> Connection:
+        outcome: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._outcomes[connection] = outcome
-        if on_waiting is not None:
-            self._asking[connection] = on_waiting
         try:
-            await loop.create_connection(
-                lambda: connection,
-                sock=connected,
-                ssl=self.tls,
-                server_hostname="",
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            )
+            await securing
             return await outcome
-        except ssl.SSLError as error:
-            raise LinkLost(f"it does not speak meshnode's protocol ({error.reason})") from error
         finally:
             self._outcomes.pop(connection, None)
-            self._asking.pop(connection, None)
             if not connection.established:
                 connection.abort()
+
+    async def _secure(self, connection: Connection, connected: socket.socket) -> None:
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection,
+            sock=connected,
+            ssl=self.tls,
+            server_hostname="",
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )

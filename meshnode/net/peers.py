@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from meshnode.errors import (
-    DeadlineExceeded,
-    LinkLost,
-    MeshError,
-    ProtocolError,
-    Saturated,
-    TransferFailed,
-)
-from meshnode.limits import (
-    BLOB_CHUNK_BYTES,
-    BLOB_IDLE_TIMEOUT_S,
-    MAX_PEER_TENSOR_RANK,
-    MAX_WAITING_PARTS,
-)
+from meshnode.errors import LinkLost, MeshError, ProtocolError, TransferFailed
+from meshnode.limits import BLOB_CHUNK_BYTES, BLOB_IDLE_TIMEOUT_S, STREAM_STALL_S
 from meshnode.net.connection import peer_error
-from meshnode.types import DataType, InferRequest, InferResponse, NodeId, ResponsePart, Tensor
+from meshnode.net.infer_call import InferCall, ResumeCall
+from meshnode.net.one_answer import OneAnswer, answer_message
+from meshnode.types import InferRequest, InferResponse
 from meshnode.wire.messages import (
+    STATE_COMPLETE,
+    STATE_PARTIAL,
     STREAMS,
+    AskChunks,
+    AskFiles,
     BlobChunk,
     Failure,
     FetchBlob,
-    Infer,
-    LoadReport,
-    Result,
-    TensorHeader,
+    FileStates,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshnode.net.connection import Connection
+    from meshnode.net.infer_call import LoadListener
     from meshnode.net.links import LinkHub
-
-
-LoadListener = Callable[[NodeId, str, int, LoadReport], None]
-"""Told of every load report that comes with an answer: (node, model, version, report)."""
+    from meshnode.types import KeptAs, NodeId, Tensor
 
 
 class BlobSink(Protocol):
@@ -53,48 +43,6 @@ class BlobSink(Protocol):
         """Append bytes; called in a thread."""
 
 
-def tensor_headers(tensors: Sequence[Tensor]) -> tuple[TensorHeader, ...]:
-    """Describe tensors whose bytes follow in the same order."""
-    return tuple(
-        TensorHeader(tensor.name, tensor.datatype, tensor.shape, tensor.size_bytes)
-        for tensor in tensors
-    )
-
-
-def tensors_of(headers: Sequence[TensorHeader], data: memoryview) -> tuple[Tensor, ...]:
-    """Cut a message's data into its tensors, without a copy.
-
-    Raises:
-        ProtocolError: if sizes or types do not fit.
-    """
-    tensors = []
-    offset = 0
-    for header in headers:
-        end = offset + header.size_bytes
-        try:
-            datatype = DataType(header.datatype)
-        except ValueError:
-            raise ProtocolError(
-                f"a peer sent a tensor of unknown type {header.datatype[:32]!r}"
-            ) from None
-        if (
-            header.size_bytes < 0
-            or end > data.nbytes
-            or len(header.shape) > MAX_PEER_TENSOR_RANK
-            or any(size < 0 for size in header.shape)
-        ):
-            raise ProtocolError(f"tensor {header.name[:64]!r} from a peer does not fit its data")
-        tensor = Tensor(header.name, datatype, header.shape, data[offset:end])
-        size = datatype.size_bytes
-        if size is not None and tensor.elements * size != header.size_bytes:
-            raise ProtocolError(f"tensor {header.name[:64]!r} from a peer does not fit its shape")
-        tensors.append(tensor)
-        offset = end
-    if offset != data.nbytes:
-        raise ProtocolError("a peer sent more data than tensors")
-    return tuple(tensors)
-
-
 class PeerClient:
     """Calls peers over the hub's links."""
 
@@ -105,23 +53,24 @@ class PeerClient:
         # Asking for the running loop costs a system call each time (Python 3.11 compares the pid).
         self._loop = asyncio.get_running_loop()
 
-    async def infer(
-        self, node: NodeId, request: InferRequest, first_byte_timeout_s: float
-    ) -> InferResponse:
+    async def infer(self, node: NodeId, request: InferRequest) -> InferResponse:
         """Run a request on a peer; return when its first part is here.
 
         Cancelling this coroutine, or closing the answer's iterator, cancels the work over there.
 
         Raises:
-            LinkLost: if there is no usable link, it broke or stalled, or nothing came in
-                `first_byte_timeout_s` while the request still had time.
+            LinkLost: if there is no usable link (`nothing_ran` is true then), or it broke or stalled.
             DeadlineExceeded: if nothing came in the time that the request had.
             MeshError: what the peer answered.
         """
-        connection = self._connection(node)
-        call = _InferCall(self._loop, self._on_load, node, request)
-        call.attach(connection, connection.open(call.meta(), _buffers(request.inputs), call))
-        timer = call.expect_first_part(first_byte_timeout_s)
+        call = InferCall(self._loop, self._on_load, node, request)
+        try:
+            connection = self._connection(node)
+            call.attach(connection, connection.open(call.meta(), _buffers(request.inputs), call))
+        except LinkLost as error:
+            error.nothing_ran = True  # nothing was written
+            raise
+        timer = call.expect_first_part(request.timeout_s)
         try:
             part = await call.first
         except BaseException:
@@ -130,7 +79,41 @@ class PeerClient:
         finally:
             timer.cancel()
         parts = part if call.is_unary else call.parts(part)
-        return InferResponse(request.model, request.version or 0, parts)
+        response = InferResponse(request.model, request.version or 0, parts)
+        response.run_ms = call.run_ms
+        return response
+
+    async def resume(self, node: NodeId, keep: KeptAs, timeout_s: float) -> InferResponse:
+        """Return what follows of a stream that a peer keeps; its `head` is set.
+
+        Args:
+            node: The peer.
+            keep: The stream, who asks for it, and what came of it already.
+            timeout_s: What its request gave the first part; see `STREAM_PAUSE_S`.
+
+        Raises:
+            NotFound: if the peer does not keep it for that owner, or not all that follows.
+            LinkLost: if there is no usable link, it broke, or the peer says nothing.
+            MeshError: what else the peer answered.
+        """
+        call = ResumeCall(self._loop, self._on_load, node, keep, timeout_s)
+        connection = self._connection(node)
+        call.attach(connection, connection.open(call.meta(), (), call))
+        timer = call.expect_first_part(STREAM_STALL_S)
+        try:
+            await call.first
+        except BaseException:
+            call.cancel()
+            raise
+        finally:
+            timer.cancel()
+        if call.resumed is None or call.is_unary:
+            call.cancel()
+            raise ProtocolError("a peer answered a question for a stream with something else")
+        found = call.resumed
+        response = InferResponse(found.model, found.version, call.parts(None))
+        response.head = found.parameters
+        return response
 
     async def fetch_blob(self, node: NodeId, sha256: bytes, sink: BlobSink) -> None:
         """Append the rest of a blob to `sink`, which verifies it afterwards.
@@ -152,6 +135,88 @@ class PeerClient:
         finally:
             connection.cancel(stream)
 
+    async def fetch_part(
+        self, node: NodeId, sha256: bytes, offset: int, length: int
+    ) -> bytes | bytearray | memoryview:
+        """Return a part of a blob, unverified; a peer that is still fetching it may have it too.
+
+        Args:
+            node: The peer.
+            sha256: The blob.
+            offset: Where the part begins.
+            length: Its bytes, more than none.
+
+        Raises:
+            TransferFailed: if the peer does not have it or stops sending.
+            ProtocolError: if it sends something else.
+            LinkLost: if there is no usable link, or it broke.
+        """
+        return await self._collect(node, FetchBlob(sha256, offset, length), offset, length)
+
+    async def fetch_chunk_list(self, node: NodeId, sha256: bytes, length: int) -> bytes:
+        """Return the hashes of a blob's chunks as a peer says them, unverified.
+
+        Raises:
+            TransferFailed: if the peer does not have it, or its version knows no chunks.
+            ProtocolError: if it sends something else.
+            LinkLost: if there is no usable link, or it broke.
+        """
+        return bytes(await self._collect(node, AskChunks(sha256), 0, length))
+
+    async def _collect(
+        self, node: NodeId, ask: FetchBlob | AskChunks, offset: int, length: int
+    ) -> bytes | bytearray | memoryview:
+        connection = self._connection(node)
+        call = _BlobCall(offset)
+        stream = connection.open(STREAMS.encode(ask), (), call)
+        data = bytearray()
+        try:
+            while (chunk := await call.next_chunk()) is not None:
+                connection.consumed(stream, chunk.nbytes)
+                if not data and chunk.nbytes == length:
+                    return chunk
+                data += chunk[: length - len(data)]
+                if len(data) == length:
+                    return data
+        finally:
+            connection.cancel(stream)
+        raise TransferFailed(f"the peer sent {len(data)} bytes of a model's file, not {length}")
+
+    async def ask_files(
+        self, node: NodeId, names: Sequence[bytes], known: int, wait_s: float
+    ) -> tuple[int, tuple[bytes | None, ...]]:
+        """Ask a peer what it has of some files.
+
+        Args:
+            node: The peer.
+            names: SHA-256s, at most `MAX_FILES_ASKED`.
+            known: The sum that it answered before, or -1: it answers again when that has changed.
+            wait_s: How long it may wait for that.
+
+        Returns:
+            The sum; and for each file None if it is complete there, else the bits of its chunks, empty
+            where nothing is there.
+
+        Raises:
+            InvalidRequest: if the peer's version knows no such question.
+            TransferFailed: if it does not answer.
+            ProtocolError: if it answers something else.
+            LinkLost: if there is no usable link, or it broke.
+        """
+        connection = self._connection(node)
+        call = OneAnswer(_files_answer)
+        meta = STREAMS.encode(AskFiles(len(names), known, wait_s * 1e3))
+        stream = connection.open(meta, [b"".join(names)], call)
+        try:
+            async with asyncio.timeout(wait_s + BLOB_IDLE_TIMEOUT_S):
+                total, data = await call.answer
+            connection.consumed(stream, data.nbytes)
+            return total, _file_states(data, len(names))
+        except TimeoutError:
+            raise TransferFailed("the peer does not say which files it has") from None
+        finally:
+            connection.cancel(stream)
+
     def _connection(self, node: NodeId) -> Connection:
         connection = self._hub.connection(node)
         if connection is None:
@@ -161,140 +226,6 @@ class PeerClient:
 
 def _buffers(tensors: Sequence[Tensor]) -> list[bytes | bytearray | memoryview]:
     return [tensor.data for tensor in tensors]
-
-
-class _InferCall:
-    """One inference on a peer: a future for the first part, a queue once there are more.
-
-    Attributes:
-        first: The first part.
-        is_unary: Whether that is the whole answer; known once it is there.
-    """
-
-    __slots__ = (
-        "_connection", "_deadline", "_loop", "_node", "_on_load", "_queue", "_request", "_stream",
-        "first", "is_unary",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        on_load: LoadListener,
-        node: NodeId,
-        request: InferRequest,
-    ) -> None:
-        self._loop = loop
-        self._deadline = loop.time() + request.timeout_s
-        self._on_load = on_load
-        self._node = node
-        self._request = request
-        self._connection: Connection | None = None
-        self._stream = 0
-        self._queue: asyncio.Queue[tuple[ResponsePart, int] | MeshError | None] | None = None
-        self.first: asyncio.Future[ResponsePart] = self._loop.create_future()
-        self.is_unary = False
-
-    def attach(self, connection: Connection, stream: int) -> None:
-        self._connection = connection
-        self._stream = stream
-
-    def cancel(self) -> None:
-        assert self._connection is not None
-        self._connection.cancel(self._stream)
-
-    def meta(self) -> bytes:
-        request = self._request
-        return STREAMS.encode(
-            Infer(
-                request.model,
-                request.version or 0,
-                tensor_headers(request.inputs),
-                request.timeout_s * 1e3,
-                request.request_id,
-                request.outputs,
-                dict(request.parameters),
-                request.trace.traceparent if request.trace is not None else "",
-            )
-        )
-
-    def expect_first_part(self, timeout_s: float) -> asyncio.TimerHandle:
-        return self._loop.call_later(
-            min(timeout_s, self._request.timeout_s), self._no_first_part, timeout_s
-        )
-
-    def _no_first_part(self, timeout_s: float) -> None:
-        if timeout_s < self._request.timeout_s:
-            self.lost(LinkLost(f"no answer within {timeout_s:.3f} s"))
-        else:
-            self.lost(DeadlineExceeded(f"no answer within {self._request.timeout_s:.3f} s"))
-
-    def part(self, meta: bytes, data: memoryview, end: bool) -> None:
-        try:
-            message = STREAMS.decode(meta)
-            if isinstance(message, Failure):
-                self._learn(message.load)
-                self.lost(peer_error(message.code, message.message))
-                return
-            if not isinstance(message, Result):
-                raise ProtocolError("a peer answered an inference with something else")
-            part = ResponsePart(tensors_of(message.outputs, data), message.parameters)
-        except ProtocolError as error:
-            self.lost(error)
-            return
-        self._learn(message.load)
-        self._deliver(part, data.nbytes, end)
-
-    def _deliver(self, part: ResponsePart, size_bytes: int, end: bool) -> None:
-        if self._queue is None:
-            if self.first.done():
-                return  # too late: it was given up
-            self.is_unary = end
-            self.first.set_result(part)
-            if not end:
-                self._queue = asyncio.Queue()
-                self._consumed(size_bytes)
-            return
-        if self._queue.qsize() >= MAX_WAITING_PARTS:
-            self.cancel()
-            self.lost(Saturated("the answer is read more slowly than it comes"))
-            return
-        self._queue.put_nowait((part, size_bytes))
-        if end:
-            self._queue.put_nowait(None)
-
-    def lost(self, error: MeshError) -> None:
-        if self._queue is not None:
-            self._queue.put_nowait(error)
-        elif not self.first.done():
-            self.first.set_exception(error)
-
-    def _consumed(self, size_bytes: int) -> None:
-        assert self._connection is not None
-        self._connection.consumed(self._stream, size_bytes)
-
-    def _learn(self, load: LoadReport | None) -> None:
-        if load is not None:
-            self._on_load(self._node, self._request.model, self._request.version or 0, load)
-
-    async def parts(self, first: ResponsePart) -> AsyncIterator[ResponsePart]:
-        assert self._queue is not None
-        try:
-            yield first
-            while True:
-                try:
-                    async with asyncio.timeout_at(self._deadline):
-                        item = await self._queue.get()
-                except TimeoutError:
-                    raise DeadlineExceeded("the answer did not end in time") from None
-                if item is None:
-                    return
-                if isinstance(item, MeshError):
-                    raise item
-                part, size_bytes = item
-                self._consumed(size_bytes)
-                yield part
-        finally:
-            self.cancel()
 
 
 class _BlobCall:
@@ -342,3 +273,33 @@ class _BlobCall:
         if isinstance(item, MeshError):
             raise item
         return item
+
+
+def _files_answer(meta: bytes, data: memoryview, end: bool) -> tuple[int, memoryview]:
+    """Return the sum of a peer's files, and the states' bytes."""
+    message = answer_message(meta)
+    if not isinstance(message, FileStates) or not end:
+        raise ProtocolError("a peer answered a question for its files with something else")
+    return message.sum, data
+
+
+def _file_states(data: memoryview, count: int) -> tuple[bytes | None, ...]:
+    """Read the states of `count` files.
+
+    Raises:
+        ProtocolError: if they are not that.
+    """
+    states: list[bytes | None] = []
+    place = 0
+    while place < data.nbytes and len(states) < count:
+        kind = data[place]
+        place += 1
+        if kind == STATE_PARTIAL:
+            length = int.from_bytes(data[place : place + 4], "little")
+            states.append(bytes(data[place + 4 : place + 4 + length]))
+            place += 4 + length
+        else:
+            states.append(None if kind == STATE_COMPLETE else b"")
+    if place != data.nbytes or len(states) != count:
+        raise ProtocolError("a peer sent states of other files than were asked for")
+    return tuple(states)

@@ -96,12 +96,21 @@ async def connect(address: Address, kinds: Collection[Kind] | None) -> socket.so
     ]
     attempts = [partial(_connect_to, *place) for place in found[:MAX_RESOLVED_ADDRESSES]]
     failure: Exception | None = None
+    connected: socket.socket | None = None
     race = staggered(attempts, DIAL_STAGGER_S, (OSError,), _close)
-    async with contextlib.aclosing(race) as outcomes:
-        async for _, outcome in outcomes:
-            if not isinstance(outcome, Exception):
-                return outcome
-            failure = failure or outcome
+    try:
+        async with contextlib.aclosing(race) as outcomes:
+            async for _, outcome in outcomes:
+                if not isinstance(outcome, Exception):
+                    connected = outcome
+                    break
+                failure = failure or outcome
+    except BaseException:
+        if connected is not None:  # cancelled while the others were being closed
+            connected.close()
+        raise
+    if connected is not None:
+        return connected
     if failure is None:
         raise LinkLost(f"{address} leads to where another node's addresses may not lead")
     raise failure

@@ -9,6 +9,7 @@ from meshnode.membership.config import LAN, WAN
 from meshnode.settings.fields import FIELDS, Field
 from meshnode.settings.tuning import TABLE, explanations
 
+_OFF = {"http": "--no-gateway", "grpc": "--no-grpc"}  # options that turn a setting off
 _WIDTH = 88  # of the example's comments
 
 _HEAD = """\
@@ -26,10 +27,10 @@ def default_of(field: Field) -> str:
 def options_of(field: Field) -> str:
     """Return a setting's options as people type them, such as `--mdns`, `--no-mdns`."""
     spelled = [each for option in field.option for each in option.split("/")]
-    if field.key == "http":
-        spelled.append("--no-gateway")
+    if field.key in _OFF:
+        spelled.append(_OFF[field.key])
     return ", ".join(
-        f"`{each} {field.metavar}`" if field.metavar and each != "--no-gateway" else f"`{each}`"
+        f"`{each} {field.metavar}`" if field.metavar and each not in _OFF.values() else f"`{each}`"
         for each in spelled
     )
 

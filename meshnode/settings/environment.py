@@ -21,6 +21,9 @@ ENV_FILE_VARIABLE: Final = "MESHNODE_ENV_FILE"
 _PREFIX = "MESHNODE_"
 
 GATEWAY_VARIABLE: Final = "MESHNODE_GATEWAY"
+URL_VARIABLE: Final = "MESHNODE_URL"
+"""The same under another name."""
+
 CA_FILE_VARIABLE: Final = "MESHNODE_CA_FILE"
 _KEY, _KEY_FILE = "MESHNODE_API_KEY", "MESHNODE_API_KEY_FILE"
 
@@ -40,6 +43,7 @@ def effective(
     Raises:
         ConfigError: if the file cannot be read or is not of the form `NAME=VALUE`.
     """
+    environ = _under_one_name(environ)
     found = read_env_file(environ, folder, env_file)
     return environ if found is None else _completed(environ, _variables_of(*found))
 
@@ -62,6 +66,7 @@ def effective_for_client(
     Raises:
         ConfigError: if a key from elsewhere would go where that file leads, or the file cannot be read.
     """
+    environ = _under_one_name(environ)
     found = read_env_file(environ, folder, None)
     if found is None or environ.get(ENV_FILE_VARIABLE):
         return effective(environ, folder)
@@ -94,7 +99,7 @@ def _refusal(path: Path, leading: list[str]) -> str:
     )
 
 
-def _variables_of(path: Path, text: str) -> dict[str, str]:
+def _variables_of(path: Path, text: str) -> Mapping[str, str]:
     """Return our variables of an `.env` file."""
     from meshnode.settings.layers import Kind, Source
     from meshnode.settings.readers import env_file_pairs
@@ -102,7 +107,15 @@ def _variables_of(path: Path, text: str) -> dict[str, str]:
     pairs, faults = env_file_pairs(text, Source(Kind.ENV_FILE, str(path)))
     if faults:
         raise ConfigError(str(faults[0]))
-    return {name: value for name, value, _ in pairs if name.startswith(_PREFIX)}
+    return _under_one_name({name: value for name, value, _ in pairs if name.startswith(_PREFIX)})
+
+
+def _under_one_name(variables: Mapping[str, str]) -> Mapping[str, str]:
+    """Return variables in which the gateways are named as `MESHNODE_GATEWAY`."""
+    url = variables.get(URL_VARIABLE)
+    if not url or variables.get(GATEWAY_VARIABLE):
+        return variables
+    return {**variables, GATEWAY_VARIABLE: url}
 
 
 def _completed(environ: Mapping[str, str], ours: Mapping[str, str]) -> Mapping[str, str]:

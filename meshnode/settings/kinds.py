@@ -10,6 +10,7 @@ times as long to make.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ import msgspec
 
 from meshnode.errors import ConfigError
 from meshnode.limits import MAX_SETTING_LENGTH
+from meshnode.models.repository.source_urls import check_url, is_url
 from meshnode.options import (
     check_host,
     check_interface,
     check_name,
+    check_origin,
     parse_address,
     parse_labels,
 )
@@ -267,6 +270,26 @@ class Size(_Scalar, frozen=True):
         return raw if isinstance(raw, str) and value is not None else str(value or "")
 
 
+class DiskSize(Size, frozen=True):
+    """An amount of disk: bytes, with a unit, or a share of the disk, as a number up to 1."""
+
+    expected: str = "a size such as 200G, 512M or 50% of the disk"
+
+    def parse(self, what: str, raw: object, place: Place) -> float | None:  # type: ignore[override]
+        """Return bytes, or a share up to 1, or None for no limit."""
+        if (
+            isinstance(raw, str)
+            and (match := _PERCENT.fullmatch(raw))
+            and 0 < float(match[1]) <= 100
+        ):
+            return float(match[1]) / 100
+        return super().parse(what, raw, place)
+
+    def text(self, value: Any) -> str:
+        """Return it with a unit or as a share, as it was written."""
+        return f"{value * 100:g}%" if value is not None and value <= 1 else super().text(value)
+
+
 class FilePath(_Scalar, frozen=True):
     """A path, made absolute; empty for none."""
 
@@ -281,6 +304,32 @@ class FilePath(_Scalar, frozen=True):
             raise wrong(what, raw, self.expected)
         try:
             return place.absolute(text, place.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from None
+
+
+class LogPlace(FilePath, frozen=True):
+    """Where a log goes: a path, made absolute, or `-` for stdout; empty for none."""
+
+    expected: str = "a path, or - for stdout"
+
+    def parse(self, what: str, raw: object, place: Place) -> str | None:
+        """Return the absolute path, `-`, or None for none."""
+        return "-" if text_of(what, raw, self.expected) == "-" else super().parse(what, raw, place)
+
+
+class ModelPlace(FilePath, frozen=True):
+    """Where models lie: a path, made absolute, or a URL; empty for none."""
+
+    expected: str = "a path or a URL"
+
+    def parse(self, what: str, raw: object, place: Place) -> str | None:
+        """Return the absolute path or the URL, or None for none."""
+        text = text_of(what, raw, self.expected)
+        if not is_url(text):
+            return super().parse(what, raw, place)
+        try:
+            return check_url(text)
         except ConfigError as error:
             raise ConfigError(f"{what}: {error}") from None
 
@@ -329,6 +378,30 @@ class HostName(_Scalar, frozen=True):
     def parse(self, what: str, raw: object, place: Place) -> str:  # noqa: ARG002
         """Return it in lower case."""
         return check_host(what, text_of(what, raw, self.expected))
+
+
+class Origin(_Scalar, frozen=True):
+    """A web page's origin, or `*` for all."""
+
+    expected: str = "an origin"
+
+    def parse(self, what: str, raw: object, place: Place) -> str:  # noqa: ARG002
+        """Return it in lower case."""
+        return check_origin(what, text_of(what, raw, self.expected))
+
+
+class NetworkText(_Scalar, frozen=True):
+    """A network of IP addresses."""
+
+    expected: str = "a network such as 10.0.0.0/8"
+
+    def parse(self, what: str, raw: object, place: Place) -> str:  # noqa: ARG002
+        """Return it as networks are written."""
+        text = text_of(what, raw, self.expected)
+        try:
+            return str(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ConfigError(f"{what}: {text[:60]!r} is no network: {error}") from error
 
 
 class InterfaceAddress(_Scalar, frozen=True):

@@ -325,8 +325,17 @@ def _contradictions(settings: Mapping[str, Setting]) -> Iterator[tuple[tuple[str
                 "or neither"
             )
             yield ("tls_cert", "tls_key"), sentence
-    for each in (cert, key, settings["allow_hosts"], settings["require_key"]):
-        if each.value and http.value is None:
+    about = (
+        "allow_hosts",
+        "require_key",
+        "cors_origins",
+        "access_log",
+        "grpc",
+        "shared_memory",
+        "triton_ports",
+    )
+    for each in (cert, key, *map(settings.__getitem__, about)):
+        if each.value and each.source.kind is not Kind.DEFAULT and http.value is None:
             off = "--no-gateway" if http.source == COMMAND_LINE else "http = off"
             sentence = (
                 f"{each.said()} is about the gateway, and {off} ({http.source.named(http.field)}) "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.datafolder import kept_options
 from meshnode.errors import ConfigError
+from meshnode.models.repository.source_urls import is_url
 from meshnode.options import Chosen
 from meshnode.settings.environment import absolute, read_env_file, read_text
 from meshnode.settings.layers import (
@@ -140,11 +141,13 @@ def this_machine() -> Machine:
 def _checked(settings: Settings) -> Settings:
     """Add what only the disk tells: a folder of models that was named now must exist."""
     models = settings.by_key["models"]
-    if models.value is None or models.source.kind is Kind.KEPT or Path(models.value).is_dir():
+    if models.value is None or models.source.kind is Kind.KEPT or is_url(models.value):
+        return settings
+    if Path(models.value).is_dir():
         return settings
     message = (
         f"{models.source.spelled(models.field)} {models.value!r} is not a folder; it must hold one "
-        "folder per model, such as DIR/digits/1/model.onnx"
+        "folder per model, such as DIR/digits/1/model.onnx, or be the URL of one"
     )
     return replace(
         settings, faults=(*settings.faults, Fault(message, models.source, models.field.key))

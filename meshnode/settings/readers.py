@@ -37,7 +37,7 @@ CONFIG: Final = "MESHNODE_CONFIG"
 ENV_FILE: Final = "MESHNODE_ENV_FILE"
 
 OTHER_VARIABLES: Final = frozenset(
-    {DATA_DIR, CONFIG, ENV_FILE, "MESHNODE_GATEWAY", "MESHNODE_CA_FILE"}
+    {DATA_DIR, CONFIG, ENV_FILE, "MESHNODE_GATEWAY", "MESHNODE_URL", "MESHNODE_CA_FILE"}
     | {"MESHNODE_API_KEY", "MESHNODE_API_KEY_FILE"}
 )
 """Variables that are no settings of a node: where its files are, and what clients use."""

@@ -4,7 +4,7 @@ A key is the text `mesh_<id>_<secret>`. The mesh knows the id, by which a gatewa
 and the SHA-256 of the whole text, never the text itself: whoever reads a node's disk or the gossip
 learns no key. The secret has 256 random bits, so a fast hash is enough; slow ones are for passwords.
 
-An entry is written when the key is made and once more when it is revoked. It is deleted only when the
+An entry is written when the key is made, when its limit changes and when it is revoked. It is deleted only when the
 key expired long ago (`why_kept`): a revoked key's entry stays as long as the key could be good for
 anything, so that no node that was away brings it back to life.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshnode.errors import InvalidRequest, ProtocolError
+from meshnode.key_limit import NO_LIMIT, KeyLimit
 from meshnode.limits import (
     API_KEY_FORGET_S,
     MAX_API_KEY_ENTRIES,
@@ -60,6 +61,7 @@ class ApiKey(msgspec.Struct, array_like=True, frozen=True):
         created_at_s: Seconds since the Unix epoch.
         expires_at_s: Likewise; None if it does not expire.
         revoked_at_s: Likewise; None as long as it is not revoked.
+        limit: How much its holder may ask of each gateway.
     """
 
     id: str
@@ -69,6 +71,7 @@ class ApiKey(msgspec.Struct, array_like=True, frozen=True):
     created_at_s: int
     expires_at_s: int | None = None
     revoked_at_s: int | None = None
+    limit: KeyLimit = NO_LIMIT
 
     @property
     def key(self) -> str:
@@ -113,6 +116,7 @@ class ApiKey(msgspec.Struct, array_like=True, frozen=True):
             or not _NAME.fullmatch(found.name)
             or len(found.sha256) != _DIGEST_BYTES
             or not all(0 <= time_s <= MAX_RECORD_WALL_S for time_s in times)
+            or not found.limit.is_valid
         ):
             raise ProtocolError("a value is not an API key: a field is outside its limits")
         return found
@@ -131,6 +135,7 @@ def make_api_key(
     now_wall_s: float,
     random_bytes: bytes,
     existing: Iterable[ApiKey],
+    limit: KeyLimit = NO_LIMIT,
 ) -> tuple[ApiKey, str]:
     """Make a key.
 
@@ -141,6 +146,7 @@ def make_api_key(
         now_wall_s: Seconds since the Unix epoch.
         random_bytes: `ID_BYTES + SECRET_BYTES` bytes from the operating system.
         existing: The keys that there are.
+        limit: How much its holder may ask.
 
     Returns:
         The entry, and the key's text, which is told once and kept nowhere.
@@ -190,6 +196,7 @@ def make_api_key(
         hash_of(text),
         created_at_s,
         None if ttl_s is None else created_at_s + ttl_s,
+        limit=limit,
     )
     return made, text
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshnode.limits import MAX_DESIRED_TOTAL_BYTES
+from meshnode.limits import (
+    MAX_DESIRED_TOTAL_BYTES,
+    MAX_FORMER_DEPLOYMENTS,
+    MAX_FORMER_REVISIONS_BYTES,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,13 @@ class DesiredConfig:
             Days; far above `max_ahead_s`.
         settle_s: Seconds that nodes which were all away for longer wait for one that was not, before they
             trust what they have together. As long as finding the mesh again takes: 30 to 600.
-        history: Former revisions kept per key for rollback. Each costs up to a value's limit on
-            every node. 0 to 64.
-        max_total_bytes: Bytes of all revisions together that this node's own writes may reach: the
-            whole map is rewritten durably on each change, and lies in every node's memory. Peers'
-            writes are taken up to twice that, so that racing writers never make maps differ.
+        history: Former revisions kept per key. Each costs up to a value's limit on every node. 0 to 64.
+        deployment_history: The same of a deployment, which people compare and restore. 0 to 1,000.
+        max_former_bytes: Bytes of all former revisions together; the oldest give way. The same on every node
+            of a mesh, since nodes with other bounds never hold the same.
+        max_total_bytes: Bytes of what counts now that this node's own writes may reach: the whole map is
+            rewritten durably on each change, and lies in every node's memory. Peers' writes are taken up
+            to twice that, so that racing writers never make maps differ.
     """
 
     fanout: int = 3
@@ -71,4 +77,6 @@ class DesiredConfig:
     tombstone_s: float = 7 * 86_400.0
     settle_s: float = 60.0
     history: int = 8
+    deployment_history: int = MAX_FORMER_DEPLOYMENTS
+    max_former_bytes: int = MAX_FORMER_REVISIONS_BYTES
     max_total_bytes: int = MAX_DESIRED_TOTAL_BYTES

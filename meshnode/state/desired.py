@@ -44,6 +44,7 @@ Events (`Emit`):
 | kind | subject | detail |
 |---|---|---|
 | `desired.changed` | the key | who wrote it; empty when entries were dropped |
+| `desired.outdated` | the key | who wrote an entry that came late: a later one counts already |
 | `desired.refused` | the key | whose entry was not taken, and why; for a garbled note the sender |
 """
 
@@ -51,7 +52,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -73,7 +74,7 @@ from meshnode.state.desired_messages import (
 )
 from meshnode.state.desired_store import pack, unpack
 from meshnode.state.hybrid_clock import HybridClock, Stamp
-from meshnode.state.revisions import Revisions
+from meshnode.state.revisions import Revisions, thinned
 from meshnode.state.room import Room
 from meshnode.state.statements import (
     ADMISSION,
@@ -96,6 +97,9 @@ Held = Revisions | Statements
 
 PERSIST_KEY = "desired"
 """The key of the `Persist` effects."""
+
+DEPLOYMENTS: Final = "deployment/"
+"""Keys of which more former revisions are kept begin with this (`meshnode.state.deployment`)."""
 
 _CONTACT_STEP_MS = 3_600_000  # how far the durable time of last contact may lag: an hour of a week
 
@@ -160,6 +164,7 @@ class DesiredState:
         self._on_displaced = on_displaced
         self._keys: dict[str, Held] = {}
         self._root = 0
+        self._former_bytes = 0  # of the revisions that do not count any more
         self._room = Room(config.max_total_bytes)
         self._links: dict[NodeId, None] = {}
         self._refused: dict[tuple[str, str], None] = {}
@@ -171,6 +176,7 @@ class DesiredState:
             self._contact_ms = kept.contact_ms
             for entry in kept.entries:
                 self._admit(entry)
+            self._thin()
         self._durable_contact_ms = self._contact_ms
 
     def __repr__(self) -> str:
@@ -186,7 +192,7 @@ class DesiredState:
     @property
     def size_bytes(self) -> int:
         """Bytes of all entries, those kept for rollback included."""
-        return self._room.size_bytes
+        return self._room.size_bytes + self._former_bytes
 
     @property
     def key_count(self) -> int:
@@ -286,6 +292,7 @@ class DesiredState:
             self._durable_contact_ms = self._contact_ms
         for entry in draft.entries:
             self._admit(entry)
+        self._thin()
         told = [Emit("desired.changed", entry.key, self._me) for entry in draft.entries]
         return [*self._push(list(draft.entries), None), *told]
 
@@ -366,8 +373,11 @@ class DesiredState:
             self._refused.pop((entry.key, entry.author), None)
             self._admit(entry)
             news.append(entry)
-            if is_statement(entry.key) or self._keys[entry.key].newest is entry:
-                emits.append(Emit("desired.changed", entry.key, entry.author))
+            counts = is_statement(entry.key) or self._keys[entry.key].newest is entry
+            what = "desired.changed" if counts else "desired.outdated"
+            emits.append(Emit(what, entry.key, entry.author))
+        if self._thin():  # what came may have been too old to stay: nobody else wants it either
+            news = [entry for entry in news if entry in self._keys[entry.key].entries]
         if not news:
             return emits
         return [self._persist(), *self._push(news, exclude=sender), *emits]
@@ -413,18 +423,35 @@ class DesiredState:
             return before.plus(entry)
         if is_statement(entry.key):
             return Statements((entry,))
-        return Revisions(entry, self._config.history)
+        is_deployment = entry.key.startswith(DEPLOYMENTS)
+        config = self._config
+        return Revisions(entry, config.deployment_history if is_deployment else config.history)
 
     def _put(self, key: str, held: Held | None) -> None:
         """Let this be what is kept under a key; None is nothing."""
         before = self._keys.pop(key, None)
         if held is not None:
             self._keys[key] = held
-            self._room.count(key, 1, held.size_bytes)
+            self._count(key, held, 1)
             self._root ^= held.hash
         if before is not None:
-            self._room.count(key, -1, -before.size_bytes)
+            self._count(key, before, -1)
             self._root ^= before.hash
+
+    def _count(self, key: str, held: Held, sign: int) -> None:
+        former_bytes = held.former_bytes if isinstance(held, Revisions) else 0
+        self._former_bytes += sign * former_bytes
+        self._room.count(key, sign, sign * (held.size_bytes - former_bytes))
+
+    def _thin(self) -> bool:
+        """Let the oldest former revisions go that there is no room for; return whether any went."""
+        if self._former_bytes <= self._config.max_former_bytes:
+            return False
+        surplus_bytes = self._former_bytes - self._config.max_former_bytes
+        kept = {key: held for key, held in self._keys.items() if isinstance(held, Revisions)}
+        for key, left in thinned(kept, surplus_bytes).items():
+            self._put(key, left)
+        return True
 
     def revalidate(self, counts: Callable[[Entry], bool]) -> list[Effect]:
         """Drop the entries that do not count any more; statements all stay.

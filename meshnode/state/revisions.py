@@ -4,15 +4,20 @@ Nodes that hold the same set of writes hold the same revisions, in whatever orde
 the writes arrived: what is kept is a function of the set alone, namely its greatest `1 + history`
 members, without those older than a tombstone. (A deletion forgets what it deleted, so that no copy
 of an old value outlives the memory of its deletion.)
+
+Where all keys together have more than their room (`DesiredConfig.max_former_bytes`), the oldest that are not the
+winner of their key go, of whichever key. Which ones those are may depend on the order of arrival; nodes that compare
+then take from each other what fits, give up what is older, and so end with the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from meshnode.state.desired_messages import Entry
 
@@ -66,10 +71,41 @@ class Revisions:
         made._set(entries)
         return made
 
+    def without_oldest(self) -> Revisions:
+        """Return the revisions but the oldest, which must not be the only one."""
+        made = Revisions(self.entries[0], self._keep - 1)
+        made._set([*self.entries[:-1]])
+        return made
+
+    @property
+    def former_bytes(self) -> int:
+        """What those take that do not count any more."""
+        return self.size_bytes - self.newest.size_bytes
+
     def _set(self, entries: list[Entry]) -> None:
         self.entries: tuple[Entry, ...] = tuple(entries)
         self.hash = hash_of(self.entries)
         self.size_bytes = sum(entry.size_bytes for entry in entries)
+
+
+def thinned(kept: Mapping[str, Revisions], surplus_bytes: int) -> dict[str, Revisions]:
+    """Return what is left of the keys whose oldest former revisions give way.
+
+    Args:
+        kept: Revisions by key.
+        surplus_bytes: How much is to go, the oldest first, of whichever key.
+    """
+    oldest = [(held.entries[-1].order, key) for key, held in kept.items() if len(held.entries) > 1]
+    heapq.heapify(oldest)
+    left: dict[str, Revisions] = {}
+    while oldest and surplus_bytes > 0:
+        _, key = heapq.heappop(oldest)
+        held = left.get(key, kept[key])
+        surplus_bytes -= held.entries[-1].size_bytes
+        left[key] = held.without_oldest()
+        if len(left[key].entries) > 1:
+            heapq.heappush(oldest, (left[key].entries[-1].order, key))
+    return left
 
 
 def _order(entry: Entry) -> tuple[int, int, str, bytes]:

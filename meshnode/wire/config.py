@@ -52,7 +52,7 @@ class LinkConfig:
             finds a frozen peer sooner, for more pings during long inferences. 0.05 to 2.
         stall_after_s: The link counts as stalled when such a ping brings nothing for this long,
             or for two round-trip times where that is more. Larger than a busy peer's longest
-            pause. 0.2 to 5.
+            pause; with `stall_ping_after_s` and a try elsewhere less than a second. 0.2 to 5.
         dead_after_s: Without any byte for this long the connection is given up. 5 to 60.
         late_tick_s: A tick that comes later than asked by more than this means that this process
             itself was asleep: all waiting begins anew. Below `stall_after_s`.
@@ -70,7 +70,7 @@ class LinkConfig:
     idle_ping_after_s: float = 8.0
     rtt_age_s: float = 30.0
     stall_ping_after_s: float = 0.25
-    stall_after_s: float = 0.75
+    stall_after_s: float = 0.7
     dead_after_s: float = 15.0
     late_tick_s: float = 0.5
 

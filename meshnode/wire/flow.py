@@ -184,6 +184,7 @@ class Stream:
     Attributes:
         id: Its number on the link.
         ours: Whether this side opened it.
+        conversation: Whether it opened it to send more than one part, and has more to send.
         known: Whether the application knows it: it opened it, or got its first part.
         credit: Data bytes that we may send.
         granted: Data bytes that the peer may send.
@@ -195,14 +196,17 @@ class Stream:
     """
 
     __slots__ = (
-        "credit", "granted", "held", "id", "incoming", "known", "ours", "outgoing",
+        "conversation", "credit", "granted", "held", "id", "incoming", "known", "ours", "outgoing",
         "received_end", "sent_end",
     )  # fmt: skip
 
-    def __init__(self, stream: int, window_bytes: int, *, ours: bool) -> None:
+    def __init__(
+        self, stream: int, window_bytes: int, *, ours: bool, conversation: bool = False
+    ) -> None:
         """Begin with a full window both ways."""
         self.id = stream
         self.ours = ours
+        self.conversation = conversation
         self.known = ours
         self.credit = window_bytes
         self.granted = window_bytes
@@ -224,12 +228,18 @@ class Stream:
         """Received data that the link accounts for: held, and reserved for an incomplete part."""
         return self.held + (len(self.incoming.data) if self.incoming is not None else 0)
 
-    def take_due_credit(self, window_bytes: int) -> int:
-        """Return the credit to grant now, or 0 while it is less than half the window."""
+    def take_due_credit(self, window_bytes: int, *, at_once: bool = False) -> int:
+        """Return the credit to grant now: all that is due, or 0 while that is less than half the window.
+
+        Args:
+            window_bytes: What the peer may have sent.
+            at_once: Grant what is due, however little: for a stream that is slowed down, whose sender would
+                otherwise send by halves of a window with long silences between them.
+        """
         if self.received_end:
             return 0
         due = window_bytes - self.held - self.granted
-        if due <= 0 or 2 * due < window_bytes:
+        if due <= 0 or (2 * due < window_bytes and not at_once):
             return 0
         self.granted += due
         return due

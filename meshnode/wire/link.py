@@ -2,7 +2,8 @@
 
 One authenticated connection carries many streams. A stream is a conversation: whoever opens it
 sends parts, the other side answers with parts, and each side ends its half; a unary inference is
-one part each way. Either side opens streams. `frames` says how all this looks as bytes, `flow` how
+one part each way. Either side opens streams. On one that its opener goes on sending on, no answer is
+owed: its silence says nothing about the peer. `frames` says how all this looks as bytes, `flow` how
 credit works, `outbox` in which order things leave, `liveness` when a peer counts as stalled or
 dead. This module ties them together:
 
@@ -68,6 +69,7 @@ from meshnode.wire.frames import (
     END,
     GOAWAY,
     GOAWAY_FRAME,
+    HEADER_BYTES,
     MORE,
     NOTE,
     OPEN,
@@ -119,9 +121,11 @@ class Link:
         self._streams: dict[int, Stream] = {}
         self._next_id = 1 if dialler else 2
         self._ours = 0
+        self._conversations = 0  # those of ours on which we go on sending
         self._highest_peer_id = 0
         self._refused = 0
         self._buffered_bytes = 0
+        self._unasked_bytes = 0  # of this chunk: what a peer sends that hears nothing, too
         self._now = now
         self._events: list[LinkEvent] = []
         self._liveness = Liveness(config, now, dialler=dialler)
@@ -178,6 +182,11 @@ class Link:
         """Whether no stream is open and nothing waits to be written."""
         return not self._streams and not self._outbox
 
+    def left_bytes(self, stream: int) -> int:
+        """Return how much is still to come of the part that is on its way; 0 if none is."""
+        found = self._streams.get(stream)
+        return 0 if found is None or found.incoming is None else found.incoming.left_bytes
+
     def queued_bytes(self, stream: int) -> int:
         """Return the bytes that wait for credit or their turn; 0 for a stream that is gone."""
         found = self._streams.get(stream)
@@ -191,7 +200,7 @@ class Link:
         Args:
             meta: The part's message, at most `MAX_META_BYTES`.
             data: C-contiguous buffers of its data, not to be changed until written.
-            end: Whether this is all that we send.
+            end: Whether this is all that we send; else the peer owes no answer.
 
         Returns:
             The stream's id.
@@ -209,10 +218,11 @@ class Link:
             raise Saturated(f"{self._ours} streams are open, {self._outbox!r}")
         size = self._checked_size(meta, data)
         stream_id = self._next_id
-        stream = Stream(stream_id, self._config.window_bytes, ours=True)
+        stream = Stream(stream_id, self._config.window_bytes, ours=True, conversation=not end)
         self._outbox.send(stream, OPEN, meta, data, size, end)
         self._streams[stream_id] = stream
         self._ours += 1
+        self._conversations += stream.conversation
         self._next_id = stream_id + 2
         if self._next_id > MAX_STREAM_ID:
             self.go_away()
@@ -242,6 +252,9 @@ class Link:
         size = self._checked_size(meta, data)
         if outgoing is not None and outgoing.queued_bytes > self._config.max_queued_bytes:
             raise Saturated(f"{outgoing.queued_bytes} bytes wait on stream {stream}")
+        if end and found.conversation:  # from now on it waits for the peer alone
+            found.conversation = False
+            self._conversations -= 1
         if outgoing is not None or self._outbox.full:
             self._outbox.enqueue(found, meta, data, size, end)
             return
@@ -256,8 +269,10 @@ class Link:
             self._forget(found)
             self._outbox.put(reset_frame(stream, code, message))
 
-    def consumed(self, stream: int, size_bytes: int) -> None:
+    def consumed(self, stream: int, size_bytes: int, *, at_once: bool = False) -> None:
         """Give back credit for data of complete parts that the application is done with.
+
+        The peer is told when half a window is due, or `at_once`.
 
         Does nothing if the stream is gone. After the peer's last part it only frees room under
         `max_buffered_bytes`, which happens by itself when the stream ends.
@@ -272,7 +287,7 @@ class Link:
             raise ValueError(f"{size_bytes} bytes cannot be consumed: {found!r}")
         found.held -= size_bytes
         self._buffered_bytes -= size_bytes
-        self._grant(found)
+        self._grant(found, at_once=at_once)
 
     def send_note(self, payload: bytes) -> None:
         """Send a one-way message outside of streams, at most `MAX_META_BYTES`.
@@ -329,8 +344,8 @@ class Link:
                 self._forget(stream)
         self._outbox.drained.clear()
 
-    def _grant(self, stream: Stream) -> None:
-        due = stream.take_due_credit(self._config.window_bytes)
+    def _grant(self, stream: Stream, *, at_once: bool = False) -> None:
+        due = stream.take_due_credit(self._config.window_bytes, at_once=at_once)
         if due:
             self._outbox.put(window_frame(stream.id, due))
 
@@ -338,7 +353,7 @@ class Link:
 
     def tick(self, now: float) -> list[LinkEvent]:
         """Send a ping or notice silence, as is due; call it when `next_tick` says."""
-        verdict = self._liveness.tick(now, owed=self._ours > 0)
+        verdict = self._liveness.tick(now, owed=self._ours > self._conversations)
         if verdict is Verdict.PING:
             self._outbox.put(token_frame(PING, self._liveness.token))
         elif verdict is Verdict.STALLED:
@@ -349,7 +364,7 @@ class Link:
 
     def next_tick(self, now: float) -> float | None:
         """Return when `tick` is due; at `now` if events wait, None once the link is dead."""
-        due = self._liveness.next_tick(now, owed=self._ours > 0)
+        due = self._liveness.next_tick(now, owed=self._ours > self._conversations)
         return now if self._events else due
 
     def _take_events(self) -> list[LinkEvent]:
@@ -365,10 +380,11 @@ class Link:
         Raises:
             ProtocolError: if they break the protocol; close the connection.
         """
-        if len(data) and self._liveness.heard(now):
-            self._events.append(Recovered())
         self._now = now
+        self._unasked_bytes = 0
         self._reader.feed(memoryview(data))
+        if len(data) and self._liveness.heard(now, unasked=self._unasked_bytes >= len(data)):
+            self._events.insert(0, Recovered())
         return self._take_events()
 
     def _find_place(self, frame: Frame) -> memoryview | None:
@@ -516,6 +532,8 @@ class Link:
 
     def _on_link_control(self, kind: int, meta: memoryview, data: memoryview) -> None:
         """Act on a frame that concerns the whole link; one of an unknown type is skipped."""
+        if kind in (PING, NOTE):
+            self._unasked_bytes += HEADER_BYTES + len(meta) + len(data)
         if kind == PING:
             self._outbox.pong = read_number(TOTAL, data, "a PING")
         elif kind == PONG:
@@ -538,5 +556,6 @@ class Link:
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
         self._ours -= stream.ours
+        self._conversations -= stream.conversation
         self._buffered_bytes -= stream.buffered_bytes
         stream.outgoing = None

@@ -4,15 +4,17 @@ TCP does not say that a peer is frozen (SIGSTOP, a swapping laptop, a cut cable)
 on accepting bytes. So a link watches for silence. How soon silence means something depends on
 whether the peer owes us an answer:
 
-| state   | meaning                                      | left by                                        |
-|---------|----------------------------------------------|------------------------------------------------|
-| quiet   | bytes came lately, or nothing is owed        | owed and silent `stall_ping_after_s` → probing |
-| probing | a ping is out, its answer or any byte awaited| a byte → quiet; `stall_wait_s` → stalled       |
-| stalled | told once; requests should go elsewhere      | a byte → quiet (told: recovered)               |
-| dead    | silent for `dead_after_s`, told once         | never: the driver closes the connection        |
+| state   | meaning                                       | left by                                        |
+|---------|-----------------------------------------------|------------------------------------------------|
+| quiet   | the peer answered lately, or owes nothing     | owed and silent `stall_ping_after_s` → probing |
+| probing | a ping is out, its answer or another awaited  | an answer → quiet; `stall_after_s` → stalled   |
+| stalled | told once; requests should go elsewhere       | an answer → quiet (told: recovered)            |
+| dead    | without any byte for `dead_after_s`, told once| never: the driver closes the connection        |
 
-Any byte counts as life, for a peer that sends a large tensor cannot answer a ping in the middle of
-a frame. One ping is outstanding at a time: the connection is reliable, so a second one would
+Any byte of a stream counts as an answer, for a peer that sends a large tensor cannot answer a ping
+in the middle of a frame. Pings and notes, which a peer sends of its own accord, prove that it lives, but
+not that it hears: where a network is broken in one direction, it goes on gossiping and gets no
+request. One ping is outstanding at a time: the connection is reliable, so a second one would
 arrive no sooner. Another goes out `ping_interval_s` after the last was sent and answered, traffic
 or not, which keeps the round-trip time fresh and gives an idle link something to be silent about.
 
@@ -69,15 +71,17 @@ class Liveness:
     """
 
     __slots__ = (
-        "_asked_at", "_config", "_idle_after_s", "_idle_pings", "_pinged_at", "_probing_since",
-        "_sample_valid", "_silent_since", "_unanswered", "dead", "rtt_s", "stalled", "token",
+        "_asked_at", "_config", "_deaf_since", "_idle_after_s", "_idle_pings", "_pinged_at",
+        "_probing_since", "_sample_valid", "_silent_since", "_unanswered", "dead", "rtt_s",
+        "stalled", "token",
     )  # fmt: skip
 
     def __init__(self, config: LinkConfig, now: float, *, dialler: bool = True) -> None:
         """Begin at `now`, with the first ping due at once."""
         self._config = config
         self._idle_after_s = config.idle_ping_after_s + (0.0 if dialler else PATIENCE_S)
-        self._silent_since = now
+        self._silent_since = now  # without any byte
+        self._deaf_since = now  # without one that shows that the peer hears
         self._pinged_at = now - config.ping_interval_s
         self._idle_pings = 0  # in a row
         self._unanswered = False
@@ -100,9 +104,15 @@ class Liveness:
         """Whether a ping waits for its answer; the next is due only after that."""
         return self._unanswered
 
-    def heard(self, now: float) -> bool:
-        """Note that bytes came. Returns whether that ends a stall."""
+    def heard(self, now: float, *, unasked: bool = False) -> bool:
+        """Note that bytes came; `unasked` if a peer that hears nothing sends them too.
+
+        Returns whether that ends a stall.
+        """
         self._silent_since = now
+        if unasked:
+            return False
+        self._deaf_since = now
         self._probing_since = None
         recovered = self.stalled
         self.stalled = False
@@ -177,7 +187,7 @@ class Liveness:
     def _stall_step_at(self) -> float:
         """When silence turns quiet into probing, or probing into stalled."""
         if self._probing_since is None:
-            return self._silent_since + self._config.stall_ping_after_s
+            return self._deaf_since + self._config.stall_ping_after_s
         wait_s = max(self._config.stall_after_s, STALL_WAIT_RTTS * (self.rtt_s or 0.0))
         return self._probing_since + wait_s
 
@@ -193,7 +203,7 @@ class Liveness:
         asked_at, self._asked_at = self._asked_at, None
         if asked_at is None or now - asked_at <= self._config.late_tick_s:
             return
-        self._silent_since = now
+        self._silent_since = self._deaf_since = now
         self._sample_valid = False
         if self._probing_since is not None:
             self._probing_since = now

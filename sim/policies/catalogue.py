@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from meshnode.errors import UsageError
 from meshnode.sim.policies.oracles import (
@@ -60,6 +60,7 @@ class _Plain:
 
     make: Callable[[], Policy]
     attend: Callable[[], Attendant] | None = None
+    sheds: ClassVar[bool] = True
 
     def for_gateway(self, node: NodeId) -> Policy:
         del node
@@ -77,6 +78,10 @@ class _Seeing:
     make: type[Oracle]
     truth: Truth
 
+    @property
+    def sheds(self) -> bool:
+        return not self.make.knows_lateness
+
     def for_gateway(self, node: NodeId) -> Policy:
         return self.make(self.truth, node)
 
@@ -86,6 +91,8 @@ class _Seeing:
 
 class _Own:
     """The mesh as it is."""
+
+    sheds: ClassVar[bool] = True
 
     def for_gateway(self, node: NodeId) -> None:
         del node

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from heapq import heapify, heapreplace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from meshnode.sim.policies.policy import Job, Policy, ProbeReply, ReplicaKey, key_of
 
@@ -166,6 +166,9 @@ class Truth:
 class Oracle(Policy):
     """What the oracles have in common: the least of some number, and the truth is told what is sent."""
 
+    knows_lateness: ClassVar[bool] = False
+    """Whether it sends nothing that would be late, so that no server has to guess."""
+
     def __init__(self, truth: Truth, node: NodeId) -> None:
         """Choose for this node's gateway."""
         self.truth = truth
@@ -236,6 +239,8 @@ class Omniscient(Oracle):
 
     One that fails requests is taken only where no other is in time; where none is, nothing is sent.
     """
+
+    knows_lateness = True
 
     def __init__(self, truth: Truth, node: NodeId) -> None:
         super().__init__(truth, node)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from meshnode.routing.choice import Candidate, Candidates
+    from meshnode.routing.request import RoutedRequest
     from meshnode.routing.table import Replica
     from meshnode.types import NodeId
 
@@ -69,6 +70,7 @@ class Policy:
     def choose(
         self,
         candidates: Candidates,
+        request: RoutedRequest,
         now: float,
         rng: random.Random,
         *,
@@ -81,14 +83,16 @@ class Policy:
         breaker yields as a last resort. `Route.expected_ms` is the mesh's own estimate, since the
         time given to a first byte is made from it.
         """
-        able = able_candidates(candidates, now, tried, avoid_regions)
+        able = able_candidates(candidates, request, now, tried, avoid_regions)
         if not able:
             return None
         chosen = able[0] if len(able) == 1 else self.pick(able, now, rng)
         if self.declines(chosen):
             return None
         reason = "only-candidate" if len(able) == 1 else "policy"
-        return Route(chosen.replica, chosen.expected_ms(now), reason, len(able), (), chosen)
+        return Route(
+            chosen.replica, chosen.expected_ms(request, now), reason, len(able), (), chosen
+        )
 
     def pick(self, able: Sequence[Candidate], now: float, rng: random.Random) -> Candidate:
         """Return one of at least two that can take a request."""
@@ -150,6 +154,11 @@ class Attendant(Protocol):
 class Regime(Protocol):
     """A policy for a whole mesh: makes the part of each gateway and of each server."""
 
+    @property
+    def sheds(self) -> bool:
+        """Whether servers refuse what they guess would be late; not where gateways know it."""
+        ...
+
     def for_gateway(self, node: NodeId) -> Policy | None:
         """Return what chooses at this node's gateway; None for the mesh's own."""
         ...
@@ -161,27 +170,34 @@ class Regime(Protocol):
 
 def able_candidates(
     candidates: Candidates,
+    request: RoutedRequest,
     now: float,
     tried: Collection[NodeId],
     avoid_regions: Collection[str],
 ) -> Sequence[Candidate]:
-    """Return the candidates that can take a request now, in a stable order."""
-    if tried or avoid_regions:
-        able = [
-            each for each in candidates.ready if not each.drop_reason(now, tried, avoid_regions)
-        ]
-    else:  # the first try of a request, which nearly all are
-        able = [
-            each
-            for each in candidates.ready
-            if each.path.link is _UP and (each.breaker.state is _CLOSED or each.breaker.allows(now))
-        ]
-    if not able and avoid_regions:
-        able = [each for each in candidates.ready if not each.drop_reason(now, tried, ())]
-    if able:
-        return able
+    """Return the candidates that can take a request now, in a stable order: those of the first group that has any."""
+    groups = candidates.groups(request.hints)
+    for group in groups:
+        if tried or avoid_regions:
+            able = [
+                each
+                for each in group.ready
+                if not each.drop_reason(request, now, tried, avoid_regions)
+            ]
+        else:  # the first try of a request, which nearly all are
+            able = [
+                each
+                for each in group.ready
+                if each.path.link is _UP
+                and (each.breaker.state is _CLOSED or each.breaker.allows(now))
+            ]
+        if not able and avoid_regions:
+            able = [each for each in group.ready if not each.drop_reason(request, now, tried, ())]
+        if able:
+            return able
     return [
         each
-        for each in candidates.ready
+        for group in groups
+        for each in group.ready
         if each.path.link is _UP and each.breaker.yields and each.replica.node not in tried
     ]

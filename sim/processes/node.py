@@ -29,7 +29,7 @@ from meshnode.daemon.process import Daemon
 from meshnode.daemon.surroundings import real_surroundings
 from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, MeshError
-from meshnode.models.server import ModelServer
+from meshnode.models.serving.server import ModelServer
 from meshnode.net.clock import RealClock
 from meshnode.options import JoinOptions
 from meshnode.sim.faults import NetworkFault
@@ -199,7 +199,7 @@ class Node:
             real_surroundings(),
             clock=self.clock,
             hardware=self._hardware,
-            runtime=lambda: self._runtime,
+            runtimes=lambda _environment: {StandInRuntime.name: self._runtime},
             model_server=self._make_server,
             reported=self._reported,
         )

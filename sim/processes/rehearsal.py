@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meshnode.client.control import control_address, remove_control
 from meshnode.client.mesh import MeshClient
+from meshnode.deployment_writing import scaling_document
 from meshnode.errors import ConfigError, MeshError, PeerError
 from meshnode.sim.processes.node import PORTS_FILE, RUNNING
 from meshnode.sim.processes.orders import (
@@ -411,8 +412,9 @@ class Rehearsal:
             client.deploy,
             folder,
             name=model.name,
-            replicas=model.replicas or len(on) or len(self.members),
+            replicas=model.begins_with(len(on) or len(self.members)),
             on=on,
+            autoscaling=scaling_document(model.scaling) or None,
             timeout_s=START_LIMIT_S,
         )
 

@@ -6,10 +6,12 @@ import math
 from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 from meshnode.sim.stage import GATEWAY_LOST, OK, TIMED_OUT
+from meshnode.types import is_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -272,14 +274,25 @@ def _served_share(chosen: Chosen) -> float:
 def _local_share(chosen: Chosen) -> float:
     """Return the share of answers from the gateway's own region.
 
-    A call whose client asked a second gateway counts for nothing: which one that was is not told.
+    A call whose client asked a second gateway counts for nothing: which one that was is not told. Nor
+    does one that was to run in some region.
     """
     near = [
         chosen.regions.get(call.gateway) == chosen.regions.get(outcome.served_by)
         for call, outcome in chosen.answered
-        if outcome.gateways == 1
+        if outcome.gateways == 1 and not call.hints.region
     ]
     return _share(sum(near), len(near))
+
+
+def _outside_region(chosen: Chosen) -> float:
+    """Return how many answers came from outside the region in which they had to be made."""
+    found = 0
+    for call, outcome in chosen.answered:
+        hints = call.hints
+        there = chosen.regions.get(outcome.served_by, "")
+        found += bool(hints.region) and hints.region_required and not is_within(there, hints.region)
+    return float(found)
 
 
 def _at_end(find: Callable[[list[NodeSample]], float]) -> Callable[[Chosen], float]:
@@ -349,6 +362,19 @@ def _false_deaths(chosen: Chosen) -> float:
     return float(found)
 
 
+def _scalings(chosen: Chosen) -> list[list[str]]:
+    """Return the changes of each autoscaled model's number of replicas, in order: `scale.up` or `scale.down`."""
+    found: dict[str, list[str]] = {}
+    for event in chosen.events:
+        if event.kind in ("scale.up", "scale.down"):
+            found.setdefault(event.subject, []).append(event.kind)
+    return [*found.values()]
+
+
+def _scaling_turns(chosen: Chosen) -> float:
+    return float(sum(a != b for kinds in _scalings(chosen) for a, b in pairwise(kinds)))
+
+
 METRICS: Final[dict[str, Metric]] = {
     "requests": Metric("", "requests that clients made", lambda of: float(len(of.calls))),
     "errors": Metric(
@@ -404,6 +430,10 @@ METRICS: Final[dict[str, Metric]] = {
     "local_share": Metric(
         "share", "answers of nodes in the gateway's own region, of those that the first gateway gave", _local_share
     ),
+    "outside_region": Metric(
+        "", "answers of nodes outside the region in which the request had to run (`region` of a load)",
+        _outside_region,
+    ),
     "oldest_version": Metric(
         "", "the lowest model version that answered",
         lambda of: float(min((outcome.version for _, outcome in of.answered), default=math.nan)),
@@ -429,6 +459,17 @@ METRICS: Final[dict[str, Metric]] = {
     "detection_s": Metric(
         "s", "the longest time in which a running node took more nodes to be alive than ran, as seen at the looks",
         _detection,
+    ),
+    "scalings": Metric(
+        "", "times that the number of an autoscaled model's replicas was changed",
+        lambda of: float(sum(map(len, _scalings(of)))),
+    ),
+    "scaling_turns": Metric(
+        "", "times that it was changed in the other direction than the time before", _scaling_turns
+    ),
+    "stewards": Metric(
+        "", "times that a node became the steward of an autoscaled model",
+        lambda of: float(sum(event.kind == "steward.changed" for event in of.events)),
     ),
     "false_deaths": Metric(
         "", "times that a node held another for dead that ran", _false_deaths

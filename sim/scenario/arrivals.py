@@ -22,6 +22,7 @@ from meshnode.sim.scenario.crew import crew
 from meshnode.sim.scenario.selection import select
 from meshnode.sim.scenario.service_times import draw
 from meshnode.sim.stage import Call
+from meshnode.types import NO_HINTS, RoutingHints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,7 @@ def calls(scenario: Scenario, seed: int) -> Iterator[Call]:
             made_call.others,
             max(1, round(model.request_kb * _KIB)),
             max(1, round(model.response_kb * _KIB)),
+            RoutingHints(region=load.region) if load.region else NO_HINTS,
         )
 
 

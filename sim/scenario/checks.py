@@ -174,6 +174,8 @@ def _models(scenario: Scenario, machines: Sequence[Machine]) -> Iterator[Mistake
                 (*at, "replicas"),
                 f"it is {model.replicas}; only {len(servers)} nodes may serve the model, each once",
             )
+        if model.standby and scenario.depth == "C":
+            yield Mistake((*at, "standby"), "depth C has no replicas on standby; depths A and B do")
 
 
 def _fault(

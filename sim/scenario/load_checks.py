@@ -8,6 +8,7 @@ from meshnode.limits import MAX_SCENARIO_REQUESTS
 from meshnode.sim.scenario.mistakes import KeyPath, Mistake, unknown
 from meshnode.sim.scenario.selection import select
 from meshnode.sim.scenario.selection_checks import nobody
+from meshnode.types import is_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ def mistakes(
         yield Mistake((*at, "model"), unknown("model", load.model, models))
     yield from _shape(load, at)
     yield from _moments(scenario, load, at)
+    if load.region and not any(is_within(region, load.region) for region in scenario.regions):
+        yield Mistake((*at, "region"), unknown("region", load.region, scenario.regions))
     if machines:
         yield from _gateways(load, at, machines)
 

@@ -15,8 +15,14 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from meshnode.limits import MAX_NAME_LENGTH, MAX_SEED, MAX_SIMULATED_CORES
+from meshnode.limits import (
+    MAX_NAME_LENGTH,
+    MAX_SEED,
+    MAX_SIMULATED_CORES,
+    MAX_STANDBY_REPLICAS,
+)
 from meshnode.sim.faults import AnyFault
+from meshnode.state.scaling import Scaling
 
 Name = Annotated[
     str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -141,6 +147,50 @@ class ServiceTime(Part, frozen=True, kw_only=True):
     factor: Annotated[float, Meta(ge=1, le=1000)] = 10.0
 
 
+class Autoscaling(Part, frozen=True, kw_only=True):
+    """What the number of a model's replicas follows (docs/autoscaling.md).
+
+    Attributes:
+        min: The fewest replicas; at 0 it sleeps while nobody asks.
+        max: The most.
+        concurrency: Target: requests in flight per unit of capacity; 0 for none, as of the other targets.
+        qps: Target: requests per second per unit.
+        latency_ms: Target: mean time at a replica.
+        queue: Target: requests that wait per unit.
+        stable_window_s: Over which what is needed is averaged.
+        panic_window_s: The same for bursts.
+        panic_threshold: How many times the capacity a burst needs.
+        tolerance: By what share need and capacity may differ.
+        up_delay_s: For how long more has to be needed.
+        down_delay_s: For how long less has to be needed.
+        idle_s: Without a request, before it sleeps.
+    """
+
+    min: Annotated[int, Meta(ge=0)] = 1
+    max: Annotated[int, Meta(ge=1)]
+    concurrency: NotNegative = 0.0
+    qps: NotNegative = 0.0
+    latency_ms: NotNegative = 0.0
+    queue: NotNegative = 0.0
+    stable_window_s: Positive = 60.0
+    panic_window_s: Positive = 6.0
+    panic_threshold: Positive = 2.0
+    tolerance: Share = 0.1
+    up_delay_s: NotNegative = 0.0
+    down_delay_s: NotNegative = 30.0
+    idle_s: Positive = 300.0
+
+    @property
+    def scaling(self) -> Scaling:
+        """As a deployment has it."""
+        given = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if name not in ("min", "max")
+        }
+        return Scaling(min_replicas=self.min, max_replicas=self.max, **given)
+
+
 class Model(Part, frozen=True, kw_only=True):
     """A model on the mesh.
 
@@ -154,6 +204,9 @@ class Model(Part, frozen=True, kw_only=True):
         memory_gb: What a replica takes.
         request_kb: Size of a request's body, in units of 1,024 bytes.
         response_kb: Size of an answer's body.
+        autoscaling: What the number of replicas follows; `replicas` is the number to begin with then, by default
+            the least of it, and one.
+        standby: On how many further nodes it is kept ready, in case that those cannot answer.
     """
 
     name: Name
@@ -165,6 +218,18 @@ class Model(Part, frozen=True, kw_only=True):
     memory_gb: NotNegative = 0.1
     request_kb: Annotated[float, Meta(gt=0, le=65_536)] = 1.0
     response_kb: Annotated[float, Meta(gt=0, le=65_536)] = 1.0
+    autoscaling: Autoscaling | None = None
+    standby: Annotated[int, Meta(ge=0, le=MAX_STANDBY_REPLICAS)] = 0
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Its autoscaling as a deployment has it."""
+        return None if self.autoscaling is None else self.autoscaling.scaling
+
+    def begins_with(self, nodes: int) -> int:
+        """Return on how many of the nodes that may serve it it is deployed."""
+        usual = nodes if self.autoscaling is None else max(1, self.autoscaling.min)
+        return self.replicas or usual
 
 
 class Arrival(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -202,6 +267,7 @@ class Load(Part, frozen=True, kw_only=True):
         timeout_s: What a request may take.
         deadline_ms: An answer that comes later is no good (goodput); None for `timeout_s`.
         retry_elsewhere: Whether a client that lost its gateway asks another one, as the client library.
+        region: Where it must run, as `Mesh-Region` says it: a region and those below it; empty for anywhere.
     """
 
     model: str
@@ -219,6 +285,7 @@ class Load(Part, frozen=True, kw_only=True):
     timeout_s: Positive = 30.0
     deadline_ms: Positive | None = None
     retry_elsewhere: bool = True
+    region: str = ""
 
 
 class Expect(Part, frozen=True, kw_only=True):

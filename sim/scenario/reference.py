@@ -31,6 +31,7 @@ SECTIONS: Final[tuple[tuple[str, type[msgspec.Struct]], ...]] = (
     ("`[[nodes]]`", model.Nodes),
     ("`[[models]]`", model.Model),
     ("`service` of a model", model.ServiceTime),
+    ("`autoscaling` of a model", model.Autoscaling),
     ("`[[load]]`", model.Load),
     ("An element of `arrivals`", model.Arrival),
     ("`[[expect]]`", model.Expect),

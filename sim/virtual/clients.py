@@ -3,7 +3,8 @@
 One `HttpClient` stands for all programs of a region. It is small where aiohttp's client is general:
 a call of a rehearsal should cost the gateway's work, not the client's. What it does about a gateway that
 fails follows the client library (`meshnode.client`): one that does not answer a connection, or breaks
-it, or is silent and gives no sign of life, is lost, and the next is asked with what time is left.
+it, or is silent and gives no sign of life, is lost, and the next is asked with what time is left. Where
+none is left the client has given up, whoever was lost before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from meshnode.client.plan import SHORTEST_SILENCE_S
+from meshnode.client.plan import MIN_TRY_S, SHORTEST_SILENCE_S
 from meshnode.limits import CLIENT_CONNECT_TIMEOUT_S, CLIENT_IDLE_S, CLIENT_PROBE_TIMEOUT_S
 from meshnode.sim.clients import PATIENCE_S
 from meshnode.sim.http_calls import HttpAnswer, http_call, outcome_of, read_answer
@@ -191,10 +192,11 @@ class HttpClient:
                 async with asyncio.timeout(left_s + PATIENCE_S):
                     answer = await self._ask(call, gateway, number, left_s, len(gateways) - number)
             except GatewayGone:
-                continue
+                if began + call.timeout_s - loop.time() >= MIN_TRY_S:
+                    continue
+                return Outcome(TIMED_OUT, loop.time() - began, gateways=number)
             except TimeoutError:
-                took_s = loop.time() - began
-                return Outcome(TIMED_OUT, took_s, gateways=number)
+                return Outcome(TIMED_OUT, loop.time() - began, gateways=number)
             return outcome_of(answer, loop.time() - began, number)
         took_s = loop.time() - began
         return Outcome(GATEWAY_LOST, took_s, gateways=len(gateways))

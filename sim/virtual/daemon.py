@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from meshnode.daemon.process import Daemon
 from meshnode.daemon.surroundings import Surroundings
 from meshnode.errors import MeshError, UsageError
-from meshnode.models.server import ModelServer
+from meshnode.models.serving.server import ModelServer
 from meshnode.net.certificate import self_signed
 from meshnode.net.tls import ServerTls
 from meshnode.options import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, JoinOptions
@@ -369,7 +369,7 @@ class VirtualNode:
             clock=self.host.clock,
             random_bytes=rng.randbytes,
             hardware=self.hardware,
-            runtime=lambda: self._make_runtime(rng),
+            runtimes=lambda _environment: {StandInRuntime.name: self._make_runtime(rng)},
             model_server=self._make_server,
             mesh_tls=lambda _folder: self._mesh_tls(rng),
             dial_tls=StandInContext,

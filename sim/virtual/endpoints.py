@@ -22,6 +22,7 @@ from meshnode.sim.virtual.kernel import ANY, Listener, failure
 from meshnode.sim.virtual.loop_base import LoopBase
 from meshnode.sim.virtual.sockets import VirtualSocket
 from meshnode.sim.virtual.streams import LOOPBACK_S, StreamEnd, join
+from meshnode.sim.virtual.tls import StandInSession
 from meshnode.sim.virtual.transports import StreamTransport, VirtualServer
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class Endpoints(LoopBase):
             OSError: if there are no such sockets.
         """
         return VirtualSocket(_own_process(), family, kind, proto)
+
+    def tls_session(self, context: Any, *, server_side: bool) -> StandInSession:
+        """Begin one side of a TLS connection that has no socket of its own."""
+        return StandInSession(context, server_side=server_side)
 
     async def sock_accept(self, sock: Any) -> tuple[Any, Any]:
         """Wait for a connection to a socket that listens.

@@ -12,6 +12,7 @@ with `spend`, that what it computes takes time.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections import deque
 from contextvars import Context, ContextVar, copy_context
@@ -230,8 +231,11 @@ class HostClock:
         return self._read_s + (time_s - self._from_s) * self._rate
 
     def when(self, shown_s: float) -> float:
-        """Return at which time of the loop it shows this."""
-        return self._from_s + (shown_s - self._read_s) / self._rate
+        """Return the first time of the loop at which it shows this: who is woken then must not find it a hair too early."""
+        time_s = self._from_s + (shown_s - self._read_s) / self._rate
+        while self.read(time_s) < shown_s:
+            time_s = math.nextafter(time_s, math.inf)
+        return time_s
 
 
 class VirtualHost:

@@ -31,7 +31,8 @@ PER_REQUEST: Final = 2
 """Of one kind per request that is worked on: its handler and what it was handed on to."""
 
 PER_MISSING: Final = 2
-"""Dials of one kind per node to which there is no link: two addresses are tried in a race."""
+"""Dials of one kind per node to which there is no direct link, as two addresses are tried in a race. One behind a
+relay counts, too: what was dialled directly when the relay was found goes on to its end, and is tried anew later."""
 
 NODES_PER_LOOK: Final = 10
 """Daemons that are looked at at one look, in turn: of a larger mesh, counting all costs too much."""
@@ -121,8 +122,10 @@ def above(node: VirtualNode, nodes: int) -> dict[Kind, tuple[int, int]]:
     mesh, server = node.mesh, node.models
     if node.state != "up" or mesh is None or server is None:
         return {}
-    links = sum(1 for _ in mesh.hub.peers())
-    missing = PER_MISSING * max(0, nodes - 1 - links)
+    peers = [*mesh.hub.peers()]
+    links = len(peers)
+    direct = sum(mesh.hub.relay(peer) is None for peer in peers)
+    missing = PER_MISSING * max(0, nodes - 1 - direct)
     loading = sum(each.state is not ReplicaState.READY for each in mesh.node.own.values())
     working = mesh._pipeline.in_flight + mesh._peer_server.running + work_of(server).in_system
     base = SPARE + PER_REQUEST * working + loading
@@ -159,6 +162,8 @@ def left_over(node: VirtualNode) -> Leftover | None:
     invariant = "in-flight-conserved"
     if mesh.busy:
         return Leftover(invariant, f"{node.name} still works on a request that nobody waits for")
+    if waiting := mesh._pipeline.cold_starts.waiting:
+        return Leftover(invariant, f"{waiting} requests at {node.name} still wait for a replica")
     if routed := _outstanding(mesh):
         return Leftover(invariant, f"{node.name} counts {routed} requests of its own as in flight")
     if (work := work_of(server)).in_system:

@@ -15,7 +15,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meshnode.sim.stand_in import StandInModel
     from meshnode.sim.trace import Trace
     from meshnode.sim.virtual.host import VirtualHost
+    from meshnode.state.scaling import Scaling
 
 MAX_NODES: Final = 100
 """Whole daemons in one process: so many take a minute of CPU to get to know each other."""
@@ -59,6 +60,16 @@ CLIENTS: Final = "clients"
 
 _SETTLE_LIMIT_S: Final = 120.0
 _LEAVING_POLL_S: Final = 0.1
+
+
+class _Release(NamedTuple):
+    """What was deployed last under a name; see `VirtualMesh.deploy`."""
+
+    stand_in: StandInModel
+    replicas: int | None
+    on: tuple[str, ...]
+    standby: int
+    scaling: Scaling | None
 
 
 class VirtualMesh:
@@ -109,7 +120,7 @@ class VirtualMesh:
         self._invite: str | None = None
         self.gateway_watch = GatewayWatch(self._gateway_at)
         self._clients: dict[str, HttpClient] = {}
-        self._releases: dict[str, tuple[StandInModel, int | None, tuple[str, ...]]] = {}
+        self._releases: dict[str, _Release] = {}
         self.nodes = {each.name: self._node(each) for each in self.machines}
 
     def __repr__(self) -> str:
@@ -189,6 +200,8 @@ class VirtualMesh:
         stand_in: StandInModel,
         replicas: int | None = None,
         on: Sequence[str] = (),
+        standby: int = 0,
+        scaling: Scaling | None = None,
     ) -> None:
         """Deploy a model as `meshnode deploy` does, at the first node that takes it; do not wait for it.
 
@@ -197,11 +210,14 @@ class VirtualMesh:
             stand_in: How it behaves.
             replicas: On how many nodes.
             on: Names of nodes that may serve it; empty for all.
+            standby: On how many further nodes it is kept ready, in case that those cannot answer.
+            scaling: What the number of replicas follows.
 
         Raises:
             UsageError: if no node runs.
         """
-        self._releases[model] = (stand_in, replicas, tuple(on))
+        release = _Release(stand_in, replicas, tuple(on), standby, scaling)
+        self._releases[model] = release
         folder = self._folder / "models" / str(stand_in.release) / model
         stand_in.write(folder)
         up = [each for each in self.nodes.values() if self._is_up(each)]
@@ -209,8 +225,7 @@ class VirtualMesh:
             raise UsageError(f"no node runs that could deploy {model}")
 
         def ask(nodes: Sequence[VirtualNode]) -> None:
-            control = nodes[0].parts.control
-            asked = nodes[0].host.run(control.deploy(str(folder), model, replicas, on))
+            asked = nodes[0].host.run(_deploy(nodes[0], str(folder), model, release))
             asked.add_done_callback(lambda done: self._deployed(done, model, nodes[1:], ask))
 
         ask(up)
@@ -240,8 +255,15 @@ class VirtualMesh:
         """
         if model not in self._releases:
             raise UsageError(f"there is no model {model} of which there could be a new release")
-        stand_in, replicas, on = self._releases[model]
-        self.deploy(model, _next_release(stand_in), replicas, on)
+        before = self._releases[model]
+        self.deploy(
+            model,
+            _next_release(before.stand_in),
+            before.replicas,
+            before.on,
+            before.standby,
+            before.scaling,
+        )
 
     def serving(self, model: str) -> dict[str, int]:
         """Return which running nodes serve a model, and in which version, by name."""
@@ -385,6 +407,17 @@ class VirtualMesh:
 
     def _all_have_key(self) -> bool:
         return all(node.parts.control.keys() for node in self.nodes.values() if self._is_up(node))
+
+
+async def _deploy(node: VirtualNode, path: str, model: str, release: _Release) -> None:
+    await node.parts.control.deploy(path, model, release.replicas, release.on)
+    cores = node.parts.node
+    deployment = cores.deployment(model)
+    if deployment is None:
+        return
+    changed = msgspec.structs.replace(deployment, standby=release.standby, scaling=release.scaling)
+    if changed != deployment:
+        node.parts.driver.write(cores.drafts.deployment(changed, node.host.clock.wall_s()))
 
 
 def _next_release(stand_in: StandInModel) -> StandInModel:

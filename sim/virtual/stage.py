@@ -8,6 +8,7 @@ and what nodes tell each other goes over links and datagrams of the real code. W
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meshnode.limits import MAX_BODY_BYTES
@@ -253,19 +254,23 @@ class VirtualStage:
 
     def _deploy(self, model: Model) -> None:
         on = [each.name for each in select(model.on, self.machines)] if model.on else []
-        replicas = model.replicas or len(on or self.machines)
         stand_in = StandInModel(mean_s=model.service.mean_ms / 1000, load_s=model.load_s)
-        self.mesh.deploy(model.name, stand_in, replicas, on)
+        scaling = model.scaling
+        replicas = model.begins_with(len(on or self.machines))
+        self.mesh.deploy(model.name, stand_in, replicas, on, model.standby, scaling)
         self.loop.run_for(LOOK_EVERY_S)
 
     def _is_served(self, model: Model) -> bool:
         on = select(model.on, self.machines) if model.on else self.machines
-        wanted = min(model.replicas or len(on), len(on))
+        wanted = min(model.begins_with(len(on)) + model.standby, len(on))
         return len(self.mesh.serving(model.name)) >= wanted and self.mesh.known_ready(model.name)
 
     def _made(self, node: VirtualNode, cores: Node) -> None:
         if self._policy != MESH:
-            cores.router.choose = chooser(self._policy).choose
+            router = cores.router
+            router.choose = chooser(self._policy).choose
+            # As at depth A: what is chosen for a hedge would count as one more turn.
+            router.config = replace(router.config, hedge_ratio=0.0)
         self.invariants.watch_node(node.name, cores)
 
     def _emitted(self, node: VirtualNode, emit: Emit) -> None:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _CLOSE_ATTEMPTS: Final = 1000  # a coroutine may await in its `finally` blocks
 
 
-class VirtualTask(asyncio.Task[Any]):
-    """A task whose hash is the same in every run of a seed.
+class _SameHash:
+    """What waits or is waited for, with a hash that is the same in every run of a seed.
 
     Attributes:
-        process: Whose task it is; None for the world's.
+        process: Whose it is; None for the world's.
     """
 
     _number: int
@@ -34,26 +34,17 @@ class VirtualTask(asyncio.Task[Any]):
         try:
             return self._number
         except AttributeError:
-            number = self._number = self.get_loop().next_number()  # type: ignore[attr-defined]
-            return int(number)
-
-
-class VirtualFuture(asyncio.Future[Any]):
-    """A future whose hash is the same in every run of a seed.
-
-    Attributes:
-        process: Whose future it is; None for the world's.
-    """
-
-    _number: int
-    process: Process | None = None
-
-    def __hash__(self) -> int:
-        try:
+            loop: VirtualLoop = self.get_loop()  # type: ignore[attr-defined]  # of the future that it is mixed into
+            self._number = loop.next_number()
             return self._number
-        except AttributeError:
-            number = self._number = self.get_loop().next_number()  # type: ignore[attr-defined]
-            return int(number)
+
+
+class VirtualTask(_SameHash, asyncio.Task[Any]):
+    """A task of a process, or of the world."""
+
+
+class VirtualFuture(_SameHash, asyncio.Future[Any]):
+    """A future of a process, or of the world."""
 
 
 class VirtualHandle(asyncio.Handle):

@@ -10,8 +10,11 @@ certificate (meshnode's own hello, which runs over it, checks that with signatur
 from __future__ import annotations
 
 import ssl
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _HANDSHAKE: Final = b"\x16\x03\x03"  # what a TLS record of a handshake begins with
 _HEADER_BYTES: Final = 5
@@ -144,6 +147,43 @@ class Handshake:
             return b""
         self.peer_certificate = body[2 : 2 + int.from_bytes(body[:2], "big")]
         return _record(_END, b"", _END_BYTES)
+
+
+class StandInSession:
+    """A side of a connection without a socket (`meshnode.net.tls_session`).
+
+    Attributes:
+        done: Whether the handshake is over.
+        ended: Never: bytes go as they are, and nothing says that they end.
+        ssl_object: Tells of the connection once it is done.
+    """
+
+    def __init__(self, context: Any, *, server_side: bool) -> None:
+        """Begin."""
+        self.done = False
+        self.ended = False
+        self.ssl_object: Any = None
+        self._handshake = Handshake(context, server_side=server_side)
+
+    def start(self) -> bytes:
+        """Return what this side sends first."""
+        return self._handshake.start()
+
+    def receive(self, data: Any) -> tuple[bytes, bytes]:
+        """Take bytes of the other side; return what to send, and what it said."""
+        if self.done:
+            return b"", bytes(data)
+        handshake = self._handshake
+        answer = handshake.receive(bytes(data))
+        if not handshake.done:
+            return answer, b""
+        self.done = True
+        self.ssl_object = StandInObject(handshake.context, handshake.peer_certificate)
+        return answer, handshake.leftover
+
+    def send(self, data: Iterable[Any]) -> bytes:
+        """Return what to send to say this."""
+        return b"".join(data)
 
 
 def _record(kind: int, body: bytes, least_bytes: int) -> bytes:

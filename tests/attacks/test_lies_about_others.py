@@ -27,6 +27,7 @@ from meshnode.state.owner_messages import (
     OwnerDigests,
     OwnerHints,
 )
+from meshnode.suitability import SUITABILITY_KEY
 from meshnode.types import ReplicaState
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def refused(mesh: SimMesh, by: str = "a") -> int:
 
 
 def known(mesh: SimMesh, node: str, owner: NodeId) -> dict[str, bytes]:
-    return dict(mesh.node(node).owners.entries(owner))
+    """What a node knows of another, but for the files on its disk, which outlive what it served."""
+    entries = mesh.node(node).owners.entries(owner)
+    return {key: value for key, value in entries.items() if key != SUITABILITY_KEY}
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 2**53])

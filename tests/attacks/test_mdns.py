@@ -111,5 +111,15 @@ def test_names_of_the_announced_hold_nothing_that_a_terminal_obeys() -> None:
     for shown in ("\x1b[2J", "a\nb", "\u202eabc", "a" * 64, ""):
         found = mdns.announcement_of(name, 1, {"mesh": MESH, "name": shown}, ["192.0.2.1"])
         assert found is None
+    for url in (
+        "http://\x1b[2J:1",
+        "http://a@192.0.2.1:1",
+        "ftp://192.0.2.1:1",
+        "http://x.example:1",
+    ):
+        told = {"mesh": MESH, "name": "a", "gateway": url}
+        heard = mdns.announcement_of(name, 1, told, ["192.0.2.1"])
+        assert heard is not None
+        assert heard.gateway == ""
     good = mdns.announcement_of(name, 1, {"mesh": MESH, "name": "a-1.b_c"}, ["192.0.2.1"])
     assert good == Announcement(node_id(1), MESH, "a-1.b_c", (Address("192.0.2.1", 1),))

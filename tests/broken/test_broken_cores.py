@@ -20,11 +20,13 @@ from meshnode.membership.core import Membership
 from meshnode.membership.messages import Incarnation
 from meshnode.membership.timers import SyncRound
 from meshnode.routing.attempts import Attempts
+from meshnode.routing.breakers import LATE
 from meshnode.routing.budget import RetryBudget
 from meshnode.routing.load import ReplicaLoad
 from meshnode.routing.router import Router
-from meshnode.sim.faults import Crash, FailRequests, Freeze, Leave
-from meshnode.sim.requests import Gateway
+from meshnode.sim.cold_starts import ColdStarts
+from meshnode.sim.faults import Crash, FailRequests, Freeze, Leave, SlowDown
+from meshnode.sim.gateway import Gateway
 from meshnode.sim.running.playing import play
 from meshnode.sim.running.timeline import failure
 from meshnode.types import NodeState
@@ -135,12 +137,11 @@ def cancel_is_lost(patch: Patch) -> Scenario:
     """A try that is given up, because its time is over, stays counted as in flight."""
     right = Attempts._land
 
-    def land(self: Attempts, verdict: Any, cause: str, now: float, report: Any) -> Any:
-        if cause != DeadlineExceeded.code:
-            return right(self, verdict, cause, now, report)
-        self._flight = None
-        assert self.route is not None
-        return self.route.replica
+    def land(self: Attempts, flying: Any, verdict: Any, cause: str, *args: Any) -> Any:
+        if cause not in (DeadlineExceeded.code, LATE):
+            return right(self, flying, verdict, cause, *args)
+        self._flying.remove(flying)
+        return flying.step.route.replica
 
     patch.setattr(Attempts, "_land", land)
     return rehearsal(timeout_s=0.3, mean_ms=600.0, duration_s=8.0)
@@ -150,8 +151,8 @@ def flight_ends_twice(patch: Patch) -> Scenario:
     """A failed try is counted as ended, and once more when its late answer comes."""
     right = ReplicaLoad.finish
 
-    def finish(self: ReplicaLoad, *args: Any) -> None:
-        right(self, *args)
+    def finish(self: ReplicaLoad, *args: Any, **options: Any) -> None:
+        right(self, *args, **options)
         self.outstanding -= 1
 
     patch.setattr(ReplicaLoad, "finish", finish)
@@ -165,6 +166,7 @@ def answer_is_given_twice(patch: Patch) -> Scenario:
     def end(self: Gateway, opened: Any, outcome: str, now: float) -> list[Effect]:
         effects = right(self, opened, outcome, now)
         self._open[opened.request.number] = opened
+        opened.admitted = None  # admission has noticed that it is over
         return effects + right(self, opened, outcome, now)
 
     patch.setattr(Gateway, "_end", end)
@@ -185,15 +187,16 @@ def request_is_never_ended(patch: Patch) -> Scenario:
     return rehearsal(duration_s=5.0, timeout_s=2.0)
 
 
-def _overload() -> Scenario:
-    """Two nodes that refuse most of what they are asked, because their queues are full."""
-    return rehearsal(nodes=1, rate_per_s=300.0, mean_ms=400.0, duration_s=6.0)
+def _everything_fails() -> Scenario:
+    """Six nodes where whatever is asked fails, wherever it goes."""
+    failing = FailRequests(at_s=1.0, nodes=("all",), share=1.0)
+    return rehearsal(failing, rate_per_s=150.0, duration_s=6.0)
 
 
 def retries_need_no_budget(patch: Patch) -> Scenario:
     """Whatever fails is tried again, however much fails."""
     patch.setattr(RetryBudget, "take", lambda _self, _now: True)
-    return _overload()
+    return _everything_fails()
 
 
 def retries_ask_no_budget(patch: Patch) -> Scenario:
@@ -206,14 +209,50 @@ def retries_ask_no_budget(patch: Patch) -> Scenario:
         return right(self, now)
 
     patch.setattr(Attempts, "next", ask_nobody)
-    return _overload()
+    return _everything_fails()
 
 
 def requests_are_tried_for_ever(patch: Patch) -> Scenario:
     """A request goes to one replica after the other until none is left."""
-    patch.setattr(Attempts, "_why_not_again", lambda _self: None)
+    patch.setattr(Attempts, "_why_not_again", lambda _self, _now: None)
     failing = FailRequests(at_s=1.0, nodes=("all",), share=1.0)
     return rehearsal(failing, rate_per_s=2.0, duration_s=6.0)
+
+
+def _hedged() -> Scenario:
+    """Six nodes of which one becomes slow: what was sent there is soon sent elsewhere, too."""
+    slow = SlowDown(at_s=4.0, nodes=("us-1",), factor=30.0)
+    return rehearsal(slow, rate_per_s=150.0, mean_ms=20.0, duration_s=8.0)
+
+
+def hedges_need_no_budget(patch: Patch) -> Scenario:
+    """Whatever is slow is sent a second time, however much is, and however soon."""
+    patch.setattr(Attempts, "_may_hedge", lambda *_: True)
+    return _hedged()
+
+
+def a_hedge_goes_where_the_first_is(patch: Patch) -> Scenario:
+    """A second try goes to the replica that is slow."""
+
+    def other(self: Attempts, _now: float) -> Any:
+        step, replica = self._flying[-1].step, self._flying[-1].step.route.replica
+        return step.route, self._source.candidates(replica.model, replica.version)
+
+    patch.setattr(Attempts, "_other", other)
+    return _hedged()
+
+
+def losers_stay_out(patch: Patch) -> Scenario:
+    """When a request has its answer, its other try is forgotten."""
+    patch.setattr(Attempts, "_lose", lambda *_: None)
+    return _hedged()
+
+
+def a_wait_has_no_end(patch: Patch) -> Scenario:
+    """Who has waited for a replica is not looked at again when there is one."""
+    patch.setattr(ColdStarts, "over", lambda _self, _now: [])
+    down = Crash(at_s=1.0, for_s=0.5, nodes=("all",))
+    return rehearsal(down, nodes=1, duration_s=5.0, timeout_s=2.0, rate_per_s=50.0)
 
 
 def the_left_are_asked(patch: Patch) -> Scenario:
@@ -303,6 +342,10 @@ FLAWS = {
     retries_need_no_budget: "attempts-within-budget",
     retries_ask_no_budget: "attempts-within-budget",
     requests_are_tried_for_ever: "attempts-within-budget",
+    hedges_need_no_budget: "attempts-within-budget",
+    a_hedge_goes_where_the_first_is: "attempts-within-budget",
+    losers_stay_out: "in-flight-conserved",
+    a_wait_has_no_end: "one-answer",
     the_left_are_asked: "not-to-the-left",
     incarnation_falls: "incarnation-never-falls",
     nobody_is_held_dead: "suspicion-time",

@@ -10,10 +10,11 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from meshnode.gateway.answering import PlainAnswer
 from meshnode.gateway.pipeline import Pipeline
-from meshnode.models.server import ModelServer
+from meshnode.models.serving.server import ModelServer
 from meshnode.sim.faults import ClockSkew, Freeze, Sleep, SlowDown
 from meshnode.sim.running.playing import play
 from meshnode.sim.running.timeline import failure
@@ -110,8 +111,8 @@ def request_runs_twice(patch: Patch) -> Scenario:
     """A gateway has a request run twice, and answers it once."""
 
     async def twice(self: Pipeline, request: Any, target: Any) -> Any:
-        await self._infer(request, target, self._now())
-        return await self._infer(request, target, self._now())
+        await self._infer(request, target, self.now())
+        return await self._infer(request, target, self.now())
 
     return at_each_tenth_request(patch, twice)
 
@@ -122,11 +123,11 @@ def request_runs_again_when_it_was_answered(patch: Patch) -> Scenario:
 
     async def again(self: Pipeline, request: Any, target: Any) -> None:
         await asyncio.sleep(0.5)
-        await self._infer(request, target, self._now())
+        await self._infer(request, target, self.now())
 
     async def once(self: Pipeline, request: Any, target: Any) -> Any:
         tasks.append(asyncio.ensure_future(again(self, request, target)))
-        return await self._infer(request, target, self._now())
+        return await self._infer(request, target, self.now())
 
     return at_each_tenth_request(patch, once)
 
@@ -136,7 +137,7 @@ def callback_raises(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-        return await self._infer(request, target, self._now())
+        return await self._infer(request, target, self.now())
 
     return at_each_tenth_request(patch, broken)
 
@@ -150,7 +151,7 @@ def task_fails_unheard(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         asyncio.ensure_future(_raise())  # noqa: RUF006 - that is the flaw
-        return await self._infer(request, target, self._now())
+        return await self._infer(request, target, self.now())
 
     return at_each_tenth_request(patch, broken)
 
@@ -161,7 +162,7 @@ def task_fails_and_is_kept(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         kept.append(asyncio.ensure_future(_raise()))
-        return await self._infer(request, target, self._now())
+        return await self._infer(request, target, self.now())
 
     return at_each_tenth_request(patch, broken)
 
@@ -243,6 +244,27 @@ def test_gateways_that_stand_still_or_are_slow_are_not_accused(fault: Any, depth
     result = play(scenario, seed=3, depth=depth)
     assert result.ok, failure(result)
     assert "client_timeout" in {outcome.code for _, outcome in result.calls if outcome}
+
+
+@pytest.mark.parametrize("depth", "AB")
+@pytest.mark.parametrize("verb", [Freeze, Sleep])
+def test_a_gateway_that_stands_still_with_a_call_it_has_read_is_not_accused(
+    verb: Any, depth: str
+) -> None:
+    made = rehearsal(
+        verb(at_s=1.0, for_s=3.0, nodes=("all",)),
+        nodes=1,
+        duration_s=4.0,
+        timeout_s=1.0,
+        mean_ms=500.0,
+    )
+    alone = tuple(replace(load, retry_elsewhere=False) for load in made.load)
+    result = play(replace(made, load=alone), seed=3, depth=depth)
+    assert result.ok, failure(result)
+    waited = [
+        call for call, outcome in result.calls if outcome and outcome.code == "client_timeout"
+    ]
+    assert any(call.made_at_s < 1.0 for call in waited)
 
 
 def test_contents_that_no_seed_decides_change_the_trace_hash(monkeypatch: Patch) -> None:

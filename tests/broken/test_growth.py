@@ -12,7 +12,7 @@ from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.driver import Driver
 from meshnode.gateway.access import GatewayAccess
 from meshnode.gateway.pipeline import Pipeline
-from meshnode.models.server import ModelServer
+from meshnode.models.serving.server import ModelServer
 from meshnode.net.connection import Connection
 from meshnode.node import Node
 from meshnode.routing.router import Router
@@ -158,7 +158,7 @@ async def _for_ever() -> None:
 
 def starts_tasks(assembly: Assembly) -> None:
     for _ in range(SPARE + 1):
-        assembly._spawn(_for_ever())
+        assembly._tasks.start(_for_ever())
 
 
 def starts_timers(_: Assembly) -> None:

@@ -38,15 +38,18 @@ DIGIT_REQUEST = {
 }
 
 
-def wait_until(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
-    """Poll until a condition holds and return its value; fail with `what` when it takes too long."""
+def wait_until(condition: Callable[[], Any], limit_s: float, what: str | Callable[[], str]) -> Any:
+    """Poll until a condition holds and return its value; fail with `what` when it takes too long.
+
+    A `what` that quotes a log is a function: the words that tell the reason come while it waits.
+    """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.02)
-    pytest.fail(f"not within {limit_s} s: {what}")
+    pytest.fail(f"not within {limit_s} s: {what if isinstance(what, str) else what()}")
 
 
 @dataclass
@@ -70,7 +73,7 @@ class Daemon:
                 return bool(self.status)
             return False
 
-        wait_until(ready, START_LIMIT_S, f"{self.name} answers; it said:\n{self.output}")
+        wait_until(ready, START_LIMIT_S, lambda: f"{self.name} answers; it said:\n{self.output}")
         return self
 
     @property

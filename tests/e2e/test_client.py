@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from meshnode.errors import MeshError, Unauthenticated
 from tests.e2e.conftest import DIGITS, Daemon, Mesh, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.e2e
 
@@ -173,6 +175,117 @@ def test_the_command_line_deploys_to_a_gateway_and_asks_it(
     np.save(tmp_path / "image.npy", IMAGE)
     assert "route: node=alpha" in meshnode("infer", "numbers", f"image=@{tmp_path / 'image.npy'}")
     assert "no longer deployed" in meshnode("undeploy", "numbers")
+
+
+COUNTER_MODEL = """
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for number in range(40):
+                tensor = pb_utils.Tensor("number", np.array([number], np.int32))
+                sender.send(pb_utils.InferenceResponse([tensor]))
+                time.sleep(0.05)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+"""
+COUNTER_CONFIG = """
+backend: "python"
+input [ { name: "x" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] } ]
+model_transaction_policy { decoupled: true }
+"""
+
+
+def test_a_stream_survives_a_torn_line_and_the_loss_of_its_gateway(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    """The line is torn by a proxy, the gateway is killed; the model runs on the other node all the time."""
+    folder = tmp_path / "counter"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(COUNTER_MODEL, encoding="utf-8")
+    (folder / "config.pbtxt").write_text(COUNTER_CONFIG, encoding="utf-8")
+    holder = mesh.start("holder", "--new", "--allow-code").wait_ready()
+    front = mesh.start("front", holder.invite()).wait_ready()
+    holder.deploy(folder, name="counter")
+    wait_until(lambda: front.ready_nodes("counter") == {"holder"}, 30, "the front knows the model")
+    with Torn(front.http_port) as torn, MeshClient([torn.url]) as client:
+        numbers = []
+        for part in client.stream("counter", {"x": np.array([1], np.int32)}):
+            numbers.append(int(part["number"][0]))
+            if len(numbers) in (5, 12):
+                torn.tear()
+        assert numbers == list(range(40))
+        assert torn.connections >= 3
+    with MeshClient([url(front), url(holder)]) as client:
+        numbers = []
+        for part in client.stream("counter", {"x": np.array([1], np.int32)}):
+            numbers.append(int(part["number"][0]))
+            if len(numbers) == 5:
+                front.signal(signal.SIGKILL)
+        assert numbers == list(range(40))  # the other gateway went on with it
+        # The gateway that was lost is behind the other one now.
+        assert next(client.stream("counter", {"x": np.array([1], np.int32)}))["number"][0] == 0
+
+
+class Torn:
+    """Passes connections on to a port of this machine, and tears them all when told."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lines: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.connections = 0
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self._run(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.tear()
+        for thread in self._threads:
+            thread.join(5)
+
+    def tear(self) -> None:
+        for line in self._lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, work: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=work, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self.connections += 1
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:
+                    near.close()
+                    continue
+                self._lines += [near, far]
+                self._run(self._pass_on, near, far)
+                self._run(self._pass_on, far, near)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError), source:
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,26 @@ def test_a_frozen_serving_node_costs_at_most_a_second_and_fails_no_request(mesh:
     wait_until(lambda: gateway.states()[victim.name] == "alive", 15, "it is back")
 
 
+def test_a_node_that_stood_still_for_long_is_back_within_seconds_and_blames_nobody(
+    mesh: Mesh,
+) -> None:
+    """As after a closed lid: the others gave it up, and it must not give them up in turn."""
+    first, sleeper, third = mesh.grow("alpha", "beta", "gamma")
+    sleeper.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: first.states()[sleeper.name] == "dead", 30, "it is held for dead")
+    finally:
+        sleeper.signal(signal.SIGCONT)
+    woke_at = time.monotonic()
+    for node in (first, third):
+        wait_until(lambda node=node: node.states()[sleeper.name] == "alive", 15, "it is back")  # type: ignore[misc]
+    assert time.monotonic() - woke_at < 10
+    assert set(sleeper.states().values()) == {"alive"}
+    said = sleeper.output
+    assert "this node slept for" in said
+    assert "member.dead" not in said[said.index("this node slept for") :]
+
+
 def test_a_serving_node_that_leaves_fails_no_request(mesh: Mesh) -> None:
     gateway, victim, _ = serve_two_of_three(mesh)
     with SteadyLoad(gateway.http_port) as load:

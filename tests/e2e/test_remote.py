@@ -60,7 +60,11 @@ def test_a_key_of_one_node_opens_the_gateway_of_another_until_it_is_revoked(
     beta = mesh.start("beta", alpha.invite(), http="0.0.0.0:0").wait_ready()
     port = beta.http_port
     wait_until(lambda: alpha.sees(2), 15, "both see each other")
-    assert f"http://{host}:{port}" in command(alpha, "nodes")
+    wait_until(
+        lambda: f"http://{host}:{port}" in command(alpha, "nodes"),
+        15,
+        "the gateway's address comes",
+    )
     status, answer = ask(host, port, "GET", "/v2/models/digits")
     assert (status, set(answer)) == (401, {"error"})
     assert "meshnode keys create NAME --scope infer" in answer["error"]

@@ -186,13 +186,32 @@ def test_nodes_and_models_are_listed_as_documented(trio: list[Daemon]) -> None:
             "capabilities",
             "load",
         } <= set(node)
-        assert node["capabilities"]["runtimes"] == ["onnx"]
+        assert node["capabilities"]["runtimes"] == ["onnx", "litert", "ensemble"]
     assert {node["region"] for node in nodes} == {"eu", "us", "ap"}
     _, _, models = trio[1].request("GET", "/mesh/v1/models")
     assert [(model["name"], model["versions"]) for model in models] == [("digits", [1])]
     assert len(models[0]["replicas"]) == 2
     for replica in models[0]["replicas"]:
-        assert set(replica) == {"node", "node_id", "version", "state", "reason", "current"}
+        assert set(replica) == {
+            "node",
+            "node_id",
+            "version",
+            "state",
+            "reason",
+            "failure",
+            "current",
+            "standby",
+            "placed",
+            "fetch",
+            "runtime",
+            "variant",
+            "provenance",
+            "device",
+            "instances",
+            "batching",
+            "profile",
+            "restarted",
+        }
 
 
 def test_metrics_are_in_prometheus_format(trio: list[Daemon]) -> None:

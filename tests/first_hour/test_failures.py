@@ -174,8 +174,11 @@ def test_what_newcomers_give_to_a_model(
     laptop, minipc = meshnode(*build_pair(network))
     laptop.run("meshnode join --detach --new")
     for words, message in (
-        ("deploy nix.onnx", "error: '…' does not exist; name a model folder or an .onnx file"),
-        ("deploy notes.txt", "error: '…' is no ONNX file: its name does not end in .onnx"),
+        (
+            "deploy nix.onnx",
+            "error: '…' does not exist; name a model folder, a model file or a URL",
+        ),
+        ("deploy notes.txt", "error: '…' is no model file: its name ends in none of …"),
         ("infer digts notes.txt", "error: no node of this mesh has a model '…'"),
         (
             "infer digits notes.txt",

@@ -62,7 +62,7 @@ def test_the_sdist_builds_the_same_wheel_although_it_has_no_links(
 
 def test_an_installed_wheel_runs_and_shadows_nobodys_models(site: Path, tmp_path: Path) -> None:
     probe = (
-        "import meshnode, meshnode.gateway.server, meshnode.models.server, meshnode.routing.router, "
+        "import meshnode, meshnode.gateway.server, meshnode.models.serving.server, meshnode.routing.router, "
         "meshnode.sim.core_world, importlib.util as u; print(meshnode.__file__); "
         "assert all(u.find_spec(name) is None for name in ('gateway', 'models', 'routing', 'sim'))"
     )

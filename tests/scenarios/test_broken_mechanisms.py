@@ -21,6 +21,8 @@ from meshnode.sim.scenario.reading import read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshnode.routing.request import RoutedRequest
+
 Patch = pytest.MonkeyPatch
 
 
@@ -47,14 +49,22 @@ def breakers_never_open(patch: Patch) -> str:
 
 def all_nodes_seem_equally_near(patch: Patch) -> str:
     """Routing takes every round trip to be a millisecond."""
-    right = choice.score
-    patch.setattr(choice, "score", lambda _rtt_ms, *more: right(1.0, *more))
+    right = choice.Candidate.expected_ms
+
+    def equally_near(self: choice.Candidate, request: RoutedRequest, now: float) -> float:
+        true_ms, self.path.rtt_ms = self.path.rtt_ms, 1.0
+        try:
+            return right(self, request, now)
+        finally:
+            self.path.rtt_ms = true_ms
+
+    patch.setattr(choice.Candidate, "expected_ms", equally_near)
     return "mesh"
 
 
 def nothing_is_tried_again(patch: Patch) -> str:
     """An attempt that fails is its request's last."""
-    patch.setattr(Attempts, "_why_not_again", lambda self: self._error)
+    patch.setattr(Attempts, "_why_not_again", lambda self, _now: self._error)
     return "mesh"
 
 

@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from meshnode.sim.running.result import Result
 
 STORIES = (
-    "fleet-1-10-50", "flapping-node", "lids-closing", "office-behind-nat", "one-slow-node",
-    "region-loss", "rolling-upgrade", "satellite-link", "sinkhole", "stale-load", "surge",
-    "thundering-herd",
+    "equal-servers", "fleet-1-10-50", "fleet-busy", "flapping-node", "lids-closing",
+    "office-behind-nat", "one-slow-node", "region-loss", "rolling-upgrade", "satellite-link",
+    "daily-curve", "square-wave", "steward-lost", "wake-from-zero",
+    "sinkhole", "slow-a100", "slow-workstation", "stale-load", "standby-region", "surge", "three-regions",
+    "thundering-herd", "two-homes",
 )  # fmt: skip
 
-LONG = {"thundering-herd"}
-"""Takes more than a few seconds of CPU; `make soak` plays it whole, `make test` with fewer gateways."""
+LONG = {
+    "daily-curve", "equal-servers", "fleet-busy", "slow-a100", "slow-workstation", "square-wave", "thundering-herd",
+}  # fmt: skip
+"""Ten thousand requests and more, so they take more than a few seconds of CPU: `make soak` plays them, and `make
+bench-routing` holds them against the oracles; the herd `make test` plays, too, with fewer gateways."""
 
 
-def test_the_library_has_the_twelve_stories() -> None:
+def test_the_library_has_its_stories() -> None:
     assert {*STORIES} <= {*library()}
 
 
@@ -65,6 +70,15 @@ def test_a_scenario_holds_with_its_own_seed(name: str) -> None:
     result = played(name)
     assert failed(result) == []
     assert len(result.verdicts) == len(read(name).expect)
+    assert result.ok
+
+
+def test_a_region_with_the_only_replica_is_lost_without_a_failed_request_on_real_daemons_too() -> (
+    None
+):
+    """The story of the replica on standby, at depth B."""
+    result = play(msgspec.structs.replace(read("standby-region"), depth="B"))
+    assert failed(result) == []
     assert result.ok
 
 

@@ -6,15 +6,30 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from meshnode import advertisement, datafolder
+from meshnode import advertisement, datafolder, key_limit, suitability
+from meshnode.jobs import job as job_values
+from meshnode.jobs import messages as job_messages
 from meshnode.limits import PATH_TOKEN_BYTES
 from meshnode.membership import messages as membership
+from meshnode.models import execution, exposure
 from meshnode.models import manifest as models
-from meshnode.state import api_keys, deployment, desired_messages, desired_store, owner_messages
+from meshnode.models.provenance import Provenance, Subject, sign
+from meshnode.state import (
+    api_keys,
+    artifact,
+    constraints,
+    deployment,
+    desired_messages,
+    desired_store,
+    drain,
+    owner_messages,
+    scaling,
+    steward,
+)
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.trust import chain, hello, invite, pairing, paths, records, roster, statements, twins
 from meshnode.types import Address, DataType, NodeState, ReplicaState, Role, Scope
-from meshnode.wire import frames
+from meshnode.wire import frames, relaying
 from meshnode.wire import messages as streams
 from tests.vectors import people
 
@@ -42,6 +57,7 @@ def cases() -> list[Case]:
     parts = {
         "streams": _streams(), "membership": _membership(), "owner_state": _owner_state(),
         "desired_state": _desired_state(), "trust": _trust(), "values": _values(), "disk": _disk(),
+        "jobs": _jobs(), "relaying": _relaying(),
     }  # fmt: skip
     return [Case(file, *each) for file, part in parts.items() for each in part]
 
@@ -54,27 +70,70 @@ _X: Final = streams.TensorHeader("x", "FP32", (1, 64), 256)
 _LOAD: Final = streams.LoadReport(3, 2, 1.25)
 
 
+def _relaying() -> _Part:
+    peer = bytes(range(20))
+    return [
+        ("open relay", "would you relay to this member?", relaying.OpenRelay(peer)),
+        ("relay ready", "yes, and its link there takes 12.5 ms", relaying.RelayReady(12.5)),
+        ("begin relay", "then do", relaying.BeginRelay()),
+        ("relayed link", "a member calls through this node", relaying.RelayedLink(peer)),
+    ]
+
+
 def _streams() -> _Part:
     reached = streams.Reached("192.0.2.7:8471", "refused", "closed")
     return [
         ("tensor header", "a tensor whose bytes follow", _X),
-        ("load report", "three requests in a replica of two slots", _LOAD),
-        ("infer", "run a model with one tensor", streams.Infer(
+        ("load report, with the run", "three requests in a replica of two slots", _LOAD),
+        ("infer, that may go elsewhere", "run a model with one tensor", streams.Infer(
             "digits", 3, (_X,), 1500.5, "req-1", ("y",), {"top": 5, "exact": True, "why": "test"},
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "max-age=30", elsewhere=True,
         )),
-        ("infer, short", "as the first version wrote it without what has a default",
+        ("infer, short, that may not go elsewhere", "as the first version wrote it without what has a default",
             streams.Infer("digits", 3, (), 30_000.0)),
-        ("result", "an answer with one tensor", streams.Result(
+        ("result, with signs of life", "an answer with one tensor", streams.Result(
             (streams.TensorHeader("y", "INT64", (1,), 8),), _LOAD, {"final": True})),
-        ("failure", "the replica's queue is full",
+        ("failure, with the node to ask", "the replica's queue is full",
             streams.Failure("saturated", "the queue is full", _LOAD)),
-        ("fetch blob", "the second MiB of a file", streams.FetchBlob(_SHA256, 1 << 20)),
+        ("fetch blob, a part", "the second MiB of a file",
+            streams.FetchBlob(_SHA256, 1 << 20, 1 << 20)),
+        ("ask files", "tell me when you have more of two files",
+            streams.AskFiles(2, 41, 2000.0)),
+        ("file states", "what a node has; the states follow", streams.FileStates(42)),
+        ("ask chunks", "a file's list of chunks", streams.AskChunks(_SHA256)),
         ("blob chunk", "its bytes follow", streams.BlobChunk(1 << 20, 5_000_000_000)),
         ("forward", "a caller's request for another node to answer",
             streams.Forward("POST", "/v1/keys", "dry=1", "mesh_id_secret", "req-2")),
         ("forwarded", "its answer; the body follows",
             streams.Forwarded(201, {"content-type": "application/json"})),
+        ("once, a question", "may I carry this request out?", streams.Once(_SHA256, _SHA256)),
+        ("once, an answer", "what it was answered; the body follows",
+            streams.Once(_SHA256, _SHA256, 201, {"Content-Type": "application/json"})),
+        ("infer, kept and with a place", "run a model whose stream another gateway may take up", streams.Infer(
+            "story", 1, (_X,), 30_000.0, "req-3", priority=2, alive_ms=500.0,
+            keep=streams.Keep("9da822665ec189fcd45e226c", "phone /mesh/v1/models/story/stream", 7),
+        )),
+        ("result, with signs of life", "a part of a stream that tells signs of life between its parts",
+            streams.Result((), None, {}, 500.0)),
+        ("resume stream", "go on with a stream that you keep", streams.ResumeStream(
+            "9da822665ec189fcd45e226c", "phone /mesh/v1/models/story/stream", 41, 500.0)),
+        ("resumed", "it goes on; its parts follow", streams.Resumed("story", 1, {"http_status": 200})),
+        ("ask load", "say how busy your replica is", streams.AskLoad("digits", 3)),
+        ("load told", "so busy it is", streams.LoadTold(streams.LoadReport(7, 4, 12.5))),
+        ("failure, of a sequence that was given away", "another node has the sequence now", streams.Failure(
+            "sequence_moved", "sequence 7 was given to another node", streams.LoadReport(7, 4, 12.5), 250.0,
+            people.WITNESS.node_id,
+        )),
+        ("take sequence", "go on with a sequence in my place", streams.TakeSequence(
+            "chat", 3, "9f" * 32, "caller 7",
+            (streams.TensorHeader("before", DataType.FP32, (1, 2), 8),),
+        )),
+        ("sequence taken", "I go on with it", streams.SequenceTaken()),
+        ("ask statistics", "say what your replicas of a model have done",
+            streams.AskStatistics("digits", 3)),
+        ("statistics answer", "what they have done follows", streams.StatisticsAnswer(1)),
+        ("version counts", "what one version has done", streams.VersionCounts(
+            "digits", 3, 12.5, 40, 20, ((20, 4_000_000), (1, 5)), ((2, (20, 1), (20, 2), (20, 3)),))),
         ("checkup", "tell me what you see of me", streams.Checkup(_TOKEN)),
         ("reached", "how one address of the asker fared", reached),
         ("checkup answer", "what the asked node saw", streams.CheckupAnswer(
@@ -228,6 +287,71 @@ MANIFEST: Final = models.Manifest(
     32, (models.FileEntry("1/model.onnx", 4321, _SHA256),), "1/model.onnx",
 )  # fmt: skip
 
+EXECUTION: Final = execution.Execution(
+    instance_groups=(execution.InstanceGroup(2, "gpu", (0, 1), passive=True),),
+    batching=execution.DynamicBatching(
+        (4, 8), 500, preserve_ordering=True, priority_levels=2, default_priority_level=1,
+        default_queue_policy=execution.QueuePolicy(execution.Timeout.DELAY, 10_000, True, 64),
+        queue_policies=((2, execution.QueuePolicy(max_queue_size=16)),),
+    ),
+    adaptive=False,
+    sequences=execution.SequenceBatching(
+        "oldest", 2_000_000,
+        (execution.ControlInput("START", execution.ControlKind.START, DataType.FP32, (0.0, 1.0)),),
+        (execution.SequenceState("state_in", "state_out", DataType.FP32, (1, 8), "initial"),),
+        16, (4,), 250, 0.5,
+    ),
+    warm_up=(execution.WarmUp(
+        "sample", 4, (execution.WarmUpInput("x", DataType.FP32, (64,), "file", "x.bin"),), 3),),
+    cache=True,
+    decoupled=True,
+    repeatable=False,
+    steps=(execution.EnsembleStep("scale", 1, (("x", "raw"),), (("y", "scaled"),)),),
+    reshape=(("x", (8, 8)),),
+    optional_inputs=("mask",),
+    parameters=(("threads", "2"),),
+    graph_level=-1,
+    accelerators=(("tensorrt", (("precision_mode", "FP16"),)),),
+    rate_limit=execution.RateLimit(50.0, 5),
+    interface=execution.Interface.HTTP,
+    spelling=execution.Spelling.PIPELINE,
+    routes=(execution.Route("POST", "/items/{item_id}"),),
+    replicas=2,
+)  # fmt: skip
+
+PROVENANCE: Final = sign(
+    Provenance("", NOW_S + 0.5, "20260131_120000", (("accuracy", 0.97),), "from the bench",
+               created_s=NOW_S - 86_400.0),
+    Subject(MANIFEST.digest, "digits", 3, "int8"), people.WITNESS.public_key, people.WITNESS.sign,
+)  # fmt: skip
+
+FULL_MANIFEST: Final = msgspec.structs.replace(
+    MANIFEST,
+    files=(models.FileEntry("1/model.onnx", 43_210_000, _SHA256, b"\x14" + _SHA256),),
+    execution=EXECUTION,
+    variant="int8",
+    provenance=PROVENANCE,
+    exposure=exposure.Exposure(
+        "/read",
+        (exposure.TaskMapping(exposure.Task.CHAT, "text", "said", (("template", "plain"),)),),
+        True,
+    ),
+)
+
+
+ORIGIN: Final = deployment.Origin(
+    "1800000000000.0.abcdef", "ci key 4711", "1799999999000.2.abcdef", "5e" * 32
+)
+DEPLOYMENT: Final = deployment.Deployment(
+    "digits", (MANIFEST,), 2, (people.WITNESS.node_id,), enabled=False,
+    constraints=constraints.Constraints(
+        ("eu",), (("room", "cellar"),), "cuda", 8 << 30, 16 << 30, "onnx", on_mains=True),
+    resources=constraints.Resources(2 << 30, 1.5), standby=1, env=(("MODEL_HOME", "/models"),),
+    origin=ORIGIN, since_ms=NOW_S * 1000,
+    scaling=scaling.Scaling(
+        0, 8, 4.0, 50.0, 20.0, 2.0, 0.8, 0.7, 0.9, 90.0, 9.0, 3.0, 0.2, 5.0, 60.0, 300.0),
+)  # fmt: skip
+
 
 def _values() -> _Part:
     key, _ = api_keys.make_api_key(
@@ -238,24 +362,44 @@ def _values() -> _Part:
     model = advertisement.ModelLoad("digits", 3, 4, 2, 1.5)
     accelerator = advertisement.AcceleratorLoad(0, 0.5, 1 << 33)
     return [
-        ("deployment", "the value of deployment/digits", deployment.Deployment(
-            "digits", (MANIFEST,), 2, (people.WITNESS.node_id,))),
-        ("manifest", "a model version", MANIFEST),
+        ("deployment, as a file says it", "the value of deployment/digits, each field set", DEPLOYMENT),
+        ("deployment, short", "as the first version wrote it without what has a default",
+            deployment.Deployment("digits", (MANIFEST,), 2, (people.WITNESS.node_id,))),
+        ("removal", "the value of deployment/digits once it is withdrawn", deployment.Removal(ORIGIN)),
+        ("steward's word", "how many replicas a deployment is to have", steward.StewardWord(
+            3, 5, "112 requests/s need 11.2 units", NOW_S * 1000, (NOW_S * 1000 - 60_000, 1), 1500)),
+        ("waiting requests", "requests wait for models that sleep", steward.Waiting((("digits", 3),))),
+        ("suitability", "what a node cannot load, and what it has on disk", suitability.Suitability(
+            (suitability.Failing("digits", 3, bytes(range(8)), "out of memory"),),
+            frozenset({bytes(range(8))}))),
+        ("manifest, with resumption", "a model version whose settings are the default", MANIFEST),
+        ("manifest, with all settings and resumption", "a version, each setting set", FULL_MANIFEST),
+        ("execution, with resumption", "how a version is executed", EXECUTION),
+        ("provenance, with when it was made", "who published a version, signed for it", PROVENANCE),
+        ("artifact, with resumption", "the value of artifact/digits/3/int8", artifact.Artifact(FULL_MANIFEST)),
         ("tensor spec", "an input", MANIFEST.inputs[0]),
-        ("file entry", "a file of a model version", MANIFEST.files[0]),
-        ("api key", "a key, revoked", msgspec.structs.replace(key, revoked_at_s=NOW_S + 60)),
+        ("file entry, in chunks", "a large file of a model version", FULL_MANIFEST.files[0]),
+        ("api key, with a share", "a key, revoked", msgspec.structs.replace(
+            key, revoked_at_s=NOW_S + 60, limit=key_limit.KeyLimit(600, 60, 4))),
+        ("drain", "a node is to be emptied", drain.Drain(NOW_S, force=True, wait_s=600)),
+        ("drain report, forced", "how far it is", drain.DrainReport(
+            drain.DrainState.DRAINING, NOW_S, 3, 2, 1, 4, ("beta loads digits",), ("own: only here",), 1,
+            force=True)),
         ("revocation", "a node is evicted", statements.Revocation(
             people.JOINER.public_key, "sold", NOW_S + 50, kept, "old-laptop", 1, (bytes(range(16)),))),
         ("role change", "a member becomes admin", statements.RoleChange(
             people.JOINER.public_key, Role.ADMIN, people.PROMOTED.chain, kept, 1,
             (bytes(range(16)),))),
-        ("replica", "a replica, as its node describes it", advertisement.advert(
+        ("replica, with resumption", "a replica, as its node describes it", advertisement.advert(
             MANIFEST, ReplicaState.READY, digest=MANIFEST.digest, reason="warm", slots=2,
-            deployed=True, service_ms=1.5)),
-        ("model load", "how busy a replica is", model),
+            deployed=True, service_ms=1.5, shown=advertisement.ShownReplica(
+                "cpu", 1, "off", "restarted once, last: exit code 7"))),
+        ("model load, with failures", "how busy a replica is", model),
         ("accelerator load", "how busy an accelerator is", accelerator),
-        ("node load", "how busy a node is", advertisement.NodeLoad(
-            0.25, 8 << 30, (model,), 51.5, 88.0, (accelerator,))),
+        ("node load, with demand", "how busy a node is", advertisement.NodeLoad(
+            0.25, 8 << 30, (model,), 51.5, 88.0, (accelerator,),
+            (advertisement.FetchProgress("digits", 4, 1 << 20, 5 << 20, 20_000_000),),
+            True, True, (("digits", 4711),))),
     ]  # fmt: skip
 
 
@@ -263,6 +407,73 @@ def mesh_file() -> datafolder.MeshFile:
     """Return the founder's mesh file."""
     seeds = tuple((each.host, each.port) for each in people.SEEDS)
     return datafolder.MeshFile(people.MESH_ID, people.FOUNDED.chain, people.seed_of("root"), seeds)
+
+
+def _jobs() -> _Part:
+    asked = job_values.Job(
+        "mxhxivz5e36m2czzzkdmgcuyty",
+        "/v2/models/digits/infer",
+        "a=1",
+        (("content-type", "application/json"),),
+        _SHA256,
+        120,
+        NOW_S * 1000,
+        people.FOUNDER.node_id,
+        "k" * 16,
+        "phone",
+        "digits",
+        job_values.Webhook(
+            "https://example.org/hook", "a secret of sixteen bytes", bytes(range(32))
+        ),
+        "req-1",
+    )
+    end = job_values.Outcome(
+        job_values.JobStatus.FAILED,
+        2,
+        people.FOUNDER.node_id,
+        NOW_S * 1000 + 5000,
+        500,
+        (("content-type", "application/json"),),
+        people.seed_of("some result"),
+        64,
+        "it broke",
+        "inference_failed",
+    )
+    state = job_values.JobState(
+        3,
+        people.FOUNDER.node_id,
+        NOW_S * 1000 + 1000,
+        0.25,
+        end,
+        job_values.Told.DELIVERED,
+        ("f" * 32,),
+    )
+    short = job_values.Job(
+        "aaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "/inference/chat",
+        "",
+        (),
+        _SHA256,
+        0,
+        NOW_S * 1000,
+        people.FOUNDER.node_id,
+    )
+    return [
+        ("keep job", "a job whose body follows", job_messages.KeepJob(asked, state)),
+        ("keep job, short", "one that nobody has begun, without what has a default",
+            job_messages.KeepJob(short, job_values.NEW)),
+        ("tell job", "how a job fares", job_messages.TellJob(asked.id, state, asked.fingerprint)),
+        ("job kept", "the body of the result is wanted", job_messages.JobKept(job_messages.WANTS_RESULT)),
+        ("ask job", "how a job fares, with its result", job_messages.AskJob(asked.id, True)),
+        ("job told", "how a job fares", job_messages.JobTold(asked, state)),
+        ("cancel job", "nobody wants it any more", job_messages.CancelJob(asked.id)),
+        ("withdraw job", "its gateway did not accept it", job_messages.CancelJob(asked.id, withdrawn=True)),
+        ("list jobs", "a page of one caller's failed jobs", job_messages.ListJobs(
+            "k" * 16, True, "failed", 101, NOW_S * 1000, asked.id, people.FOUNDER.node_id)),
+        ("jobs listed", "one follows", job_messages.JobsListed(1)),
+        ("job on disk", "what was asked", asked),
+        ("job state on disk", "how it fares", state),
+    ]  # fmt: skip
 
 
 def _disk() -> _Part:

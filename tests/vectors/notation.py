@@ -19,8 +19,11 @@ from meshnode.wire.codec import Codec, Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ELSEWHERE: Final = ("meshnode.examples", "meshnode.sim", "meshnode.__main__")
-"""Modules whose structs never leave a process."""
+_PARTIAL: Final = ("_Beginning",)  # read a part of what another one writes, and are never written
+_ELSEWHERE: Final = (
+    "meshnode.examples", "meshnode.sim", "meshnode.__main__", "meshnode.models.workers",
+)  # fmt: skip
+"""Modules whose structs never leave a process, or go to one that the same version has started."""
 
 
 @cache
@@ -38,6 +41,8 @@ def classes() -> dict[str, type[msgspec.Struct]]:
             if not (isinstance(thing, type) and issubclass(thing, msgspec.Struct)):
                 continue
             if thing in (msgspec.Struct, Message) or not thing.__struct_config__.array_like:
+                continue
+            if thing.__name__ in _PARTIAL:
                 continue
             other = found.setdefault(thing.__name__, thing)
             assert other is thing, f"two structs are called {thing.__name__}: rename one"
@@ -73,6 +78,8 @@ def to_plain(value: Any) -> Any:
         return {"hex": value.hex()}
     if isinstance(value, dict):
         return {key: to_plain(each) for key, each in value.items()}
+    if isinstance(value, frozenset):
+        return {"set": [to_plain(each) for each in sorted(value)]}
     if isinstance(value, list | tuple):
         return [to_plain(each) for each in value]
     return str(value) if isinstance(value, str) else value  # without the type of an enumeration
@@ -88,6 +95,8 @@ def from_plain(plain: Any) -> Any:
         return bytes.fromhex(plain["hex"])
     if plain.keys() == {"undecoded"}:
         return msgspec.Raw(bytes.fromhex(plain["undecoded"]))
+    if plain.keys() == {"set"}:
+        return frozenset(from_plain(plain["set"]))
     fields = {key: from_plain(each) for key, each in plain.items() if key != "is"}
     return classes()[plain["is"]](**fields) if "is" in plain else fields
 
@@ -118,6 +127,6 @@ def with_more_fields(value: Any) -> Any:
         return [*([] if tag is None else [tag]), *fields, {"of a later version": [1, None]}]
     if isinstance(value, dict):
         return {key: with_more_fields(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | frozenset):
         return [with_more_fields(each) for each in value]
     return value

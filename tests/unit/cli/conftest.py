@@ -91,6 +91,13 @@ class FakeDaemon:
     Attributes:
         progress: What `GET /mesh/v1/models/NAME` answers in turn; the last one stays. None: 404.
         accepted: What a deployment's POST answers.
+        deployed: What is deployed.
+        history: The revisions of each deployment.
+        diff: In what two revisions differ.
+        edit: What a change of a deployment answers.
+        stale: Why changes of deployments are refused; empty if they are not.
+        artifacts: The versions that are published or deployed.
+        warnings: What is odd about what was published.
         checks: What the doctor finds, by the name of the node; of which nothing is known, of alpha.
         url: The same API as a gateway on TCP.
         headers: Of the last request.
@@ -111,14 +118,24 @@ class FakeDaemon:
         ]
         self.metadata = DIGITS_METADATA
         self.answer: Any = DIGITS_ANSWER
+        self.answer_type = "image/png"  # of an answer of bytes
         self.accepted = self.entry("digits", wanted=1)
+        self.artifacts: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self.progress: list[dict[str, Any] | None] = []
+        self.deployed: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.diff: dict[str, Any] = {}
+        self.edit: dict[str, Any] = {}
+        self.stale = ""
         self.checks: dict[str, list[dict[str, str]]] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self.url = ""
         self.headers: dict[str, str] = {}
         self.query: dict[str, str] = {}
         self.rtt: dict[str, Any] = {}
+        self.explain: dict[str, Any] = {}
+        self.decisions: list[dict[str, Any]] = []
         self.invite_addresses = ["192.0.2.1:8471"]
         self.join_requests: list[dict[str, Any]] = []
         self._stop: Callable[[], object] = lambda: None
@@ -184,7 +201,11 @@ class FakeDaemon:
 
     def _respond(self, method: str, path: str) -> web.Response:
         match method, path.strip("/").split("/"):
-            case "GET", ["mesh", "v1", "nodes" | "models" | "rtt" as what]:
+            case (
+                "GET",
+                ["mesh", "v1", "nodes" | "models" | "rtt" | "decisions" as what]
+                | ["mesh", "v1", "models", _, "explain" as what],
+            ):
                 return web.json_response(getattr(self, what))
             case "GET", ["mesh", "v1", "models", name]:
                 found = self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
@@ -214,17 +235,54 @@ class FakeDaemon:
                 return self._respond_about_devices(method, path)
             case "POST", ["mesh", "v1", "deployments"]:
                 return web.json_response(self.accepted, status=202)
-            case "DELETE", ["mesh", "v1", "deployments", "digits"]:
-                return web.json_response({"name": "digits"})
-            case "DELETE", ["mesh", "v1", "deployments", name]:
-                return not_found(name, code="not_found")
+            case _, ["mesh", "v1", "artifacts", *named]:
+                return self._respond_about_artifacts(method, named)
+            case _, ["mesh", "v1", "deployments", *named]:
+                return self._respond_about_deployments(method, named)
             case "GET", ["v2", "models", "digits", *_]:
                 return web.json_response(self.metadata)
-            case "POST", ["v2", "models", "digits", *_]:
-                return web.json_response(self.answer, headers={"Mesh-Route": ROUTE})
+            case "POST", ["v2", "models", "digits", *_] | ["inference", "digits"]:
+                return self._answered()
             case _, ["v2", "models", name, *_]:
                 return not_found(name)
         return web.json_response({"error": f"no such path {path}"}, status=404)
+
+    def _respond_about_deployments(self, method: str, named: list[str]) -> web.Response:
+        match method, named:
+            case "GET", []:
+                return web.json_response(self.deployed)
+            case "GET", [_, "history"]:
+                return web.json_response(self.history)
+            case "GET", [_, "diff"]:
+                return web.json_response(self.diff)
+            case _, [name, *_] if name != "digits":
+                return not_found(name, code="not_found")
+            case "GET", [_]:
+                return web.json_response(self.deployed[0])
+            case "PUT" | "PATCH" | "POST", _ if self.stale:
+                refused = {"error": self.stale, "code": "stale_revision"}
+                return web.json_response(refused, status=409)
+            case "PUT" | "PATCH" | "POST", _:
+                (*_, (_, _, wish)) = self.requests
+                planned = {**self.edit, "model": None} if wish.get("dry_run") else self.edit
+                return web.json_response({**self.edit, **planned})
+        return web.json_response({"name": named[0], "revision": "3.0.a"})
+
+    def _answered(self) -> web.Response:
+        if isinstance(self.answer, bytes):
+            return web.Response(body=self.answer, content_type=self.answer_type)
+        return web.json_response(self.answer, headers={"Mesh-Route": ROUTE})
+
+    def _respond_about_artifacts(self, method: str, named: list[str]) -> web.Response:
+        match method, named:
+            case "POST", []:
+                made = {"name": "digits", "versions": self.artifacts}
+                if self.warnings:
+                    made["warnings"] = self.warnings
+                return web.json_response(made, status=201)
+            case "DELETE", [name, number]:
+                return web.json_response({"name": name, "version": int(number)})
+        return web.json_response(self.artifacts)
 
     def _respond_about_devices(self, method: str, path: str) -> web.Response:
         match method, path.strip("/").split("/")[2:]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshnode.cli.demo_mesh import DemoMesh, Interrupts, tail, wait_until
+from meshnode.client.mesh import MeshClient
 from meshnode.errors import PeerError
 
 if TYPE_CHECKING:
@@ -95,6 +96,27 @@ def test_a_signal_ends_the_demo_through_its_clean_up(
     assert all(has_ended(process.pid) for process in mesh._children)
     assert not mesh.folder.exists()
     assert signal.getsignal(number) is former
+
+
+def test_a_signal_waits_until_the_daemon_has_been_asked(
+    child: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def get(_client: MeshClient, _path: str, **_options: float) -> dict[str, str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        steps.append("the socket is open, and somebody closes it")
+        return {"http": "http://127.0.0.1:1"}
+
+    monkeypatch.setattr(MeshClient, "get", get)
+    child("exec sleep 60")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Interrupts() as interrupts,
+        DemoMesh(interrupts) as mesh,
+    ):
+        mesh.start("alpha", "eu-west", invite=None)
+    assert steps
 
 
 def test_a_held_signal_is_raised_once_it_is_let_go() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshnode import DeployProgress
-from meshnode.cli.deploy import _Display
+from meshnode.cli.deploy_display import Display
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,12 +70,121 @@ def test_a_relative_path_reaches_the_daemon_as_absolute(
     assert result.stdout.splitlines()[1].split() == ["digits", "1", "-", "no", "replica", "-"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--path", "/count-cars", "--task", "chat", "--task", "embedding:output=v", "--cache"),
+         {"endpoint": "/count-cars", "tasks": ["chat", "embedding:output=v"], "cache": True}),
+        (("--path", "", "--task", "", "--no-cache"), {"endpoint": "", "tasks": [], "cache": False}),
+        ((), {}),
+    ],
+)  # fmt: skip
+def test_how_a_model_is_offered_is_told_only_where_it_is_said(
+    daemon: FakeDaemon,
+    meshnode: Run,
+    model: Path,
+    options: tuple[str, ...],
+    said: dict[str, object],
+) -> None:
+    daemon.accepted = daemon.entry("digits", daemon.replica("alpha", "ready"), wanted=1)
+    result = meshnode("deploy", str(model), "--no-wait", *options)
+    assert result.exit_code == 0
+    sent = daemon.sent("POST", DEPLOYMENTS)
+    assert {key: sent[key] for key in ("endpoint", "tasks", "cache") if key in sent} == said
+
+
+@pytest.mark.parametrize(
+    ("options", "replicas", "table"),
+    [
+        (("--max", "4", "--target", "concurrency=2"), 1, {"max": 4, "concurrency": 2.0}),
+        (("--min", "0", "--max", "4", "--target", "qps=30", "--target", "cpu=0.7"), 1,
+         {"min": 0, "max": 4, "qps": 30.0, "cpu": 0.7}),
+        (("--min", "2", "--max", "4", "--target", "queue=1"), 2, {"min": 2, "max": 4, "queue": 1.0}),
+        (("--min", "2", "--max", "4", "--replicas", "3", "--target", "qps=1"), 3,
+         {"min": 2, "max": 4, "qps": 1.0}),
+        ((), 1, None),
+    ],
+)  # fmt: skip
+def test_autoscaling_is_told_with_the_number_to_begin_with(
+    daemon: FakeDaemon,
+    meshnode: Run,
+    model: Path,
+    options: tuple[str, ...],
+    replicas: int,
+    table: dict[str, float] | None,
+) -> None:
+    daemon.accepted = daemon.entry("digits", daemon.replica("alpha", "ready"), wanted=1)
+    result = meshnode("deploy", str(model), "--no-wait", *options)
+    assert result.exit_code == 0, result.stderr
+    sent = daemon.sent("POST", DEPLOYMENTS)
+    assert (sent["replicas"], sent.get("autoscaling")) == (replicas, table)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--min", "1"), "--min and --target go with --max"),
+        (("--target", "qps=1"), "--min and --target go with --max"),
+        (("--max", "4", "--target", "speed=2"), "write NAME=NUMBER with one of concurrency, qps"),
+        (("--max", "4", "--target", "qps=fast"), "such as qps=2"),
+        (("--max", "4"), "it has no target to follow"),
+        (("--min", "5", "--max", "4", "--target", "qps=1"), "min is 5 and max is 4"),
+        (("--max", "4", "--target", "cpu=70"), "autoscaling.cpu"),
+    ],
+)
+def test_autoscaling_that_makes_no_sense_is_refused_before_anything_is_sent(
+    daemon: FakeDaemon, meshnode: Run, model: Path, options: tuple[str, ...], said: str
+) -> None:
+    del daemon
+    result = meshnode("deploy", str(model), *options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_the_table_shows_how_a_model_is_offered(
+    daemon: FakeDaemon, meshnode: Run, model: Path
+) -> None:
+    entry = daemon.entry("digits", daemon.replica("alpha", "ready"), wanted=1)
+    daemon.accepted = {**entry, "endpoint": "/count-cars", "tasks": ["embedding:output=v"]}
+    result = meshnode("deploy", str(model), "--no-wait", "--path", "/count-cars")
+    assert "OFFERED AS" in result.stdout
+    assert "/count-cars, embedding" in result.stdout
+    daemon.accepted = entry
+    assert "OFFERED AS" not in meshnode("deploy", str(model), "--no-wait").stdout
+
+
 def test_on_takes_names_and_ids_and_asks_for_one_replica_each(
     daemon: FakeDaemon, meshnode: Run, model: Path
 ) -> None:
     meshnode("deploy", str(model), "--on", "beta", "--on", "a" * 32, "--on", "b" * 32, "--no-wait")
     sent = daemon.sent("POST", DEPLOYMENTS)
     assert (sent["on"], sent["replicas"]) == (["b" * 32, "a" * 32], 2)
+
+
+def test_variants_follow_the_model_under_its_name_and_are_waited_for_together(
+    daemon: FakeDaemon, meshnode: Run, model: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small.onnx"
+    small.write_bytes(b"onnx")
+    daemon.accepted = daemon.entry("digits", daemon.replica("alpha", "ready"))
+    daemon.progress = [daemon.accepted]
+    result = meshnode("deploy", str(model), "--variant", f"int8={small}", "--json")
+    assert result.exit_code == 0
+    first, second = (body for _, path, body in daemon.requests if path == DEPLOYMENTS)
+    assert (first["path"], "variant" in first) == (str(model), False)
+    assert (second["path"], second["name"], second["variant"]) == (str(small), "digits", "int8")
+
+
+@pytest.mark.parametrize("text", ["int8", "=x.onnx", "int8="])
+def test_a_variant_without_its_name_or_path_is_refused(
+    daemon: FakeDaemon, meshnode: Run, model: Path, text: str
+) -> None:
+    result = meshnode("deploy", str(model), "--variant", text)
+    assert result.exit_code != 0
+    assert "is not NAME=PATH; for example: --variant int8=small.onnx" in " ".join(
+        result.stderr.split()
+    )
+    assert not [path for _, path, _ in daemon.requests if path == DEPLOYMENTS]
 
 
 def test_a_readable_deployment_ends_with_its_table(
@@ -191,7 +300,7 @@ def test_a_path_that_does_not_exist_is_refused(daemon: FakeDaemon, meshnode: Run
     result = meshnode("deploy", "/does/not/exist")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: '/does/not/exist' does not exist; name a model folder or an .onnx file\n"
+        "error: '/does/not/exist' does not exist; name a model folder, a model file or a URL\n"
     )
 
 
@@ -300,7 +409,7 @@ def uploading(sent_bytes: int) -> DeployProgress:
 def test_an_upload_is_a_few_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with _Display() as display:
+    with Display() as display:
         for sent_bytes in range(0, 1001, 10):
             display.show(uploading(sent_bytes))
     assert capsys.readouterr().err.splitlines() == [
@@ -314,7 +423,7 @@ def test_on_a_terminal_an_upload_is_a_bar_and_then_a_spinner(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with _Display() as display:
+    with Display() as display:
         display.show(uploading(0))
         display.show(uploading(500))
         display.show(DeployProgress(stage="waiting", name="m", text="m: 0 of 1 replicas ready"))

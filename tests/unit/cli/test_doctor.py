@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typer.testing import Result as CommandResult
 
 from meshnode.cli import doctor
-from meshnode.diagnosis import Result
+from meshnode.diagnosis.checks import Result
 
 if TYPE_CHECKING:
     import pytest

@@ -74,6 +74,16 @@ def test_version_and_timeout_travel(daemon: FakeDaemon, meshnode: Run) -> None:
     assert sent["parameters"]["timeout"] == pytest.approx(119_500_000, abs=400_000)
 
 
+@pytest.mark.parametrize("option", ["--region", "--prefer-region"])
+def test_an_empty_region_is_no_rule_that_is_ignored(
+    daemon: FakeDaemon, meshnode: Run, option: str
+) -> None:
+    stdin = json.dumps({"image": DATA}).encode()
+    result = meshnode("infer", "digits", "-", option, "", stdin=stdin)
+    assert result.exit_code == 2
+    assert f"{option} is empty" in result.stderr
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_an_image_is_sent_in_the_models_size_as_binary_data(
     daemon: FakeDaemon, meshnode: Run, tmp_path: Path, kind: str

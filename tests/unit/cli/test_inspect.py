@@ -75,6 +75,41 @@ def test_models_have_a_line_for_each_replica(daemon: FakeDaemon, meshnode: Run) 
     ]
 
 
+def test_models_say_what_executes_them_and_how_requests_are_joined(
+    daemon: FakeDaemon, meshnode: Run
+) -> None:
+    daemon.models[0]["replicas"][0] |= {
+        "runtime": "onnx", "variant": "int8", "device": "cpu", "instances": 2, "batching": "adaptive",
+    }  # fmt: skip
+    head, line, other = meshnode("models").stdout.splitlines()
+    assert head.split() == [
+        "MODEL", "VERSION", "NODE", "STATE", "RUNS", "ON", "BATCHING", "REASON",
+    ]  # fmt: skip
+    assert "1 int8" in line
+    assert "onnx on cpu, 2 instances" in line
+    assert "adaptive" in line
+    assert other.split() == ["digits", "1", "beta", "loading", "-", "-", "-"]
+
+
+def test_models_show_label_metrics_and_service_time(daemon: FakeDaemon, meshnode: Run) -> None:
+    said = {"label": "20260131_120000", "metrics": {"accuracy": 0.97}}
+    profile = [[1, 0.1234], [8, 0.5], [64, 2.5]]
+    daemon.models[0]["replicas"][0] |= {"provenance": said, "profile": profile}
+    title, first = meshnode("models").stdout.splitlines()[:2]
+    assert "METRICS" in title
+    for words in ("1 (20260131_120000)", "accuracy=0.97", "0.123 ms, 64 rows 2.5 ms"):
+        assert words in first
+    shown = meshnode("node", "show", "alpha").stdout
+    assert "digits version 1: ready, 0.123 ms, 64 rows 2.5 ms" in shown
+
+
+def test_models_say_how_often_a_process_had_to_be_started_again(
+    daemon: FakeDaemon, meshnode: Run
+) -> None:
+    daemon.models[0]["replicas"][0] |= {"restarted": "restarted twice, last: exit code 7"}
+    assert "restarted twice, last: exit code 7" in meshnode("models").stdout.splitlines()[1]
+
+
 def test_a_model_without_replicas_is_listed(daemon: FakeDaemon, meshnode: Run) -> None:
     daemon.models = [{"name": "m", "versions": [1, 2], "replicas": [], "wanted": 1}]
     assert meshnode("models").stdout.splitlines()[1].split() == [

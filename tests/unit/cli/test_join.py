@@ -9,6 +9,7 @@ import pytest
 from typer.testing import Result
 
 from meshnode.options import (
+    DEFAULT_GRPC,
     DEFAULT_LISTEN,
     Chosen,
     JoinOptions,
@@ -54,6 +55,7 @@ def test_a_plain_join_has_the_documented_defaults(
             models=None,
             new=False,
             mdns=True,
+            grpc=DEFAULT_GRPC,
         )
     ]
 
@@ -79,6 +81,7 @@ def test_every_option_reaches_the_daemon(
             models=str(tmp_path),
             new=False,
             mdns=False,
+            grpc=DEFAULT_GRPC,
         )
     ]
 
@@ -141,6 +144,8 @@ def test_what_was_chosen_is_taken_again_by_a_plain_join(
         (["--listen", "0.0.0.0"], {"listen": Address("0.0.0.0", 8471)}),
         (["--no-gateway"], {"http": None}),
         (["--http", "127.0.0.1:0"], {"http": Address("127.0.0.1", 0)}),
+        (["--grpc", "127.0.0.1:0"], {"grpc": Address("127.0.0.1", 0)}),
+        (["--no-grpc"], {"grpc": None}),
         (["--models", ""], {"models": None}),
     ],
 )
@@ -195,6 +200,8 @@ def test_the_port_of_the_gateway_may_be_left_out(
         (["--tls-cert", "c.pem"], ("--tls-cert", "tls_key")),
         (["--no-gateway", "--allow-host", "a"], ("--allow-host", "--no-gateway")),
         (["--no-gateway", "--require-key"], ("--require-key", "--no-gateway")),
+        (["--no-gateway", "--grpc", "localhost"], ("--grpc", "--no-gateway")),
+        (["--no-gateway", "--shared-memory"], ("--shared-memory", "--no-gateway")),
         (["--membership", "probe_timeout_s=1"], ("probe_timeout_s", "probe_interval_s")),
     ],
 )
@@ -256,6 +263,7 @@ def test_settings_of_the_config_file_are_taken_by_a_plain_join(
         (["--listen", "[]:1"], "no valid host"),
         (["--http", "localhost:http"], "--http: 'localhost:http' has no valid port"),
         (["--http", "localhost:1", "--no-gateway"], "--no-gateway leaves it out"),
+        (["--grpc", "localhost:1", "--no-grpc"], "--no-grpc leaves it out"),
         (["--models", "/does/not/exist"], "--models '/does/not/exist' is not a folder"),
     ],
 )

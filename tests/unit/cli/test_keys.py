@@ -8,7 +8,7 @@ from typing import Any, Self
 import pytest
 from typer.testing import CliRunner, Result
 
-from meshnode.cli import keys
+from meshnode.cli import arguments
 from meshnode.cli.main import app
 from meshnode.errors import InvalidRequest, NotFound, PeerError
 
@@ -21,6 +21,10 @@ ENTRY: dict[str, Any] = {
     "expires_at": None,
     "revoked_at": None,
     "state": "valid",
+    "rate": "10/s",
+    "concurrency": None,
+    "priority": "high",
+    "share": 1,
 }
 
 
@@ -57,6 +61,16 @@ class FakeClient:
         self._ask("POST", path, body)
         return {**ENTRY, "key": KEY, "scopes": body["scopes"]}
 
+    def put(self, path: str, body: Any) -> Any:
+        self._ask("PUT", path, body)
+        limit = {
+            "rate": body.get("rate"),
+            "concurrency": body.get("concurrency"),
+            "priority": body.get("priority", "high"),
+            "share": body.get("share", 1),
+        }
+        return {**ENTRY, **limit, "changed": self.changed}
+
     def delete(self, path: str) -> Any:
         self._ask("DELETE", path)
         return {**ENTRY, "revoked_at": "2026-02-02T03:04:05Z", "changed": self.changed}
@@ -65,12 +79,17 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     made = FakeClient()
-    monkeypatch.setattr(keys, "client_of", lambda *_: made)
+    monkeypatch.setattr(arguments, "client_of", lambda *_: made)
     return made
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["keys", *arguments])
+
+
+def test_a_key_may_be_given_several_scopes(client: FakeClient) -> None:
+    assert run("create", "ci", "--scope", "deploy", "--scope", "infer").exit_code == 0
+    assert client.asked[0][2] == {"name": "ci", "scopes": ["deploy", "infer"], "ttl_s": None}
 
 
 def test_a_new_key_is_shown_once_with_how_to_use_it(client: FakeClient) -> None:
@@ -79,7 +98,7 @@ def test_a_new_key_is_shown_once_with_how_to_use_it(client: FakeClient) -> None:
     body = {"name": "phone", "scopes": ["deploy"], "ttl_s": 90 * 86_400}
     assert client.asked == [("POST", "/mesh/v1/keys", body)]
     lines = result.stdout.splitlines()
-    assert lines[0] == "API key phone, for deploy, valid until it is revoked:"
+    assert lines[0] == "API key phone, for deploy, valid until it is revoked, with at most 10/s:"
     assert f"  {KEY}" in lines
     assert f"  curl -H 'Authorization: Bearer {KEY}' https://192.0.2.1:8470/mesh/v1/models" in lines
     assert lines[-1] == "To take it back, on any node: meshnode keys revoke phone"
@@ -117,8 +136,21 @@ def test_json_is_what_the_daemon_says(client: FakeClient) -> None:
 
 def test_keys_are_a_table_without_secrets(client: FakeClient) -> None:
     header, row = [line.split() for line in run("list").stdout.splitlines()]
-    assert header == ["NAME", "ID", "SCOPES", "STATE", "CREATED", "EXPIRES", "REVOKED"]
-    assert row == ["phone", "k" * 16, "infer", "valid", "2026-01-02T03:04:05Z", "-", "-"]
+    limits = ["RATE", "CONCURRENCY", "PRIORITY", "SHARE"]
+    assert header == ["NAME", "ID", "SCOPES", "STATE", *limits, "CREATED", "EXPIRES", "REVOKED"]
+    assert row == [
+        "phone",
+        "k" * 16,
+        "infer",
+        "valid",
+        "10/s",
+        "-",
+        "high",
+        "1",
+        "2026-01-02T03:04:05Z",
+        "-",
+        "-",
+    ]
     client.keys = []
     assert run("list").stdout == (
         "This mesh has no API keys; make one with: meshnode keys create NAME\n"
@@ -134,14 +166,59 @@ def test_revoking_twice_says_so_and_succeeds(client: FakeClient) -> None:
     assert "was revoked before, at 2026-02-02T03:04:05Z" in result.stdout
 
 
+def test_a_key_is_made_with_a_limit(client: FakeClient) -> None:
+    assert run("create", "phone", "--rate", "600/min", "--concurrency", "4").exit_code == 0
+    assert client.asked[0][2] == {
+        "name": "phone",
+        "scopes": ["infer"],
+        "ttl_s": None,
+        "rate": "600/min",
+        "concurrency": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "told"),
+    [
+        (["--rate", "10/s"], {"rate": "10/s"}, "has at most 10/s"),
+        (["--concurrency", "2"], {"concurrency": 2}, "has at most 2 at once"),
+        (
+            ["--rate", "1/d", "--concurrency", "9"],
+            {"rate": "1/d", "concurrency": 9},
+            "has at most 1/d and at most 9 at once",
+        ),
+        (["--priority", "low"], {"priority": "low"}, "has a priority of low at most"),
+        (
+            ["--rate", "1/d", "--priority", "normal", "--share", "3"],
+            {"rate": "1/d", "priority": "normal", "share": 3},
+            "has at most 1/d, a priority of normal at most and 3 shares",
+        ),
+        ([], {}, "has no limit"),
+    ],
+)
+def test_a_limit_is_said_anew(
+    client: FakeClient, options: list[str], body: dict[str, Any], told: str
+) -> None:
+    result = run("limit", "a/b", *options)
+    assert result.stdout == f"API key phone ({'k' * 16}) {told}.\n"
+    assert client.asked == [("PUT", "/mesh/v1/keys/a%2Fb", body)]
+    client.changed = False
+    assert run("limit", "a/b", *options).stdout.endswith(f"{told}, as before.\n")
+    assert json.loads(run("limit", "a/b", "--json").stdout)["changed"] is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["create", "phone", "--rate", "fast"], "is not a rate"),
+        (["limit", "phone", "--concurrency", "0"], "requests at once"),
+        (["create", "phone", "--priority", "urgent"], "is not a priority"),
+        (["limit", "phone", "--share", "101"], "share of an overloaded gateway"),
         (["create", "phone", "--ttl", "soon"], "is not a duration"),
         (["create", "phone", "--ttl", "0.1s"], "shorter than a second"),
     ],
 )
-def test_wrong_durations_are_told_before_anything_is_asked(
+def test_wrong_durations_and_limits_are_told_before_anything_is_asked(
     client: FakeClient, arguments: list[str], sentence: str
 ) -> None:
     result = run(*arguments)

@@ -30,7 +30,14 @@ FACTS: dict[str, Any] = {
         {"kind": "cuda", "name": "NVIDIA H200", "memory_bytes": 150 * GIB, "compute": "9.0"},
     ],
     "absent": ["AMD ROCm: no GPU in /sys/class/kfd"],
-    "runtime_details": {"onnx": {"version": "1.22.0", "providers": ["CPUExecutionProvider"]}},
+    "runtime_details": {
+        "onnx": {
+            "version": "1.22.0", "providers": ["CPUExecutionProvider"],
+            "devices": ["cuda:0 (CUDAExecutionProvider)", "cpu"],
+        },
+        "litert": {"missing": "LiteRT is not installed: pip install 'meshnode[litert]'"},
+        "python": {"version": "3.11.7", "devices": ["cpu"]},
+    },
     "speed": {"matmul_gflops": 900, "memory_gb_per_s": 40.5},
     "limits": {
         "max_memory_bytes": 16 * GIB, "max_cpus": 8, "nice": 10, "only_on_mains": True,
@@ -93,7 +100,9 @@ def test_a_node_is_shown_in_sections(daemon: FakeDaemon, meshnode: Run) -> None:
         "  NVIDIA H200, cuda, 150 GiB, driver 570",
         "  NVIDIA H200, cuda, 150 GiB, compute 9.0, 40% busy, 1 GiB free",
         "Runtimes",
-        "  onnx 1.22.0: CPUExecutionProvider",
+        "  onnx 1.22.0: cuda:0 (CUDAExecutionProvider), cpu",
+        "  litert: LiteRT is not installed: pip install 'meshnode[litert]'",
+        "  python 3.11.7: cpu (own models only: --allow-code is off)",
         "Speed",
         "  900 GFLOPS on all processors",
         "  40.5 GB/s to and from memory",

@@ -152,6 +152,7 @@ class TestAnEnvFileThatNobodyNamed:
         ("text", "environ", "options"),
         [
             ("MESHNODE_GATEWAY=https://x", {"MESHNODE_API_KEY": "mesh_mine"}, {}),
+            ("MESHNODE_URL=https://x", {"MESHNODE_API_KEY": "mesh_mine"}, {}),
             ("MESHNODE_GATEWAY=https://x", {"MESHNODE_API_KEY_FILE": "own.key"}, {}),
             ("MESHNODE_GATEWAY=https://x\nMESHNODE_API_KEY_FILE=own.key", {}, {}),
             ("MESHNODE_GATEWAY=https://x", {}, {"key_file": "own.key"}),

@@ -274,7 +274,7 @@ def log(data_dir: Path) -> Path:
     path = data_dir / "logs" / "meshnode.log"
     path.parent.mkdir()
     path.with_name("meshnode.log.2").write_bytes(line("one") + line("two", "error"))
-    path.with_name("meshnode.log.1").write_bytes(line("three", request_id="r1"))
+    path.with_name("meshnode.log.1").write_bytes(line("three", request_id="r1", model="digits"))
     path.write_bytes(line("four", "warning", trace_id="t1") + line("five"))
     return path
 
@@ -300,6 +300,8 @@ def test_the_last_lines_are_printed_across_files_put_aside(meshnode: Run, log: P
         (["--request", "r1"], ["three"]),
         (["--request", "t1"], ["four"]),
         (["--request", "nobody"], []),
+        (["--model", "digits"], ["three"]),
+        (["--model", "digits", "--level", "error"], []),
     ],
 )
 def test_lines_can_be_chosen(meshnode: Run, log: Path, args: list[str], found: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 from typer.testing import CliRunner, Result
 
-from meshnode.cli import evict, trust
+from meshnode.cli import arguments, evict, trust
 from meshnode.cli.main import app
 from meshnode.errors import Forbidden
 
@@ -87,7 +87,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     made = FakeClient()
-    for module in (evict, trust):
+    for module in (arguments, trust):
         monkeypatch.setattr(module, "client_of", lambda *_: made)
     return made
 

@@ -175,7 +175,7 @@ def errors() -> list[tuple[bytes, type[MeshError], str]]:
         (http_answer(403, plain), Forbidden, "what went wrong"),
         (http_answer(404, plain), ModelNotFound, "what went wrong"),
         (http_answer(413, plain), TooLarge, "what went wrong"),
-        (http_answer(429, said % b"throttled", "Retry-After: 9"), Throttled, "what went wrong"),
+        (http_answer(429, said % b"throttled"), Throttled, "what went wrong"),
         (http_answer(500, plain, "Mesh-Error: inference_failed"), InferenceFailed, "what went"),
         (http_answer(503, plain, "Mesh-Error: deadline"), DeadlineExceeded, "what went wrong"),
         (http_answer(504, plain), DeadlineExceeded, "what went wrong"),
@@ -575,7 +575,7 @@ def test_a_refusal_is_heard_although_the_request_was_not_taken(
     connect: Connect, loop: Loop, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway refuses a body by its length and stops reading."""
-    monkeypatch.setattr("meshnode.gateway.server.MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr("meshnode.gateway.reading.MAX_BODY_BYTES", 1000)
     array = np.zeros((4_000_000, 2), np.float32)
     with pytest.raises(TooLarge):
         connect(gateway.url).infer("echo", {"x": array})
@@ -827,3 +827,36 @@ def test_waiting_for_a_model_tells_what_is_missing(connect: Connect, stand_in: S
     client = connect(stand_in(answering(entry("loading"))).url)
     with pytest.raises(DeadlineExceeded, match=r"m is not ready after 0.01 s \(0 of 1"):
         client.wait_ready("m", timeout_s=0.01)
+
+
+def test_a_key_whose_rate_is_used_up_asks_again_when_it_may(
+    connect: Connect, stand_in: Start
+) -> None:
+    slow_down = http_answer(429, b'{"error": "too fast", "code": "throttled"}', "Retry-After: 1")
+    server = stand_in(answering(slow_down, OK))
+    assert took(lambda: connect(server.url).get("/x")) >= 1
+    assert len(server.requests) == 2
+
+
+def test_a_keyed_post_is_sent_again_where_it_broke_off_under_the_same_key(
+    connect: Connect, stand_in: Start
+) -> None:
+    def behave(line: socket.socket, _request: bytes) -> bool:
+        if len(server.requests) == 1:
+            reset(line)
+            return False
+        line.sendall(OK)
+        return True
+
+    server, other = stand_in(behave), stand_in(answering(OK))
+    connect(server.url, other.url).post("/x", {}, idempotency_key="order-7")
+    assert [b"Idempotency-Key: order-7\r\n" in each for each in server.requests] == [True, True]
+    assert not other.requests
+    with pytest.raises(InvalidRequest, match="idempotency key"):
+        connect(server.url).post("/x", {}, idempotency_key="two words")
+
+
+def test_a_post_without_a_key_has_none(connect: Connect, stand_in: Start) -> None:
+    server = stand_in(answering(OK))
+    connect(server.url).post("/x", {})
+    assert b"idempotency-key" not in server.requests[0].lower()

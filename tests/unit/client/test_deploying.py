@@ -23,6 +23,7 @@ from meshnode.errors import (
     PeerError,
     TransferFailed,
 )
+from meshnode.models.repository.sources import Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,3 +301,136 @@ def test_a_bare_file_brings_the_data_that_lies_beside_it(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"x")
     found = find_files(str(tmp_path / "a.onnx"), None)
     assert [(file.path, file.size_bytes) for file in found] == [("a.onnx", 1), ("a.onnx.data", 1)]
+
+
+def test_a_folder_goes_up_as_it_lies_so_that_the_other_side_finds_the_same(tmp_path: Path) -> None:
+    """Labels of versions, files that the configuration names, metadata: all in their places."""
+    warm_up = """model_warmup { name: "w"
+      inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 input_data_file: "w.raw" } } }"""
+    files = {
+        "config.pbtxt": warm_up,
+        "metadata.json": '{"accuracy": 1}',
+        "20260131_120000/model.onnx": "m",
+        "warmup/w.raw": "1234",
+        "warmup/other": "x",
+        "old/model.onnx": "o",
+    }
+    for name, text in files.items():
+        (tmp_path / "net" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "net" / name).write_text(text)
+    found = [file.path for file in find_files(str(tmp_path / "other" / ".." / "net"), None)]
+    assert found == [
+        "net/20260131_120000/model.onnx",
+        "net/config.pbtxt",
+        "net/metadata.json",
+        "net/warmup/w.raw",
+    ]
+
+
+def test_a_python_model_without_versions_and_a_bare_files_metadata_go_up(tmp_path: Path) -> None:
+    (tmp_path / "py").mkdir()
+    for name in ("pipeline.py", "types.py", ".env"):
+        (tmp_path / "py" / name).write_text("def pipe(x): ...")
+    found = [file.path for file in find_files(str(tmp_path / "py"), None)]
+    assert found == ["py/pipeline.py", "py/types.py"]
+    (tmp_path / "net.tflite").touch()
+    (tmp_path / "net.metadata.json").write_text("{}")
+    found = [file.path for file in find_files(str(tmp_path / "net.tflite"), None)]
+    assert found == ["net.metadata.json", "net.tflite"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_url_is_fetched_here_and_then_deployed_like_a_path(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    def fetched(source: Source, *, may_be_old: bool) -> Path:
+        assert (source.url, may_be_old) == ("s3://bucket/m", False)
+        source.progress(1, 2)
+        copies.append(source.folder)
+        return model
+
+    copies: list[Path] = []
+    monkeypatch.setattr(Source, "refresh", fetched)
+    mesh = FakeGateways()
+    wish = Wish("s3://bucket/m", copies=str(tmp_path / "copies") if kept else "")
+    assert mesh.run(wish) == entry("ready")
+    assert mesh.seen[0].stage == "fetching"
+    assert mesh.seen[0].text == "1 of 2 bytes fetched"
+    assert len(mesh.uploads) == 1
+    assert (copies == [tmp_path / "copies"]) == kept
+    assert kept or not copies[0].exists()
+
+
+def served_by(node: str, state: str = "ready", **more: Any) -> dict[str, Any]:
+    return {"node": node, "version": 1, "state": state, "reason": "", "current": True, **more}
+
+
+def test_a_replica_on_a_node_that_is_no_longer_meant_does_not_make_a_deployment_ready(
+    model: Path,
+) -> None:
+    """It was on beta, and is to be on gamma, whose disk is full."""
+    replicas = [served_by("beta", placed=False), served_by("gamma", "failed", reason="disk full")]
+    mesh = FakeGateways(looks=[entry(replicas=replicas)])
+    with pytest.raises(PeerError, match="m failed on gamma: disk full"):
+        mesh.run(Wish(str(model)), local=True)
+
+
+def test_what_the_gateway_had_to_say_of_the_files_is_returned_with_the_entry(model: Path) -> None:
+    mesh = FakeGateways()
+    answer = mesh._carry_out
+
+    def odd(call: Call) -> Any:
+        found = answer(call)
+        return {**found, "warnings": ["the folder counts"]} if call.method == "POST" else found
+
+    mesh._carry_out = odd  # type: ignore[method-assign]
+    assert mesh.run(Wish(str(model)), local=True)["warnings"] == ["the folder counts"]
+
+
+def test_a_failure_on_a_node_that_is_no_longer_meant_does_not_end_the_wait(model: Path) -> None:
+    replicas = [served_by("beta", "failed", placed=False, failure="x"), served_by("gamma")]
+    mesh = FakeGateways(looks=[entry(replicas=replicas)])
+    assert mesh.run(Wish(str(model)), local=True)["name"] == "m"
+
+
+def test_another_form_than_the_one_that_suits_the_node_is_waited_for_and_then_counts(
+    model: Path,
+) -> None:
+    other = served_by("beta", current=False, reason="it serves the files 12 while new ones load")
+    mesh = FakeGateways(looks=[entry(replicas=[other]), entry("ready")])
+    mesh.run(Wish(str(model)), local=True)
+    assert [each.text for each in mesh.seen[1:]] == [
+        "m: 0 of 1 replicas ready; beta: it serves the files 12 while new ones load",
+        "m: 1 of 1 replicas ready",
+    ]
+
+
+def test_files_that_could_not_replace_others_are_a_failure_though_those_serve_on(
+    model: Path,
+) -> None:
+    replicas = [served_by("beta", current=False, failure="no such operator")]
+    with pytest.raises(PeerError, match="m failed on beta: no such operator"):
+        FakeGateways(looks=[entry(replicas=replicas)]).run(Wish(str(model)), local=True)
+
+
+def cannot(*lasting: bool) -> list[dict[str, Any]]:
+    return [
+        {"node": f"n{number}", "reason": "no code", "lasting": each}
+        for number, each in enumerate(lasting)
+    ]
+
+
+def test_what_no_node_can_take_is_not_waited_for(model: Path) -> None:
+    looks = [entry(placed=[], missing=1, ineligible=cannot(True, True))]
+    mesh = FakeGateways(looks=looks)
+    said = r"no node can take m \(n0: no code; n1: no code\); the deployment stays"
+    with pytest.raises(PeerError, match=said):
+        mesh.run(Wish(str(model)), local=True, wait_s=60)
+    assert mesh.now < 4.0
+
+
+def test_a_node_that_may_come_back_is_waited_for(model: Path) -> None:
+    away = entry(placed=[], missing=1, ineligible=cannot(True, False))
+    back = entry("ready", placed=["n1"])
+    mesh = FakeGateways(looks=[away] * 40 + [back])
+    assert mesh.run(Wish(str(model)), local=True, wait_s=60)["placed"] == ["n1"]

@@ -24,7 +24,12 @@ def key(given: str | None, key_file: str | None = None, **environ: str) -> str:
 def test_arguments_win_over_the_variable_and_that_over_the_default() -> None:
     assert urls("http://a:1", MESHNODE_GATEWAY="http://b:1") == ["http://a:1"]
     assert urls(None, MESHNODE_GATEWAY=" http://b:1 ,https://c, ") == ["http://b:1", "https://c"]
-    assert urls([], MESHNODE_GATEWAY="") == ["http://127.0.0.1:8470"]
+    assert urls(None, MESHNODE_GATEWAY="") == ["http://127.0.0.1:8470"]
+
+
+def test_a_list_of_gateways_that_turned_out_empty_is_not_the_default() -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        urls([])
 
 
 def test_a_gateway_that_is_named_twice_is_one() -> None:

@@ -19,6 +19,11 @@ from meshnode.errors import InvalidRequest
 from meshnode.limits import MAX_CACHED_MODELS
 
 
+def test_a_request_of_a_sequence_is_not_sent_again_after_it_may_have_run() -> None:
+    assert infer_call("m", {"parameters": {"priority": 1}}).repeatable
+    assert not infer_call("m", {"parameters": {"sequence_id": 7}}).repeatable
+
+
 def test_a_route_header_is_read_into_its_fields() -> None:
     header = (
         "node=be%20ta; region=eu-west; version=3; expected_ms=3.2; candidates=4; attempts=2; "

@@ -41,6 +41,7 @@ class Call:
     gateways: Gateways
     timeout_s: float = 10.0
     repeatable: bool = True
+    keyed: bool = False
     only: int | None = None
     now: float = 100.0
     tries: list[Try] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Call:
             deadline=self.now + self.timeout_s,
             rng=random.Random(1),
             repeatable=self.repeatable,
+            keyed=self.keyed,
             only=self.only,
         )
 
@@ -172,6 +174,27 @@ def test_silence_is_measured_by_how_long_answers_take() -> None:
     for _ in range(50):
         gateways.answered(0, 60.0)
     assert gateways.silence_s == MAX_CLIENT_SILENCE_S
+
+
+@pytest.mark.parametrize("fault", [Fault.BROKEN, Fault.UNWELL])
+def test_what_has_an_idempotency_key_is_asked_again_where_it_broke_off_and_nowhere_else(
+    fault: Fault,
+) -> None:
+    call = Call(Gateways(3), repeatable=False, keyed=True)
+    end = call.run(failing(fault=fault))
+    assert isinstance(end, GiveUp)
+    assert (end.cause, call.order) == ("unrepeatable", [0, 0, 0])
+    begun = Call(Gateways(2), repeatable=False, keyed=True)
+    first = [Failure(0, fault, "it broke off")]
+    assert begun.run(lambda _: first.pop() if first else None) == 0
+    assert begun.order == [0, 0]
+
+
+def test_a_silent_gateway_is_not_asked_again_under_the_same_key() -> None:
+    call = Call(Gateways(2), repeatable=False, keyed=True)
+    end = call.run(failing(fault=Fault.SILENT))
+    assert isinstance(end, GiveUp)
+    assert (end.cause, call.order) == ("unrepeatable", [0])
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in SAFE])

@@ -51,7 +51,7 @@ def echoed(tensors: Sequence[Tensor], *, binary: bool = True) -> Mapping[str, ND
     """What the client makes of the gateway's answer with these outputs."""
     form = oip.AnswerForm(binary=binary)
     part = ResponsePart(tuple(tensors))
-    http = oip.encode_infer(InferResponse("m", 1, part), part, form)
+    http = oip.encode(InferResponse("m", 1, part), part, form)
     body = http.body if isinstance(http.body, bytes) else b"".join(http.body)
     headers = {name.lower(): value for name, value in http.headers.items()}
     return read_result(Reply(200, headers, bytearray(body)))
@@ -146,7 +146,7 @@ def test_bytes_that_are_no_text_come_back_too_and_text_decodes_on_demand() -> No
     (tensor,) = received({"x": np.array([b"\xff\x00\xfe", b""], dtype=object)}).inputs
     form = oip.AnswerForm(binary=True)
     part = ResponsePart((tensor, Tensor("t", DataType.BYTES, (1, 1), b"\x02\x00\x00\x00\xc3\xa4")))
-    http = oip.encode_infer(InferResponse("m", 1, part), part, form)
+    http = oip.encode(InferResponse("m", 1, part), part, form)
     assert isinstance(http.body, list)
     headers = {name.lower(): value for name, value in http.headers.items()}
     result = read_result(Reply(200, headers, b"".join(http.body)))
@@ -430,3 +430,8 @@ def changed(**output: Any) -> Any:
 def test_garbage_is_a_protocol_error_that_names_the_gateway(reply: Reply) -> None:
     with pytest.raises(ProtocolError, match="the answer of http://a is no inference response"):
         read_result(reply)
+
+
+def test_a_document_is_no_tensor_and_its_sender_is_told_whom_to_ask() -> None:
+    with pytest.raises(InvalidRequest, match="asked with predict, predict_stream or predict_later"):
+        encode_inputs({"request": {"prompt": "a red ring"}}, "painter", None)

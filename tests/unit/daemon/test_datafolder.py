@@ -55,6 +55,34 @@ def test_what_is_written_is_there_after_a_restart_and_private(tmp_path: Path) ->
         assert mode(second.path / name) == 0o700
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Unix")
+def test_a_key_that_others_could_read_is_closed_to_them_and_the_owner_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = DataFolder(tmp_path / "data")
+    identity = first.identity()
+    first.save_mesh(MeshFile("mesh", b"chain", b"seed"))
+    first.close()
+    key = first.path / "identity.key"
+    key.chmod(0o644)
+    (first.path / "mesh").chmod(0o660)
+    second = DataFolder(first.path)
+    assert second.identity().node_id == identity.node_id
+    assert (mode(key), mode(first.path / "mesh")) == (0o600, 0o600)
+    assert "identity.key could be read or written by other users" in caplog.text
+    second.close()
+    key.chmod(0o640)
+
+    def refuse(_path: Path, _mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "chmod", refuse)
+        with pytest.raises(ConfigError, match="cannot be closed to them"):
+            DataFolder(first.path)
+    DataFolder(first.path).close()
+
+
 def test_an_empty_folder_knows_nothing(folder: DataFolder) -> None:
     assert folder.mesh() is None
     assert folder.state("members") is None

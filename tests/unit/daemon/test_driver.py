@@ -82,6 +82,9 @@ class FakeHub:
     def is_stalled(self, peer: NodeId) -> bool:
         return self.stalled
 
+    def relay(self, peer: NodeId) -> NodeId | None:
+        return None
+
     def has_dialled(self, peer: NodeId) -> bool:
         return False
 
@@ -110,10 +113,11 @@ class FakeNode:
         self.events: list[Event] = []
         self.answers: list[Sequence[Effect]] = []
         self.committed: list[Draft] = []
-        self.links: list[tuple[NodeId, LinkState]] = []
+        self.links: list[tuple[NodeId, LinkState, float]] = []
         self.rtts: list[tuple[NodeId, float]] = []
+        self.changed_replicas: dict[tuple[NodeId, str], None] = {}
         self.router = SimpleNamespace(
-            link_changed=lambda *call: self.links.append(call),
+            link_changed=lambda *call, is_relayed=False: self.links.append(call),
             rtt_measured=lambda *call: self.rtts.append(call),
         )
         self.membership = SimpleNamespace(members={}, record=SimpleNamespace(epoch=50))
@@ -478,6 +482,19 @@ async def test_datagrams_go_to_the_signed_address_or_where_the_link_ends(
 # Links
 
 
+async def test_those_who_follow_the_mesh_hear_of_reports_and_of_changed_replicas_once(
+    setup: Callable[[], Setup],
+) -> None:
+    made = setup().begin()
+    heard: list[Any] = []
+    made.driver.on_report = lambda emit: heard.append(emit.kind)
+    made.driver.on_replicas = heard.append
+    made.node.changed_replicas[PEER, "replica/digits/1"] = None
+    made.driver.carry_out([Emit("desired.changed", "deployment/digits", "")])
+    made.driver.carry_out([])
+    assert heard == ["desired.changed", ((PEER, "replica/digits/1"),)]
+
+
 async def test_routing_hears_of_every_link(setup: Callable[[], Setup]) -> None:
     made = setup().begin()
     made.driver.link_health(PEER, 0.01, True)
@@ -488,7 +505,7 @@ async def test_routing_hears_of_every_link(setup: Callable[[], Setup]) -> None:
     made.driver.link_health(PEER, 0.02, False)
     made.driver.link_event(LinkDown(PEER, "gone"))
     made.driver.link_event(DialFailed((WHERE,), PEER, "refused"))
-    assert [state for _, state in made.node.links] == [
+    assert [state for _, state, _ in made.node.links] == [
         LinkState.UP,
         LinkState.GOING_AWAY,
         LinkState.STALLED,

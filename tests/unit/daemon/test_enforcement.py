@@ -11,8 +11,15 @@ import psutil
 import pytest
 
 from meshnode.daemon import enforcement
-from meshnode.daemon.enforcement import GuardedRuntime, give_memory_back, not_enforced, rss_bytes
+from meshnode.daemon.enforcement import (
+    GuardedRuntime,
+    MemoryRoom,
+    not_enforced,
+    rss_bytes,
+)
 from meshnode.errors import ModelError
+from meshnode.hardware.memory import give_memory_back
+from meshnode.models.runtimes.base import Capability, Described, Opening
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,15 +85,25 @@ class Opens:
 
     name = "onnx"
     platform = "onnxruntime_onnx"
+    is_code = False
+    shares_instance = True
 
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.during: Any = lambda: None
+        self.made: Any = None
 
-    def load(self, folder: Path, entry: str, *, threads: int) -> Any:
-        self.opened.append(entry)
+    def capability(self) -> Capability:
+        return Capability("1.0")
+
+    def describe(self, opening: Opening) -> Described:
+        self.load(opening)
+        return Described((), ())
+
+    def load(self, opening: Opening) -> Any:
+        self.opened.append(opening.entry)
         self.during()
-        return object()
+        return self.made or object()
 
 
 def version_folder(tmp_path: Path, name: str, size_bytes: int) -> Path:
@@ -101,41 +118,47 @@ def version_folder(tmp_path: Path, name: str, size_bytes: int) -> Path:
 def test_a_model_for_which_there_is_no_room_is_not_opened(tmp_path: Path, name: str) -> None:
     """All files of its folder count: 20 MiB, twice while it is opened, and the overhead."""
     runtime = Opens()
-    guarded = GuardedRuntime(runtime, 100 * MIB, rss=lambda: 30 * MIB)
+    guarded = GuardedRuntime(runtime, MemoryRoom(100 * MIB, rss=lambda: 30 * MIB))
     folder = version_folder(tmp_path, name, 20 * MIB)
     with pytest.raises(
         ModelError, match=r"about 74 MiB .* 20 MiB.* allows 100 MiB .* 70 MiB are left"
     ):
-        guarded.load(folder, "model.onnx", threads=1)
+        guarded.load(Opening(folder=folder, entry="model.onnx"))
     assert runtime.opened == []
-    GuardedRuntime(runtime, 110 * MIB, rss=lambda: 30 * MIB).load(folder, "model.onnx", threads=1)
-    GuardedRuntime(runtime, None, rss=lambda: 10**12).load(folder, "model.onnx", threads=1)
+    GuardedRuntime(runtime, MemoryRoom(110 * MIB, rss=lambda: 30 * MIB)).load(
+        Opening(folder=folder, entry="model.onnx")
+    )
+    GuardedRuntime(runtime, MemoryRoom(None, rss=lambda: 10**12)).load(
+        Opening(folder=folder, entry="model.onnx")
+    )
     assert runtime.opened == ["model.onnx"] * 2
 
 
 def test_a_node_above_its_limit_has_no_room_at_all(tmp_path: Path) -> None:
-    guarded = GuardedRuntime(Opens(), 100 * MIB, rss=lambda: 200 * MIB)
+    guarded = GuardedRuntime(Opens(), MemoryRoom(100 * MIB, rss=lambda: 200 * MIB))
     with pytest.raises(ModelError, match="of which 0 MiB are left"):
-        guarded.load(version_folder(tmp_path, "1", MIB), "model.onnx", threads=1)
+        guarded.load(Opening(folder=version_folder(tmp_path, "1", MIB), entry="model.onnx"))
 
 
 def test_of_a_bare_file_the_neighbours_do_not_count(tmp_path: Path) -> None:
     folder = version_folder(tmp_path, "models", 20 * MIB)
     runtime = Opens()
-    GuardedRuntime(runtime, 100 * MIB, rss=lambda: 30 * MIB).load(folder, "model.onnx", threads=1)
+    GuardedRuntime(runtime, MemoryRoom(100 * MIB, rss=lambda: 30 * MIB)).load(
+        Opening(folder=folder, entry="model.onnx")
+    )
     assert runtime.opened == ["model.onnx"]
 
 
 def test_two_models_that_are_opened_at_once_do_not_share_the_room(tmp_path: Path) -> None:
     runtime = Opens()
-    guarded = GuardedRuntime(runtime, 150 * MIB, rss=lambda: 30 * MIB)
+    guarded = GuardedRuntime(runtime, MemoryRoom(150 * MIB, rss=lambda: 30 * MIB))
     folder = version_folder(tmp_path, "1", 20 * MIB)
     refused: list[str] = []
 
     def meanwhile() -> None:
         runtime.during = lambda: None
         try:
-            guarded.load(folder, "model.onnx", threads=1)
+            guarded.load(Opening(folder=folder, entry="model.onnx"))
         except ModelError as error:
             refused.append(str(error))
 
@@ -145,22 +168,54 @@ def test_two_models_that_are_opened_at_once_do_not_share_the_room(tmp_path: Path
         thread.join()
 
     runtime.during = from_another_thread
-    guarded.load(folder, "model.onnx", threads=1)
+    guarded.load(Opening(folder=folder, entry="model.onnx"))
     assert len(refused) == 1
-    guarded.load(folder, "model.onnx", threads=1)  # what was reserved is free again
-    assert repr(guarded).endswith("0 bytes reserved>")
+    guarded.load(Opening(folder=folder, entry="model.onnx"))  # what was reserved is free again
+    assert repr(guarded).endswith(" 0 bytes reserved>>")
 
 
 def test_a_missing_file_is_the_runtimes_to_name(tmp_path: Path) -> None:
     runtime = Opens()
-    GuardedRuntime(runtime, 100 * MIB, rss=lambda: 0).load(tmp_path, "no.onnx", threads=1)
+    GuardedRuntime(runtime, MemoryRoom(100 * MIB, rss=lambda: 0)).load(
+        Opening(folder=tmp_path, entry="no.onnx")
+    )
     assert runtime.opened == ["no.onnx"]
 
 
+class InAProcess:
+    """What counts of a model in a process of its own."""
+
+    inputs = outputs = ()
+    device = "cpu"
+    joins_rows = False
+    concurrency = 1
+    memory_bytes = 60 * MIB
+    on_lost: Any = None
+
+    async def execute(self, requests: Any) -> Any: ...
+    def stream(self, request: Any) -> Any: ...
+    async def close(self) -> None: ...
+
+
+def test_the_processes_of_models_count_as_long_as_they_are_there(tmp_path: Path) -> None:
+    runtime = Opens()
+    room = MemoryRoom(150 * MIB, rss=lambda: 30 * MIB)
+    runtime.made = InAProcess()
+    guarded = GuardedRuntime(runtime, room)
+    model = guarded.load(Opening(folder=version_folder(tmp_path, "1", MIB), entry="model.onnx"))
+    assert room.why_too_large() == ""
+    another = version_folder(tmp_path, "2", 20 * MIB)
+    with pytest.raises(ModelError, match="of which 60 MiB are left"):
+        guarded.load(Opening(folder=another, entry="model.onnx"))
+    runtime.made = None
+    del model
+    guarded.load(Opening(folder=another, entry="model.onnx"))
+
+
 def test_a_model_that_took_more_than_it_should_must_go_again() -> None:
-    assert GuardedRuntime(Opens(), None, rss=lambda: 10**12).why_too_large() == ""
-    assert GuardedRuntime(Opens(), 100 * MIB, rss=lambda: 100 * MIB).why_too_large() == ""
-    assert GuardedRuntime(Opens(), 100 * MIB, rss=lambda: 130 * MIB).why_too_large() == (
+    assert MemoryRoom(None, rss=lambda: 10**12).why_too_large() == ""
+    assert MemoryRoom(100 * MIB, rss=lambda: 100 * MIB).why_too_large() == ""
+    assert MemoryRoom(100 * MIB, rss=lambda: 130 * MIB).why_too_large() == (
         "with it loaded this node used 130 MiB of memory; its owner allows 100 MiB (--max-memory)"
     )
 

@@ -41,7 +41,13 @@ class Server:
 async def test_users_are_sent_away_and_the_owner_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HttpServer", Server)
     monkeypatch.setattr(Server, "did", [], raising=False)
-    part: Any = SimpleNamespace(api_key=None, now=lambda: 0.0, wall_s=lambda: 0.0)
+    part: Any = SimpleNamespace(
+        api_key=None,
+        events=SimpleNamespace(close=lambda: None),
+        key_limits=None,
+        now=lambda: 0.0,
+        wall_s=lambda: 0.0,
+    )
     entrances = Entrances(part, part, part, part, part)
     await entrances.open_gateway(Address("127.0.0.1", 0), (), None, require_key=False)
     await entrances.open_control(ControlAddress(unix="/nowhere"))

@@ -21,20 +21,29 @@ from meshnode.errors import (
     NotServing,
     ProtocolError,
     Saturated,
+    TooLarge,
 )
-from meshnode.gateway.dispatch import Match
+from meshnode.gateway.matching import Match
 from meshnode.gateway.protocols.caller import OWNER, Caller
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, json_response
-from meshnode.gateway.protocols.status import HttpRefusal
-from meshnode.limits import MAX_FORWARDED_CALLS, MAX_FORWARDED_CALLS_PER_PEER, MAX_KEY_FAILURES
+from meshnode.gateway.protocols.status import CODED, ErrorForm, HttpRefusal
+from meshnode.limits import (
+    MAX_FORWARDED_ANSWER_BYTES,
+    MAX_FORWARDED_CALLS,
+    MAX_FORWARDED_CALLS_PER_PEER,
+    MAX_JOB_HEADERS_BYTES,
+    MAX_KEY_FAILURES,
+)
 from meshnode.state.api_keys import ApiKey, make_api_key
 from meshnode.types import NodeId, Role, Scope
 from meshnode.wire.messages import STREAMS, BlobChunk, Failure, Forward, Forwarded
 
 if TYPE_CHECKING:
-    from meshnode.gateway.dispatch import Dispatcher, Handler
+    from meshnode.gateway.dispatch import Dispatcher
+    from meshnode.gateway.matching import Handler
     from meshnode.net.connection import Connection
     from meshnode.node import Node
+    from meshnode.types import Buffer
 
 ME, BETA, GAMMA, DELTA = (NodeId(letter * 32) for letter in "abcd")
 KEY = f"mesh_{'k' * 16}_{'s' * 52}"
@@ -297,6 +306,25 @@ async def test_a_peers_error_reaches_the_caller() -> None:
         await asking.ask()
 
 
+async def test_a_jobs_result_keeps_the_headers_that_say_how_to_read_it() -> None:
+    asking = Asking(alpha=MEMBER, beta=OPERATOR)
+    said = {
+        "Content-Type": "image/png", "content-encoding": "gzip", "Inference-Header-Content-Length": "12", "Mesh-Job": "failed",
+        "Mesh-Error": "odd", "Set-Cookie": "a=b", "Access-Control-Allow-Origin": "*", "Mesh-X": "a\nb", "Mesh-Webhook": "x",
+    }  # fmt: skip
+    link = asking.reach.links[BETA] = FakeLink(Forwarded(418, said))
+    response = await asking.ask("/mesh/v1/jobs/x/result")
+    assert (response.status, response.headers) == (418, {
+        "Content-Type": "image/png", "Content-Encoding": "gzip", "Inference-Header-Content-Length": "12",
+        "Mesh-Job": "failed", "Mesh-Error": "odd",
+    })  # fmt: skip
+    for path in ("/mesh/v1/jobs/x", "/mesh/v1/keys/result"):
+        assert set((await asking.ask(path)).headers) == {"Content-Type", "Mesh-Error"}
+    link.answer = Forwarded(200, {"Mesh-X": "x" * (MAX_JOB_HEADERS_BYTES + 1)})
+    with pytest.raises(TooLarge):
+        await asking.ask("/mesh/v1/jobs/x/result")
+
+
 # The other side
 
 
@@ -320,6 +348,9 @@ class FakeDispatcher:
                 cast("Handler", self._answer), scope, True, True
             )
         self.routes["POST", "/own"] = Match(cast("Handler", self._answer), Scope.INFER, True)
+
+    def error_form(self, _path: str) -> ErrorForm:
+        return CODED
 
     def match(self, method: str, path: str) -> Match:
         if (method, path) not in self.routes:
@@ -345,7 +376,9 @@ class Answering:
         for scope in ("infer", "deploy", "admin"):
             key, self.texts[scope] = make_api_key(scope, [scope], 60, 1e9, os.urandom(42), [])
             self.keys[key.id] = key
-        self.server = ForwardServer(cast("Dispatcher", self.dispatcher), self.keys.get, FakeClock())
+        self.server = ForwardServer(
+            cast("Dispatcher", self.dispatcher), self.keys.get, FakeClock(), lambda: "alpha"
+        )
 
     async def ask(
         self, path: str, key: str, *, query: str = "", asker: NodeId = BETA
@@ -439,3 +472,15 @@ async def test_one_node_cannot_take_all_places_and_all_cannot_take_more_than_the
     assert {each.status for each in await asyncio.gather(*tasks)} == {200}
     assert repr(answering.server) == "<ForwardServer: 0 calls run>"
     assert (await answering.ask("/deploy", deploy, asker=askers[0])).status == 200
+
+
+async def test_an_answer_that_is_too_large_to_pass_on_names_the_gateway_that_gives_it() -> None:
+    answering = Answering()
+    body: list[Buffer] = [bytes(MAX_FORWARDED_ANSWER_BYTES), b"x"]
+    answering.dispatcher.behave = lambda _http: HttpResponse(200, {}, body)
+    response = await answering.ask("/infer", answering.texts["infer"])
+    assert response.status == 413
+    assert b"4194305 bytes" in bytes(cast("bytes", response.body))
+    assert b"ask the gateway of alpha" in bytes(cast("bytes", response.body))
+    body.pop()
+    assert (await answering.ask("/infer", answering.texts["infer"])).status == 200

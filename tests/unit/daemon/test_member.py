@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshnode.daemon import artifacts, assembly
+from meshnode.daemon import artifacts, load_sampling
 from meshnode.errors import Forbidden, MeshError, ModelError, ModelNotFound, UsageError
 from meshnode.hardware import usage
 from meshnode.types import Address, Role
@@ -72,8 +72,8 @@ async def test_a_node_that_serves_nothing_looks_at_its_load_seldom(
         return 0.5, 1 << 30
 
     monkeypatch.setattr(usage, "utilisation", utilisation)
-    monkeypatch.setattr(assembly, "LOAD_INTERVAL_S", 0.005)
-    monkeypatch.setattr(assembly, "IDLE_LOAD_INTERVAL_S", idle_interval_s)
+    monkeypatch.setattr(load_sampling, "LOAD_INTERVAL_S", 0.005)
+    monkeypatch.setattr(load_sampling, "IDLE_LOAD_INTERVAL_S", idle_interval_s)
     alpha = await daemons.start("alpha").ready()
 
     async def tells_load() -> bool:
@@ -89,7 +89,7 @@ async def test_a_model_is_deployed_to_a_peer_served_from_it_and_taken_away(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artifacts, "UNLOAD_GRACE_S", 0.05)
-    monkeypatch.setattr(assembly, "LOAD_INTERVAL_S", 0.05)
+    monkeypatch.setattr(load_sampling, "LOAD_INTERVAL_S", 0.05)
     alpha = await daemons.start("alpha", http=LOOPBACK).ready()
     beta = await daemons.start("beta", await alpha.invite(), http=LOOPBACK).ready()
     await alpha.sees(2)

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from meshnode.client.control import ControlAddress
-from meshnode.daemon import assembly, local_network, ports, process
+from meshnode.daemon import local_network, own_node, ports, process
 from meshnode.daemon.assembly import Assembly
 from meshnode.daemon.process import Daemon
 from meshnode.datafolder import DataFolder, MeshFile, kept_options
@@ -211,7 +211,7 @@ async def test_a_founder_without_a_network_says_that_its_invite_is_for_this_mach
     hosts: tuple[str, ...],
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(assembly, "reachable_hosts", lambda _: hosts)
+    monkeypatch.setattr(own_node, "reachable_hosts", lambda _: hosts)
     alpha = await daemons.start("alpha", listen=Address("0.0.0.0", 0)).ready()
     assert ("It names loopback addresses only" in capsys.readouterr().out) is warned
     answer = await alpha.post("/mesh/v1/invites", {"ttl_s": 60})
@@ -399,6 +399,25 @@ async def test_a_closed_terminal_is_a_polite_stop(
         signal.signal(signal.SIGHUP, former)
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)  # started under nohup
     assert signal.SIGHUP not in process._stop_signals()
+
+
+async def test_where_no_terminal_was_closed_that_signal_opens_the_access_log_anew(
+    daemons: Daemons, tmp_path: Path
+) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    path = tmp_path / "access.log"
+    try:
+        alpha = await daemons.start(
+            "alpha", http=Address("127.0.0.1", 0), access_log=str(path)
+        ).ready()
+        path.rename(tmp_path / "access.old")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        await alpha.get("/mesh/v1/nodes")
+        assert await alpha.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    assert '"path":"/mesh/v1/nodes"' in path.read_text()
 
 
 @pytest.mark.parametrize("leave", [False, True])

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meshnode.daemon import serving
+from meshnode.daemon import file_serving
+from meshnode.daemon.kept_streams import KeptStreams
 from meshnode.daemon.serving import PeerServer
 from meshnode.errors import (
     InvalidRequest,
     MeshError,
+    NotFound,
     NotServing,
     ProtocolError,
     Saturated,
     TransferFailed,
 )
 from meshnode.limits import BLOB_CHUNK_BYTES
-from meshnode.net.peers import tensor_headers
+from meshnode.net.infer_call import tensor_headers
 from meshnode.types import DataType, InferRequest, InferResponse, ResponsePart, Tensor
 from meshnode.wire.messages import (
     STREAMS,
@@ -28,8 +30,11 @@ from meshnode.wire.messages import (
     Failure,
     FetchBlob,
     Infer,
+    Keep,
     LoadReport,
     Result,
+    Resumed,
+    ResumeStream,
     TensorHeader,
 )
 from tests.unit.daemon.conftest import eventually
@@ -37,6 +42,7 @@ from tests.unit.daemon.conftest import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from meshnode.models.artifacts.chunks import Chunks
     from meshnode.net.connection import Connection
 
 LOAD = LoadReport(1, 2, 3.0)
@@ -51,6 +57,7 @@ class FakeConnection:
         self.replies: list[tuple[int, Any, bytes, bool]] = []
         self.refused: list[tuple[int, MeshError]] = []
         self.closed_with: list[MeshError] = []
+        self.going_away = False
         self.room = asyncio.Event()
         self.room.set()
         self.fails: Exception | None = None
@@ -114,6 +121,12 @@ class FakeBlobs:
         if self.fails_at is not None and offset >= self.fails_at:
             raise TransferFailed("it cannot be read")
         return self.content[: self.shrunk_to][offset : offset + length]
+
+    def state_of(self, sha256: bytes) -> tuple[bool, bytes]:
+        return sha256 == bytes(32), b""
+
+    def chunks_of(self, sha256: bytes) -> Chunks:
+        raise TransferFailed("not on this node")
 
 
 class Served:
@@ -231,12 +244,12 @@ async def test_a_stream_sends_its_parts_as_there_is_room_and_then_its_end(served
 
 @pytest.mark.parametrize("inline", [True, False])
 async def test_an_error_crosses_with_its_code_and_the_load(served: Served, inline: bool) -> None:
-    error = Saturated("the queue is full")
+    error = Saturated("the queue is full", retry_after_s=2.5)
     served.executor.inline = error if inline else None
     served.executor.response = error
     served.infer()
     await served.answered()
-    assert served.failure() == Failure("saturated", "the queue is full", LOAD)
+    assert served.failure() == Failure("saturated", "the queue is full", LOAD, 2500.0)
 
 
 async def test_an_answer_of_a_model_that_is_being_unloaded_has_no_load(served: Served) -> None:
@@ -363,7 +376,7 @@ async def test_a_file_that_cannot_be_read_any_more_fails_in_the_middle(served: S
 async def test_only_so_many_files_are_sent_at_once(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "MAX_BLOBS_SENT", 1)
+    monkeypatch.setattr(file_serving, "MAX_BLOBS_SENT", 1)
     served.connection.room.clear()
     served.ask(FetchBlob(bytes(32), 0), stream=1)
     served.ask(FetchBlob(bytes(32), 0), stream=3)
@@ -375,3 +388,95 @@ async def test_only_so_many_files_are_sent_at_once(
     served.ask(FetchBlob(bytes(32), 0), stream=5)
     await eventually(lambda: not served.server.running)
     assert served.connection.replies[-1][0] == 5
+
+
+# Streams.
+
+
+def told(number: int) -> ResponsePart:
+    return ResponsePart((TENSOR,), {"n": number})
+
+
+class Telling:
+    """A stream that the test makes."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[ResponsePart | None] = asyncio.Queue()
+        self.stopped = False
+
+    async def _made(self) -> AsyncIterator[ResponsePart]:
+        try:
+            while (part := await self.parts.get()) is not None:
+                yield part
+        finally:
+            self.stopped = True
+
+    def answer(self) -> InferResponse:
+        return InferResponse("m", 1, self._made())
+
+
+def numbers(served: Served) -> list[Any]:
+    """What was told of parts; None for signs of life and the end."""
+    results = [each for _, each, _, _ in served.connection.replies if isinstance(each, Result)]
+    return [each.parameters.get("n") for each in results]
+
+
+async def test_a_stream_tells_signs_of_life_where_they_are_asked_for(served: Served) -> None:
+    model = Telling()
+    served.executor.response = model.answer()
+    served.infer(alive_ms=100.0)
+    model.parts.put_nowait(told(1))
+    await eventually(lambda: numbers(served) == [1, None, None])
+    served.connection.room.clear()  # the reader takes nothing: nothing is queued for it
+    model.parts.put_nowait(told(2))
+    await asyncio.sleep(0.35)
+    assert numbers(served) == [1, None, None, 2]
+    served.connection.room.set()
+    model.parts.put_nowait(None)
+    await eventually(lambda: served.connection.replies[-1][3])
+    assert {each.alive_ms for _, each, _, _ in served.connection.replies} == {100.0}
+
+
+async def test_a_stream_of_who_asked_for_no_signs_has_none(served: Served) -> None:
+    model = Telling()
+    served.executor.response = model.answer()
+    served.infer()
+    model.parts.put_nowait(told(1))
+    await asyncio.sleep(0.25)
+    model.parts.put_nowait(None)
+    await eventually(lambda: served.connection.replies[-1][3])
+    assert numbers(served) == [1, None]
+
+
+@pytest.mark.parametrize("end", ["link lost", "gateway leaves", "cancelled"])
+async def test_a_kept_stream_survives_its_link_and_its_gateway_but_not_the_gateways_word(
+    served: Served, end: str
+) -> None:
+    is_lost = end != "cancelled"
+    served.server.kept = KeptStreams()
+    model = Telling()
+    served.executor.response = model.answer()
+    served.infer(keep=Keep("s" * 24, "me"))
+    model.parts.put_nowait(told(1))
+    await eventually(lambda: numbers(served) == [1])
+    served.connection.going_away = end == "gateway leaves"
+    if end == "link lost":
+        served.server.closed(cast("Connection", served.connection))
+    else:
+        served.server.cancelled(cast("Connection", served.connection), 1)
+    await eventually(lambda: served.server.running == 0)
+    await asyncio.sleep(0)
+    assert model.stopped is not is_lost
+    served.connection = FakeConnection()
+    served.ask(ResumeStream("s" * 24, "me", 0))
+    await eventually(lambda: served.connection.replies != [])
+    if not is_lost:
+        assert isinstance(served.connection.replies[0][1], Failure)
+        assert served.connection.replies[0][1].code == NotFound.code
+        return
+    model.parts.put_nowait(told(2))
+    model.parts.put_nowait(None)
+    await eventually(lambda: served.connection.replies[-1][3])
+    assert served.connection.replies[0][1] == Resumed("m", 1, {"n": 1})
+    assert numbers(served) == [1, 2, None]
+    await served.server.kept.close()

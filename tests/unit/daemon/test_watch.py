@@ -17,7 +17,7 @@ from meshnode.datafolder import DataFolder
 from meshnode.errors import ConfigError, MeshError, NotServing, Saturated, TooLarge
 from meshnode.hardware.power import Power
 from meshnode.hardware.speed import Measured, ProbeFailed
-from meshnode.node import CapabilitiesChanged
+from meshnode.node_events import CapabilitiesChanged
 from meshnode.options import JoinOptions
 from meshnode.types import Address
 
@@ -42,14 +42,22 @@ class Machine(RealHardware):
         self.on_mains: bool | None = True
         self.heat_c: float | None = 50.0
         self.rss = 60 * MIB
+        self.free_bytes = 1000
+        self.held_back = False
         self.told: list[dict[str, Any]] = []
         self.gate = "open"
 
     def power(self) -> Power:
         return Power(self.on_mains, 80.0, "" if self.on_mains is not None else "it hides")
 
+    def disk(self, _: Path) -> Disk:
+        return Disk(4000, self.free_bytes)
+
     def temperature_c(self) -> float | None:
         return self.heat_c
+
+    def is_held_back(self) -> bool:
+        return self.held_back
 
     def rss_bytes(self) -> int:
         return self.rss
@@ -106,7 +114,8 @@ def test_the_first_record_says_what_this_machine_is(machine: Machine, folder: Da
     facts = read(record)
     assert facts.cpus >= 1
     assert facts.memory_bytes == facts.memory_total_bytes > 0
-    assert facts.runtimes == ("onnx",)
+    assert {"onnx", "ensemble"} <= set(facts.runtimes)
+    assert not {"python", "torch"} & set(facts.runtimes)  # they are code, and nobody allowed that
     assert facts.disk.total_bytes > 0
     assert facts.power == "mains"
     assert facts.runtime_details["onnx"].version
@@ -205,18 +214,36 @@ async def test_memory_is_given_back_while_it_is_above_its_limit(
 def test_other_changes_are_told_at_most_every_thirty_seconds(
     machine: Machine, folder: DataFolder
 ) -> None:
-    """Without a limit, power is only shown; it changes all the time here."""
+    """Free space is only shown; it changes all the time here."""
     watched = watch(machine, folder)
     for second in range(1, 100):
-        machine.on_mains = second % 2 == 0
+        machine.free_bytes = 1000 + 1000 * (second % 2)
         look(machine, watched)
     assert 3 <= len(machine.told) <= 4
     assert all("paused" not in each for each in machine.told)
 
 
+def test_a_laptop_that_is_unplugged_for_a_minute_is_not_told_to_run_on_battery(
+    machine: Machine, folder: DataFolder
+) -> None:
+    """Placement goes by the record; requests avoid the node at once, by its load."""
+    watched = watch(machine, folder)
+    machine.on_mains = False
+    for _ in range(6):
+        look(machine, watched, 10.0)
+    assert watched.fares.on_battery
+    machine.on_mains = True
+    look(machine, watched, 10.0)
+    assert machine.told == []
+    machine.on_mains = False
+    for _ in range(14):
+        look(machine, watched, 10.0)
+    assert [each["power"] for each in machine.told] == ["battery"]
+
+
 def test_pausing_does_not_wait_for_that(machine: Machine, folder: DataFolder) -> None:
     watched = watch(machine, folder, max_temperature_c=80.0)
-    machine.on_mains = False
+    machine.free_bytes = 2000
     look(machine, watched)
     machine.heat_c = 95.0
     look(machine, watched)
@@ -241,7 +268,7 @@ def test_a_record_that_cannot_be_told_is_logged(
         raise TooLarge("the record is too large")
 
     watched = watch(machine, folder)
-    machine.on_mains = False
+    machine.free_bytes = 2000
     machine.now += 1
     watched.look(refused, machine)
     assert "cannot be told: the record is too large" in caplog.text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meshnode.daemon import assembly, whereabouts
+from meshnode.daemon import own_node, whereabouts
 from meshnode.daemon.whereabouts import Whereabouts
 from meshnode.types import Address
 from tests.unit.daemon.conftest import eventually
@@ -24,7 +24,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hosts: tuple[str, ...] = ("192.168.1.10", "10.8.0.2")
         self.told: list[tuple[str, Any]] = []
-        for module in (whereabouts, assembly):
+        for module in (whereabouts, own_node):
             monkeypatch.setattr(module, "reachable_hosts", lambda _: self.hosts)
 
     def whereabouts(self, advertise: tuple[tuple[str, int | None], ...] = ()) -> Whereabouts:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.diagnosis import (
-    CLOCK_NOTE_S,
-    Check,
-    Code,
-    Result,
+from meshnode.diagnosis.checks import Check, Code, Result, has_fault
+from meshnode.diagnosis.link import CLOCK_NOTE_S
+from meshnode.diagnosis.subjects import (
     diagnose_address,
     diagnose_evicted,
     diagnose_invite,
@@ -22,7 +20,6 @@ from meshnode.diagnosis import (
     diagnose_self,
     diagnose_stopped,
     diagnose_stranger,
-    has_fault,
 )
 from meshnode.limits import MAX_CLOCK_SKEW_S
 from meshnode.observations import (

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshnode.errors import MeshError, ModelNotFound, NotServing
+from meshnode.gateway import cold_starts
 from meshnode.gateway.dispatch import Dispatcher
+from meshnode.gateway.mesh_events import MeshEvents
 from meshnode.gateway.metrics import GatewayMetrics
 from meshnode.gateway.pipeline import Pipeline
 from meshnode.gateway.protocols.http import json_response
+from meshnode.gateway.repository_api import IndexEntry, Load, Register
+from meshnode.key_limit import NO_LIMIT, KeyLimit
 from meshnode.metrics import Counter, Gauge, Metric
+from meshnode.models.exposure import NO_CHANGE, ExposureChange
 from meshnode.models.manifest import Manifest, TensorSpec
 from meshnode.routing.load import LinkState
 from meshnode.routing.router import Router
@@ -28,13 +33,19 @@ from meshnode.types import (
     Tensor,
 )
 from meshnode.wire.messages import LoadReport
+from tests.unit.gateway.fake_jobs import FakeJobs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from meshnode.gateway.deployments_api import Definition
+    from meshnode.gateway.explain_api import AskedFor
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
-    from meshnode.types import Buffer
+    from meshnode.models.serving.statistics import ModelStatistics
+    from meshnode.state.scaling import Scaling
+    from meshnode.types import Buffer, RoutingHints
+    from tests.unit.gateway import text_gateway
 
 ME = NodeId("a" * 32)
 PEERS = {"beta": NodeId("b" * 32), "gamma": NodeId("c" * 32), "delta": NodeId("d" * 32)}
@@ -102,16 +113,78 @@ class FakePeers:
         self.calls: list[tuple[NodeId, InferRequest, float]] = []
         self.behave: Callable[[NodeId, InferRequest], Any] | None = None
 
-    async def infer(
-        self, node: NodeId, request: InferRequest, first_byte_timeout_s: float
-    ) -> InferResponse:
-        self.calls.append((node, request, first_byte_timeout_s))
+    async def infer(self, node: NodeId, request: InferRequest) -> InferResponse:
+        self.calls.append((node, request, request.timeout_s))
         if node in self.script:
             raise self.script[node]
         if self.behave is not None:
             response: InferResponse = await self.behave(node, request)
             return response
         return InferResponse(request.model, request.version or 0, echo_part(request))
+
+
+class FakeDrains:
+    """The nodes that are to be emptied; notes what is asked among the daemon's calls."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+
+    def view(self, name: str) -> dict[str, Any]:
+        return {"node": ME, "name": name, "state": "serving"}
+
+    def begin(self, name: str, *, force: bool, wait_s: int, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("drain", name, force, wait_s, caller))
+        return {"node": ME, "name": name, "state": "draining"}
+
+    def undo(self, name: str, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("undrain", name, caller))
+        return {"node": ME, "name": name, "state": "serving"}
+
+
+class FakeDefinitions:
+    """What is deployed; notes what is asked among the daemon's calls."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+        self.changes = True
+
+    def all(self, caller: Caller) -> list[dict[str, Any]]:
+        return [{"name": "digits", "replicas": 1}]
+
+    def one(self, name: str, caller: Caller, revision: str = "") -> dict[str, Any]:
+        return {"name": name, "replicas": 1, "revision": revision}
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        return [{"id": "1.0.a"}]
+
+    def diff(self, name: str, before: str, after: str, caller: Caller) -> dict[str, Any]:
+        return {"name": name, "from": before, "to": after, "changes": []}
+
+    async def apply(self, wish: Definition, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("apply", wish, caller))
+        return {"name": wish.spec.name, "changed": self.changes}
+
+    async def rollback(
+        self, name: str, revision: str, base: str | None, caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("rollback", name, revision, base, caller))
+        return {"name": name, "changed": self.changes}
+
+    async def change(
+        self,
+        name: str,
+        base: str | None,
+        caller: Caller,
+        *,
+        enabled: bool | None = None,
+        env: Mapping[str, str | None] | None = None,
+    ) -> dict[str, Any]:
+        self.calls.append(("change", name, base, enabled, dict(env or {}), caller))
+        return {"name": name, "changed": self.changes}
+
+    def remove(self, name: str, base: str | None, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("undeploy", name, base, caller))
+        return {"name": name, "revision": "1.0.a"}
 
 
 class FakeTrust:
@@ -162,6 +235,57 @@ class FakeJoinDesk:
         return {"node": "c" * 32, "name": "camera", "role": role, "region": region}
 
 
+class FakeRepository:
+    """The mesh's models as a repository; notes what is asked among the daemon's calls."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+        self.entries = [
+            IndexEntry("digits", 1, "READY"),
+            IndexEntry("old", 2, "UNAVAILABLE", "unloaded"),
+        ]
+
+    def index(self, *, only_ready: bool) -> list[IndexEntry]:
+        return [each for each in self.entries if each.state == "READY" or not only_ready]
+
+    async def load(self, name: str, wish: Load, caller: Caller) -> int:
+        self.calls.append(("load", name, wish, caller))
+        return wish.version or 1
+
+    async def unload(self, name: str, caller: Caller, *, dependents: bool = False) -> None:
+        self.calls.append(("unload", name, dependents, caller))
+
+    async def register(self, wish: Register, caller: Caller) -> tuple[str, int]:
+        self.calls.append(("register", wish, caller))
+        return wish.name or "digits", 1
+
+    async def remove(self, name: str, version: int | None, caller: Caller) -> None:
+        self.calls.append(("remove", name, version, caller))
+
+    async def scale(self, name: str, version: int | None, replicas: int, caller: Caller) -> None:
+        self.calls.append(("scale", name, version, replicas, caller))
+
+    async def ready(self, name: str, version: int | None, replicas: int = 1) -> None:
+        self.calls.append(("ready", name, version, replicas))
+
+    async def make_default(self, name: str, version: int, caller: Caller) -> None:
+        self.calls.append(("make_default", name, version, caller))
+
+
+class FakeRouting:
+    """What the daemon tells of its decisions."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+
+    def explain(self, model: str, asked: AskedFor, hints: RoutingHints) -> dict[str, Any]:
+        self.calls.append(("explain", model, asked, hints))
+        return {"gateway": "alpha", "model": model, "candidates": [], "excluded": []}
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return [{"number": 1}]
+
+
 class FakeControl:
     """The daemon."""
 
@@ -173,12 +297,23 @@ class FakeControl:
         self.broken = False
         self.role = Role.ADMIN
         self.trust = FakeTrust(self.calls)
+        self.drains = FakeDrains(self.calls)
+        self.definitions = FakeDefinitions(self.calls)
         self.join_desk = FakeJoinDesk(self.calls)
+        self.routing = FakeRouting(self.calls)
+        self.jobs = FakeJobs(self.calls)
+        self.events = MeshEvents("run", lambda: "2026-01-01T00:00:00Z")
+        self.repository = FakeRepository(self.calls)
+        self.counted: list[ModelStatistics] = []
 
     def status(self) -> dict[str, Any]:
         if self.broken:
             raise ZeroDivisionError("a defect")
         return {"id": ME, "name": "alpha", "pid": 7, "data_dir": "/home/ann/mesh"}
+
+    def health(self) -> str:
+        """Be well."""
+        return "ok" if self.is_ready else "draining"
 
     def ready(self) -> tuple[bool, str]:
         return self.is_ready, "" if self.is_ready else "no mesh was joined yet"
@@ -207,6 +342,11 @@ class FakeControl:
             raise ModelNotFound(f"model {model!r} has no version {number}")
         return self.manifests[model, number]
 
+    async def statistics(self, model: str | None, version: int | None) -> list[ModelStatistics]:
+        if model is not None:
+            self.manifest(model, version)
+        return [each for each in self.counted if model in (None, each.model)]
+
     def is_model_ready(self, model: str, version: int | None) -> bool:
         number = self.manifest(model, version).version
         return self.ready_versions is None or number in self.ready_versions
@@ -223,31 +363,89 @@ class FakeControl:
         return json_response({"answered": "elsewhere"})
 
     async def deploy(
-        self, path: str, name: str | None, replicas: int | None, on: list[str]
+        self,
+        path: str,
+        name: str | None,
+        replicas: int | None,
+        on: list[str],
+        variant: str = "",
+        said: Any = None,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
     ) -> dict[str, Any]:
-        self.calls.append(("deploy", path, name, replicas, on))
+        del said
+        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling))
+        self.calls.append(("deploy", path, name, replicas, on, *form))
         return {"name": name or "digits", "versions": [1], "replicas": []}
 
-    async def undeploy(self, name: str, caller: Caller) -> None:
-        self.calls.append(("undeploy", name, caller))
+    def deploy_published(
+        self,
+        name: str,
+        version: int | None,
+        replicas: int | None,
+        on: list[str],
+        caller: Caller,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
+    ) -> dict[str, Any]:
+        said = (*_said_of(offer), *_given(scaling))
+        self.calls.append(("deploy_published", name, version, replicas, on, caller, *said))
+        return {"name": name, "versions": [1], "replicas": []}
+
+    async def publish(self, path: str, name: str | None, said: Any) -> dict[str, Any]:
+        self.calls.append(("publish", path, name, said))
+        return {"name": name or "digits", "versions": []}
+
+    async def publish_upload(
+        self, upload: str, name: str | None, said: Any, caller: Caller
+    ) -> dict[str, Any]:
+        self.calls.append(("publish_upload", upload, name, said, caller))
+        return {"name": name or "digits", "versions": []}
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        return [{"name": "digits", "version": 1}]
+
+    def withdraw(self, name: str, version: int, caller: Caller) -> None:
+        self.calls.append(("withdraw", name, version, caller))
 
     def keys(self) -> list[dict[str, Any]]:
         return [{"id": "k" * 16, "name": "phone"}]
 
     def create_key(
-        self, name: str, scopes: list[str], ttl_s: int | None, caller: Caller
+        self,
+        name: str,
+        scopes: list[str],
+        ttl_s: int | None,
+        caller: Caller,
+        limit: KeyLimit = NO_LIMIT,
     ) -> dict[str, Any]:
-        self.calls.append(("create_key", name, scopes, ttl_s, caller))
+        limited = () if limit == NO_LIMIT else (limit,)
+        self.calls.append(("create_key", name, scopes, ttl_s, caller, *limited))
         return {"name": name, "key": "mesh_..."}
+
+    def limit_key(self, key: str, limit: KeyLimit, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("limit_key", key, limit, caller))
+        return {"name": key, "changed": True}
 
     def revoke_key(self, key: str, caller: Caller) -> dict[str, Any]:
         self.calls.append(("revoke_key", key, caller))
         return {"name": key, "changed": True}
 
     async def deploy_upload(
-        self, upload: str, name: str | None, replicas: int | None, on: list[str], caller: Caller
+        self,
+        upload: str,
+        name: str | None,
+        replicas: int | None,
+        on: list[str],
+        caller: Caller,
+        variant: str = "",
+        said: Any = None,
+        offer: ExposureChange = NO_CHANGE,
+        scaling: Scaling | None = None,
     ) -> dict[str, Any]:
-        self.calls.append(("deploy_upload", upload, name, replicas, on, caller))
+        del said
+        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling))
+        self.calls.append(("deploy_upload", upload, name, replicas, on, caller, *form))
         return {"name": name or "digits", "versions": [1], "replicas": []}
 
     def uploads(self) -> list[dict[str, Any]]:
@@ -284,6 +482,15 @@ class FakeControl:
         gauge = Gauge("meshnode_members", "Members.")
         gauge.set((), 3)
         return [counter, gauge]
+
+
+def _given(scaling: Scaling | None) -> tuple[Scaling, ...]:
+    return () if scaling is None else (scaling,)
+
+
+def _said_of(offer: ExposureChange) -> tuple[ExposureChange, ...]:
+    """Return how a deployment wants its model to be offered, if it says anything about it."""
+    return () if offer == NO_CHANGE else (offer,)
 
 
 def spec(name: str, shape: tuple[int, ...], datatype: DataType = DataType.FP32) -> TensorSpec:
@@ -351,7 +558,7 @@ def serve(router: Router, manifest: Manifest) -> Callable[..., None]:
             100.0,
         )
         if node_id != ME:
-            router.link_changed(node_id, LinkState.UP)
+            router.link_changed(node_id, LinkState.UP, 0.0)
 
     return announce
 
@@ -363,8 +570,16 @@ def metrics() -> GatewayMetrics:
 
 @pytest.fixture
 def pipeline(
-    router: Router, local: FakeLocal, peers: FakePeers, clock: FakeClock, metrics: GatewayMetrics
+    router: Router,
+    local: FakeLocal,
+    peers: FakePeers,
+    clock: FakeClock,
+    metrics: GatewayMetrics,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Pipeline:
+    # Its clock stands still, so nobody's patience would end; test_cold_starts has one that goes.
+    monkeypatch.setattr(cold_starts, "COLD_GRACE_S", 0.0)
+    monkeypatch.setattr(cold_starts, "MAX_COLD_WAIT_S", 0.0)
     return Pipeline(ME, router, local, peers, clock, metrics)
 
 
@@ -376,3 +591,13 @@ def control(manifest: Manifest) -> FakeControl:
 @pytest.fixture
 def dispatcher(pipeline: Pipeline, control: FakeControl, metrics: GatewayMetrics) -> Dispatcher:
     return Dispatcher(pipeline, control, metrics)
+
+
+@pytest.fixture
+def gateway(
+    dispatcher: Dispatcher, local: FakeLocal, serve: Callable[..., None]
+) -> text_gateway.Gateway:
+    """Posts to a gateway whose models take text."""
+    from tests.unit.gateway.text_gateway import Gateway
+
+    return Gateway(dispatcher, local, serve)

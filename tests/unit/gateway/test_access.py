@@ -15,6 +15,7 @@ from meshnode.gateway.access import (
     ChannelAccess,
     GatewayAccess,
     is_forwarded,
+    key_shown,
     require,
 )
 from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
@@ -87,6 +88,18 @@ def test_the_schemes_case_does_not_matter(gateway: Gateway, scheme: str) -> None
 def test_a_proxys_own_authorization_leaves_room_for_the_key(gateway: Gateway) -> None:
     caller = gateway.admit(authorization="Basic dXNlcjpwYXNz", api_key=gateway.key())
     assert caller.name == "phone"
+
+
+@pytest.mark.parametrize("placeholder", ["placeholder", "", "sk-" + "x" * 400, "mesh_no_key"])
+def test_a_placeholder_leaves_room_for_the_key(gateway: Gateway, placeholder: str) -> None:
+    text = gateway.key()
+    shown = {"authorization": f"Bearer {placeholder}", "api_key": text}
+    assert gateway.admit(**shown).name == "phone"
+    assert key_shown({"authorization": shown["authorization"], "x-api-key": text}) == text
+    with pytest.raises(Unauthenticated):
+        gateway.admit(authorization=shown["authorization"], api_key="placeholder")
+    other = gateway.key("other")
+    assert gateway.admit(authorization=f"Bearer {other}", api_key=text).name == "other"
 
 
 def wrong_keys() -> dict[str, str]:

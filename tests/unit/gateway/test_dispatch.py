@@ -10,7 +10,6 @@ import pytest
 
 from meshnode.errors import (
     Forbidden,
-    InferenceFailed,
     InvalidRequest,
     ModelError,
     ModelNotFound,
@@ -22,6 +21,8 @@ from meshnode.gateway.protocols.caller import LOCAL, OWNER, Caller
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.status import HttpRefusal
 from meshnode.limits import UPLOAD_PIECE_BYTES
+from meshnode.models.exposure import ExposureChange, Task, TaskMapping
+from meshnode.state.scaling import Scaling
 from meshnode.types import InferResponse, ResponsePart, Role, Scope
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ async def ask(
     if isinstance(reply, HttpResponse):
         return reply
     assert inspect.isawaitable(reply)
-    return await reply
+    response = await reply
+    assert isinstance(response, HttpResponse)
+    return response
 
 
 async def body_of(dispatcher: Dispatcher, method: str, path: str, body: bytes = b"") -> Any:
@@ -81,7 +84,7 @@ async def test_where_a_node_keeps_its_files_is_told_to_admins_only(
         ("/v2/models/digits/versions/1", {"versions": ["1"], "platform": "onnxruntime_onnx"}),
         ("/v2/models/digits/ready", {"name": "digits", "ready": True}),
         ("/v2/models/digits/versions/1/ready", {"ready": True}),
-        ("/v2/models/digits/config", {"backend": "onnx"}),
+        ("/v2/models/digits/config", {"backend": "onnxruntime"}),
         ("/healthz", {"status": "ok"}),
         ("/readyz", {"ready": True}),
         ("/mesh/v1/status", {"name": "alpha"}),
@@ -125,7 +128,7 @@ async def test_lists_are_answered_as_lists(dispatcher: Dispatcher) -> None:
         "/v1",
         "/v2/models/",
         "/v2/models//infer",
-        "/v2/models/digits/stats",
+        "/v2/models/digits/nothing",
         "/v2/models/digits/infer/more",
         "/v2/models/digits/versions/1/infer/x",
         "/mesh/v1/models/a/b",
@@ -150,7 +153,7 @@ def test_other_paths_are_not_found(dispatcher: Dispatcher, path: str) -> None:
         ("OPTIONS", "/v2/models/digits/infer", "POST"),
         ("DELETE", "/mesh/v1/nodes", "GET, HEAD"),
         ("GET", "/mesh/v1/invites", "POST"),
-        ("POST", "/mesh/v1/deployments/digits", "DELETE"),
+        ("POST", "/mesh/v1/deployments/digits", "GET, HEAD, PUT, PATCH, DELETE"),
         ("X" * 500, "/metrics", "GET, HEAD"),
     ],
 )
@@ -163,10 +166,17 @@ def test_other_methods_are_told_which_are_allowed(
     assert len(str(caught.value)) < 100
 
 
-@pytest.mark.parametrize("version", ["0x1", "-1", "latest", "²", "9" * 19, ""])
+@pytest.mark.parametrize(
+    "version", ["0x1", "01", "-1", "latest", "²", "9" * 19, "", "20261331_120000"]
+)
 def test_a_version_is_a_number(dispatcher: Dispatcher, version: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a model version"):
         dispatcher.match("POST", f"/v2/models/digits/versions/{version}/infer")
+
+
+async def test_a_version_may_be_named_by_its_label(dispatcher: Dispatcher) -> None:
+    with pytest.raises(ModelNotFound, match="20260131120000"):
+        await ask(dispatcher, "GET", "/v2/models/digits/versions/20260131_120000")
 
 
 async def test_unknown_models_are_not_found_everywhere(
@@ -249,19 +259,22 @@ async def test_a_stream_of_one_part_answers_too_and_a_longer_one_is_an_error(
     peers.behave = parts(1)
     assert (await ask(dispatcher, "POST", "/v2/models/digits/infer", GOOD)).status == 200
     peers.behave = parts(2)
-    with pytest.raises(InferenceFailed):
+    with pytest.raises(InvalidRequest, match="generate_stream"):
         await ask(dispatcher, "POST", "/v2/models/digits/infer", GOOD)
 
 
 async def test_errors_of_inference_reach_the_caller_and_the_counters(
-    dispatcher: Dispatcher, serve: Callable[..., None], router: Any, metrics: GatewayMetrics
+    dispatcher: Dispatcher,
+    serve: Callable[..., None],
+    router: Any,
+    metrics: GatewayMetrics,
 ) -> None:
     serve("beta")
     with pytest.raises(InvalidRequest):
         await ask(dispatcher, "POST", "/v2/models/digits/infer", b"{}")
     with pytest.raises(InvalidRequest, match="has shape"):
         await ask(dispatcher, "POST", "/v2/models/digits/infer", GOOD.replace(b"[1, 4]", b"[4]"))
-    router.link_changed(next(iter(router.table.replicas("digits", 1))).node, "down")
+    router.link_changed(next(iter(router.table.replicas("digits", 1))).node, "down", 0.0)
     with pytest.raises(NoReplica):
         await ask(dispatcher, "POST", "/v2/models/digits/infer", GOOD)
     assert metrics.requests.values == {
@@ -297,13 +310,30 @@ async def test_the_owner_invites_deploys_and_undeploys(
     )
     assert response.status == 202
     await ask(dispatcher, "POST", "/mesh/v1/deployments", b'{"path":"x.onnx","name":null}')
-    assert await body_of(dispatcher, "DELETE", "/mesh/v1/deployments/digits") == {"name": "digits"}
+    form = b'{"path":"x8.onnx","name":"x","variant":"int8"}'
+    await ask(dispatcher, "POST", "/mesh/v1/deployments", form)
+    offered = b'{"path":"y.onnx","endpoint":"/y/","tasks":["chat"],"cache":false}'
+    await ask(dispatcher, "POST", "/mesh/v1/deployments", offered)
+    scaled = b'{"path":"z.onnx","autoscaling":{"min":0,"max":3,"qps":5}}'
+    await ask(dispatcher, "POST", "/mesh/v1/deployments", scaled)
+    gone = await body_of(dispatcher, "DELETE", "/mesh/v1/deployments/digits")
+    assert gone["name"] == "digits"
     assert control.calls == [
         ("invite", 60, Role.OPERATOR, 0, "", OWNER),
         ("invite", 86400, Role.OPERATOR, 0, "", OWNER),
         ("deploy", "/models/digits", "d", 2, ["alpha"]),
         ("deploy", "x.onnx", None, None, []),
-        ("undeploy", "digits", OWNER),
+        ("deploy", "x8.onnx", "x", None, [], "int8"),
+        (
+            "deploy",
+            "y.onnx",
+            None,
+            None,
+            [],
+            ExposureChange("/y", (TaskMapping(Task.CHAT),), False),
+        ),
+        ("deploy", "z.onnx", None, None, [], Scaling(0, 3, qps=5.0)),
+        ("undeploy", "digits", None, OWNER),
     ]
 
 
@@ -326,6 +356,16 @@ async def test_the_owner_invites_deploys_and_undeploys(
         ("uploads", b'{"files":[{"path":"a","size_bytes":-1}]}', ">= 0"),
         ("uploads", b'{"files":["a"]}', "Expected `object`"),
         ("deployments", b'{"path":""}', "length >= 1"),
+        ("deployments", b'{"path":"a","endpoint":"/v2"}', "the mesh itself answers"),
+        ("deployments", b'{"path":"a","endpoint":"cars"}', "begins with '/'"),
+        (
+            "deployments",
+            b'{"path":"a","autoscaling":{"min":2}}',
+            "autoscaling.max: this is missing",
+        ),
+        ("deployments", b'{"path":"a","autoscaling":{"max":2,"qsp":1}}', "did you mean 'qps'?"),
+        ("deployments", b'{"path":"a","tasks":["paint"]}', "is not a task"),
+        ("deployments", b'{"path":"a","tasks":["chat","chat"]}', "at most one mapping"),
         ("deployments", b'{"path":"a\\u0000b"}', "NUL"),
         ("deployments", b'{"path":"\xff"}', "utf-8"),
         ("deployments", b'{"path":"a","replicas":0}', "replicas"),

@@ -20,16 +20,19 @@ from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
 from meshnode.errors import InferenceFailed, InvalidRequest, TooLarge
+from meshnode.gateway.inference import only_part
 from meshnode.gateway.protocols import oip
+from meshnode.gateway.protocols.dialect import Asked
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
 from meshnode.gateway.protocols.oip import (
     AnswerForm,
     InferCall,
     decode_infer,
-    encode_infer,
-    only_part,
+    encode,
 )
+from meshnode.gateway.protocols.status import HttpRefusal
 from meshnode.limits import DEFAULT_REQUEST_TIMEOUT_S, MAX_REQUEST_TIMEOUT_S
+from meshnode.models.execution import Execution, Interface
 from meshnode.models.manifest import Manifest, TensorSpec
 from meshnode.types import DataType, InferResponse, ResponsePart, Tensor
 
@@ -127,9 +130,7 @@ def test_tritons_client_understands_what_is_answered(
 ) -> None:
     array = np.repeat(ARRAYS[datatype], 800, axis=0)
     part = ResponsePart((tensor_of(datatype, array),), {"tokens": 3})
-    response = encode_infer(
-        InferResponse("digits", 3, part), part, AnswerForm("7", binary, {}, coding)
-    )
+    response = encode(InferResponse("digits", 3, part), part, AnswerForm("7", binary, {}, coding))
     body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
     length = response.headers.get("Inference-Header-Content-Length")
     assert (length is not None) is binary
@@ -156,7 +157,7 @@ def test_a_plain_request_gets_a_plain_answer() -> None:
     )
     assert (request.outputs, request.parameters, form) == ((), {}, AnswerForm())
     part = ResponsePart((Tensor("y", DataType.INT32, (1,), struct.pack("<i", 5)),))
-    response = encode_infer(InferResponse("digits", 3, part), part, form)
+    response = encode(InferResponse("digits", 3, part), part, form)
     assert response.headers == {"Content-Type": "application/json"}
     assert isinstance(response.body, bytes)
     assert json.loads(response.body) == {
@@ -174,7 +175,7 @@ def test_small_and_huge_answers_are_not_compressed(monkeypatch: pytest.MonkeyPat
     def coding_of(size: int) -> str | None:
         part = ResponsePart((Tensor("y", DataType.UINT8, (size,), bytes(size)),))
         form = AnswerForm(binary=True, coding="gzip")
-        return encode_infer(InferResponse("m", 1, part), part, form).headers.get("Content-Encoding")
+        return encode(InferResponse("m", 1, part), part, form).headers.get("Content-Encoding")
 
     monkeypatch.setattr(oip, "MAX_COMPRESSED_BYTES", 5000)
     assert [coding_of(size) for size in (10, 2000, 6000)] == [None, "gzip", None]
@@ -207,7 +208,7 @@ def test_outputs_choose_binary_one_by_one() -> None:
     assert request.outputs == ("p", "q", "r", "s")
     assert form == AnswerForm(binary=True, by_output={"q": True, "r": False})
     part = ResponsePart(tuple(Tensor(n, DataType.UINT8, (1,), b"\7") for n in "pqr"))
-    response = encode_infer(InferResponse("m", 1, part), part, form)
+    response = encode(InferResponse("m", 1, part), part, form)
     assert isinstance(response.body, list)
     described = json.loads(bytes(response.body[0]))["outputs"]
     assert [output.get("data") for output in described] == [None, None, [7]]
@@ -264,7 +265,7 @@ def test_null_in_a_string_is_left_alone_and_not_taken_for_a_nan() -> None:
     strings = Tensor("s", DataType.BYTES, (1,), struct.pack("<I", 4) + b"null")
     floats = Tensor("f", DataType.FP32, (2,), struct.pack("<2f", math.nan, 1))
     part = ResponsePart((strings, floats))
-    body = encode_infer(InferResponse("m", 1, part), part, AnswerForm()).body
+    body = encode(InferResponse("m", 1, part), part, AnswerForm()).body
     assert isinstance(body, bytes)
     assert b'"data":["null"]' in body
     assert b'"data":[NaN,1.0]' in body
@@ -309,6 +310,12 @@ def test_null_in_a_string_is_left_alone_and_not_taken_for_a_nan() -> None:
         (one() | {"parameters": {"timeout": -1}}, "'timeout' must be a number of microseconds"),
         (one() | {"parameters": {"timeout": True}}, "'timeout' must be a number"),
         (one() | {"parameters": {"timeout": "1"}}, "'timeout' must be a number"),
+        (one() | {"parameters": {"priority": "high"}}, "'priority' must be a whole number"),
+        (one() | {"parameters": {"priority": -1}}, "'priority' must be a whole number"),
+        (one() | {"parameters": {"sequence_id": -3}}, "'sequence_id' must be a whole number from"),
+        (one() | {"parameters": {"sequence_id": 2**64}}, "'sequence_id' must be a whole number"),
+        (one() | {"parameters": {"sequence_id": 1.5}}, "'sequence_id' must be a whole number"),
+        (one() | {"parameters": {"sequence_start": 1}}, "'sequence_start' must be true or false"),
         (one() | {"parameters": {"a": []}}, "$.parameters"),
         (one() | {"parameters": {str(n): 1 for n in range(65)}}, "at most 64 parameters, not 65"),
         (one() | {"parameters": {"a": "b" * 20_000}}, "more than 16384 characters"),
@@ -337,11 +344,27 @@ def test_data_that_does_not_fit_is_told_the_form_that_the_model_expects() -> Non
     assert "at most 32" in refusal(one(shape=[1] * 5000))
 
 
-def test_classification_is_refused_rather_than_ignored() -> None:
-    asked = one() | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
-    assert "output 'y': the parameter 'classification' is not supported" in refusal(asked, VECTOR)
-    asked["outputs"][0]["parameters"]["classification"] = 0
-    decode(asked, VECTOR)
+@pytest.mark.parametrize("count", [-1, True, "3", 1.5])
+def test_classification_wants_a_number_of_classes(count: object) -> None:
+    asked = one() | {"outputs": [{"name": "y", "parameters": {"classification": count}}]}
+    assert "output 'y': the parameter 'classification' is the number" in refusal(asked, VECTOR)
+
+
+def test_classified_outputs_have_the_highest_values() -> None:
+    asked = one() | {"outputs": [{"name": "y", "parameters": {"classification": 1}}]}
+    _, form = decode(asked, VECTOR)
+    tensor = Tensor("y", DataType.FP32, (1, 3), struct.pack("<3f", 1, 5, 2))
+    answer = encode(
+        InferResponse("digits", 3, ResponsePart((tensor,))), ResponsePart((tensor,)), form
+    )
+    (output,) = json.loads(
+        b"".join([answer.body] if isinstance(answer.body, bytes) else answer.body)
+    )["outputs"]
+    assert (output["datatype"], output["shape"], output["data"]) == (
+        "BYTES",
+        [1, 1],
+        ["5.000000:1"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -431,6 +454,24 @@ def test_a_raw_body_that_cannot_be_the_input_is_refused(
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("interface", "is_refused"), [(Interface.TENSORS, True), (Interface.JSON, False)]
+)
+def test_a_decoupled_model_of_tensors_is_refused_and_a_predictor_that_may_stream_is_not(
+    interface: Interface, is_refused: bool
+) -> None:
+    manifest = raw_manifest(TensorSpec("x", DataType.FP32, (-1, 4)))
+    execution = Execution(decoupled=True, interface=interface)
+    manifest = msgspec.structs.replace(manifest, execution=execution)
+    http = post(bytes(16), **RAW)
+    if not is_refused:
+        oip.decode(Asked(http, "m"), manifest, "", None)
+        return
+    with pytest.raises(HttpRefusal, match="generate_stream") as caught:
+        oip.decode(Asked(http, "m"), manifest, "", None)
+    assert caught.value.status == 501
+
+
 def _response(*parts: ResponsePart) -> InferResponse:
     async def stream() -> AsyncIterator[ResponsePart]:
         for part in parts:
@@ -444,7 +485,7 @@ async def test_a_stream_of_one_part_is_an_answer_and_others_are_not() -> None:
     assert await only_part(_response(part)) is part
     with pytest.raises(InferenceFailed, match="without a result"):
         await only_part(_response())
-    with pytest.raises(InferenceFailed, match="several parts"):
+    with pytest.raises(InvalidRequest, match="several parts"):
         await only_part(_response(part, part))
 
 

@@ -20,9 +20,11 @@ from meshnode.errors import (
     NoReplica,
     NotServing,
     Saturated,
+    TooLarge,
 )
 from meshnode.gateway import pipeline as pipeline_module
 from meshnode.gateway.pipeline import Answered, Pipeline
+from meshnode.limits import MAX_BODY_BYTES
 from meshnode.models.manifest import TensorSpec
 from meshnode.routing.table import Goal
 from meshnode.tracing import Trace
@@ -31,6 +33,8 @@ from meshnode.types import DataType, InferRequest, InferResponse, NodeId, Respon
 if TYPE_CHECKING:
     from meshnode.gateway.metrics import GatewayMetrics
     from meshnode.models.manifest import Manifest
+    from meshnode.routing.attempts import Attempts
+    from meshnode.routing.request import RoutedRequest
     from meshnode.routing.router import Router
 
 Serve = Callable[..., None]
@@ -64,6 +68,17 @@ async def test_an_inline_model_of_this_node_answers_at_once(
     )
     assert metrics.requests.values == {("digits", "ok"): 1}
     assert metrics.attempts.values == {}
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_an_answer_that_was_kept_is_told_in_the_routes_header(
+    pipeline: Pipeline, serve: Serve, local: Any, inline: bool
+) -> None:
+    serve()
+    local.inline = inline
+    kept = await pipeline.infer(ask(parameters={"cache": "hit"}))  # the model server echoes them
+    assert kept.route_header.endswith("; cache=hit")
+    assert "cache" not in (await pipeline.infer(ask())).route_header
 
 
 async def test_routing_hears_of_the_load_of_inline_answers_now_and_then(
@@ -125,7 +140,7 @@ async def test_the_inline_entry_goes_when_this_node_stops_serving(
     router.replica_removed(NodeId("a" * 32), "digits", 1)
     answered = await pipeline.infer(ask())
     assert "node=beta" in answered.route_header
-    assert pipeline._inline == {}
+    assert not pipeline._inline
 
 
 # Resolution.
@@ -262,7 +277,7 @@ async def test_the_answer_of_the_second_replica_names_the_first(
     assert f'attempts=2; reason=only-candidate; tried="{failed}:link_lost"' in answered.route_header
 
 
-@pytest.mark.parametrize("error", [InvalidRequest("bad"), InferenceFailed("it raised")])
+@pytest.mark.parametrize("error", [InvalidRequest("bad"), TooLarge("big")])
 async def test_what_another_replica_would_refuse_too_is_not_retried(
     pipeline: Pipeline, serve: Serve, peers: Any, error: Exception
 ) -> None:
@@ -446,7 +461,8 @@ async def test_a_stream_that_breaks_is_an_error_and_is_not_tried_again(
     serve("gamma")
     peers.behave = streaming(ResponsePart((X,)), then=LinkLost("in the middle"))
     answered = await pipeline.infer(ask())
-    with pytest.raises(LinkLost):
+    said = r"(beta|gamma) was lost in the middle of its answer .* may have run .*; .*send it again"
+    with pytest.raises(LinkLost, match=said):
         async for _ in answered.response:
             pass
     assert len(peers.calls) == 1
@@ -466,3 +482,36 @@ async def test_a_stream_that_nobody_reads_to_its_end_is_closed(
     await relay.aclose()
     assert (pipeline.in_flight, outstanding(router, BETA)) == (0, 0)
     assert metrics.requests.values == {("digits", "cancelled"): 1}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [
+        ({}, 0),
+        ({"max_tokens": 300}, 300),
+        ({"max_tokens": -3}, 0),
+        ({"max_tokens": 10**30}, MAX_BODY_BYTES),
+        ({"max_tokens": True}, 0),
+        ({"max_tokens": "many"}, 0),
+        ({"max_tokens": 2.5}, 0),
+    ],
+)
+async def test_routing_hears_how_many_tokens_a_request_may_have_written(
+    parameters: dict[str, Any],
+    tokens: int,
+    pipeline: Pipeline,
+    serve: Serve,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve("beta")
+    planned: list[RoutedRequest] = []
+    plan = router.plan
+
+    def spied(request: RoutedRequest, now: float) -> Attempts:
+        planned.append(request)
+        return plan(request, now)
+
+    monkeypatch.setattr(router, "plan", spied)
+    await pipeline.infer(ask(parameters=parameters))
+    assert [each.tokens for each in planned] == [tokens]

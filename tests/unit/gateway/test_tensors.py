@@ -179,6 +179,13 @@ def test_absurd_shapes_are_refused(shape: tuple[int, ...], sentence: str) -> Non
     assert sentence in refusal(DataType.FP32, shape, "[]")
 
 
+def test_binary_truth_values_are_0_and_1_alone() -> None:
+    check_data("x", DataType.BOOL, (2,), b"\0\1")
+    check_data("x", DataType.BOOL, (2,), memoryview(b"\0\1"))
+    with pytest.raises(InvalidRequest, match="has the byte 255; elements of BOOL are the bytes 0"):
+        check_data("x", DataType.BOOL, (3,), memoryview(b"\1\xff\2"))
+
+
 def test_binary_data_must_have_the_size_that_the_shape_says() -> None:
     check_data("x", DataType.FP32, (2,), bytes(8))
     with pytest.raises(InvalidRequest, match="8 bytes are expected, not 7"):

@@ -106,6 +106,30 @@ def test_the_smaller_node_id_dials_at_once_and_the_greater_after_some_patience(
     assert len(dials(second.fire(timer, delay_s))) == 1
 
 
+def test_the_greater_node_id_dials_at_once_whom_it_dialled_the_last_time(
+    tools: type[Tools],
+) -> None:
+    """A box that came back cannot dial into a home, whatever its id is."""
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(great)
+    timer, delay_s = wait(stage.learn(small))
+    assert len(dials(stage.fire(timer, delay_s))) == 1
+    stage.link(small)
+    stage.now += 60.0
+    assert len(dials(stage.unlink(small))) == 1
+
+
+def test_whose_call_it_answered_it_waits_for_the_next_time_too(tools: type[Tools]) -> None:
+    small, great = tools.sorted_names(2)
+    stage = tools.stage(great)
+    timer, _ = wait(stage.learn(small))
+    stage.link(small)
+    assert stage.fire(timer, 60.0) == []
+    effects = stage.unlink(small)
+    assert dials(effects) == []
+    assert wait(effects)[1] == LAN.dial_patience_s
+
+
 def test_a_link_makes_the_waiting_dial_needless(tools: type[Tools]) -> None:
     small, great = tools.sorted_names(2)
     stage = tools.stage(great)

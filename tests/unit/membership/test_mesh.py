@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshnode.events import LinkDown
+from meshnode.events import LinkDown, Woke
 from meshnode.membership import WAN, MembershipConfig, read_members
 from meshnode.types import NodeState
 
@@ -243,6 +243,22 @@ def test_a_node_frozen_for_a_minute_is_dead_to_others_and_returns_when_it_wakes(
     world.run_until(lambda: world.agree(nodes), 10.0)
     assert frozen.core.record.counter > 0
     assert frozen.id in frozen.emits("member.refuted")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_node_that_wakes_before_its_network_blames_itself(world: World, *, is_told: bool) -> None:
+    """A laptop's radio takes ten seconds; all the while everybody is silent."""
+    nodes = world.mesh(3)
+    sleeper, others = nodes[1], [nodes[0], nodes[2]]
+    world.split([sleeper], others)
+    sleeper.asleep_until = world.now + 60.0
+    world.run(60.0)
+    if is_told:
+        world.perform(sleeper, sleeper.core.handle(Woke(60.0), world.now))
+    world.run(20.0)
+    assert bool(sleeper.emits("member.dead")) is not is_told
+    world.heal()
+    world.run_until(lambda: world.agree(nodes), 2.5 * world.config.reconnect_interval_s)
 
 
 @pytest.mark.parametrize("count", [2, 6])

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from meshnode.models.manifest import Manifest, TensorSpec
+from meshnode.models.runtimes.base import Capability, Described, Opening
 from meshnode.models.runtimes.onnx import OnnxRuntime
 from meshnode.types import DataType, Tensor
 
@@ -116,15 +117,19 @@ class FakeClock:
 class FakeModel:
     """Echoes its inputs, and takes the seconds per row that the test says."""
 
+    device = "cpu"
+
     def __init__(self, owner: FakeRuntime, manifest: Manifest, threads: int) -> None:
         self.inputs = manifest.inputs
         self.outputs = manifest.outputs
         self.threads = threads
         self.closed = False
+        self.runs = 0
         self._owner = owner
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> tuple[Tensor, ...]:
         owner = self._owner
+        self.runs += 1
         owner.ran_in.append(threading.get_ident())
         if owner.error is not None:
             raise owner.error
@@ -145,6 +150,8 @@ class FakeRuntime:
 
     name = "fake"
     platform = "fake_platform"
+    is_code = False
+    shares_instance = True
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -158,11 +165,18 @@ class FakeRuntime:
         self.ran_in: list[int] = []
         self.loaded: list[FakeModel] = []
 
-    def load(self, folder: Path, entry: str, *, threads: int) -> FakeModel:
-        assert (folder.name, entry) == ("nowhere", self.manifest.entry)
+    def capability(self) -> Capability:
+        return Capability("1.0")
+
+    def describe(self, opening: Opening) -> Described:
+        del opening
+        return Described(self.manifest.inputs, self.manifest.outputs)
+
+    def load(self, opening: Opening) -> FakeModel:
+        assert (opening.folder.name, opening.entry) == ("nowhere", self.manifest.entry)
         if self.load_error is not None:
             raise self.load_error
-        self.loaded.append(FakeModel(self, self.manifest, threads))
+        self.loaded.append(FakeModel(self, self.manifest, opening.threads))
         return self.loaded[-1]
 
 

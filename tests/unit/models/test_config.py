@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -9,15 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshnode.errors import ModelError
-from meshnode.models import config
-from meshnode.models.config import (
-    ModelConfig,
-    Signature,
-    VersionPolicy,
-    parse_config,
-    reconcile,
-)
+from meshnode.models.execution import Execution
 from meshnode.models.manifest import TensorSpec
+from meshnode.models.repository import config_fields, config_messages
+from meshnode.models.repository.config import ModelConfig, VersionPolicy, parse_config
 from meshnode.types import DataType
 
 FP32, INT64 = DataType.FP32, DataType.INT64
@@ -42,6 +38,7 @@ def test_everything_that_is_honoured_is_read() -> None:
     """
     assert parse_config(text, "m") == ModelConfig(
         name="m",
+        runtime="onnx",
         max_batch_size=8,
         inputs=(
             TensorSpec("a", FP32, (-1, 3, -1)),
@@ -58,15 +55,21 @@ def test_an_empty_configuration_means_the_defaults() -> None:
 
 
 def test_parsing_imports_neither_grpc_nor_tritonclient() -> None:
-    parse_config("", "m")
-    assert "grpc" not in sys.modules
+    """In a process of its own: other tests import both."""
+    program = """if True:
+        import sys
+        from meshnode.models.repository.config import parse_config
+        parse_config("max_batch_size: 1", "m")
+        sys.exit("grpc" in sys.modules or "tritonclient" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("missing", ["find_spec", "spec_from_file_location"])
 def test_without_tritonclient_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    config._messages.cache_clear()
+    config_messages.messages.cache_clear()
     monkeypatch.setattr(f"importlib.util.{missing}", lambda *_: None)
     assert "pip install tritonclient" in refused("")
 
@@ -82,22 +85,71 @@ def test_every_element_type_has_its_triton_name(name: DataType) -> None:
     assert parse_config(text, "m").outputs[0].datatype is name
 
 
-def test_fields_without_effect_are_named_not_dropped() -> None:
+def test_fields_without_effect_are_named_with_their_paths() -> None:
     text = """
-    dynamic_batching { }
-    instance_group [ { count: 2 } ]
-    parameters { key: "k" value { string_value: "v" } }
-    input { name: "a" data_type: TYPE_FP32 dims: 1 format: FORMAT_NCHW optional: true }
+    runtime: "libx.so"
+    instance_group [ { count: 2 }, { name: "b" rate_limiter { priority: 2 } secondary_devices { device_id: 1 } } ]
+    optimization { cuda { graphs: true } graph { level: 1 } input_pinned_memory { enable: true } }
+    input { name: "a" data_type: TYPE_FP32 dims: [ 3, 4, 4 ] format: FORMAT_NCHW allow_ragged_batch: true }
     output { name: "b" data_type: TYPE_FP32 dims: 1 label_filename: "labels.txt" }
+    batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "a" }
+    cc_model_filenames { key: "8.0" value: "x" }
+    metric_tags { key: "a" value: "b" }
+    model_operations { op_library_filename: "x" }
+    model_repository_agents { agents { name: "checksum" } }
+    sequence_batching { iterative_sequence: true oldest { max_candidate_sequences: 4 preserve_ordering: true } }
+    max_batch_size: 4
     """
     assert set(parse_config(text, "m").warnings) == {
-        "dynamic_batching is set, but has no effect",
-        "instance_group is set, but has no effect",
-        "parameters is set, but has no effect",
-        "format of input 'a' is set, but has no effect",
-        "optional of input 'a' is set, but has no effect",
-        "label_filename of output 'b' is set, but has no effect",
-    }
+        f"{path} is set, but has no effect"
+        for path in (
+            "runtime", "instance_group[1].name", "instance_group[1].rate_limiter",
+            "instance_group[1].secondary_devices", "optimization.cuda", "optimization.input_pinned_memory",
+            "input[0].format", "input[0].allow_ragged_batch", "output[0].label_filename", "batch_input",
+            "cc_model_filenames", "metric_tags", "model_operations", "model_repository_agents",
+            "sequence_batching.iterative_sequence", "sequence_batching.oldest.preserve_ordering",
+        )
+    }  # fmt: skip
+
+
+def test_every_field_of_triton_is_honoured_or_named() -> None:
+    """A field that a later release of the messages brings is named, too: nothing is dropped silently."""
+    known = config_messages.messages().ModelConfig
+    silent = {"name", "platform", "backend", "max_batch_size", "version_policy"}
+    silent |= {"default_model_filename", "parameters", "response_cache"}
+    for field in known.DESCRIPTOR.fields:
+        message = known()
+        if (
+            field.is_repeated
+            and field.message_type
+            and not field.message_type.GetOptions().map_entry
+        ):
+            getattr(message, field.name).add()
+        elif field.message_type and not field.is_repeated:
+            getattr(message, field.name).SetInParent()
+        elif field.message_type:
+            continue  # maps are in the test above
+        else:
+            setattr(message, field.name, "x" if field.cpp_type == field.CPPTYPE_STRING else 1)
+        named = list(config_fields.without_effect(message))
+        honoured = field.name in silent or config_fields.is_honoured(field.name)
+        assert named == ([] if honoured else [field.name])
+
+
+def test_batching_without_a_batch_is_told() -> None:
+    parsed = parse_config("dynamic_batching { }", "m")
+    assert parsed.warnings == (
+        "dynamic_batching is set, but max_batch_size is 0: no requests are joined",
+    )
+    assert parsed.execution.batching is not None  # its queue policies count
+
+
+def test_named_tensors_without_a_batch_size_keep_requests_apart() -> None:
+    """As in Triton, where max_batch_size 0 says that the first dimension is no batch."""
+    tensors = 'input { name: "a" data_type: TYPE_FP32 dims: -1 }'
+    assert not parse_config(tensors, "m").execution.adaptive
+    assert parse_config("", "m").execution == Execution()
+    assert parse_config(tensors + " max_batch_size: 2", "m").execution.adaptive
 
 
 @pytest.mark.parametrize(
@@ -115,7 +167,7 @@ def test_a_typing_error_is_reported_with_its_place(text: str, where: str) -> Non
 def test_a_parser_error_without_a_place_is_still_a_sentence() -> None:
     from google.protobuf.text_format import ParseError
 
-    from meshnode.models.config import _parser_sentence
+    from meshnode.models.repository.config import _parser_sentence
 
     assert _parser_sentence(ParseError("odd")) == "odd"
 
@@ -124,17 +176,26 @@ def test_a_parser_error_without_a_place_is_still_a_sentence() -> None:
     ("text", "reason"),
     [
         ('name: "other"', "name is 'other', but the folder is 'm'"),
-        ('platform: "pytorch_libtorch"', "platform 'pytorch_libtorch' is not supported"),
-        ('platform: "ensemble"', "platform 'ensemble' is not supported"),
-        ('backend: "python"', "backend 'python' is not supported"),
-        ('default_model_filename: "model.pt"', "'model.pt' is no ONNX file"),
+        (
+            'platform: "tensorrt_plan"',
+            "not supported; give the ONNX file that the plan was built from",
+        ),
+        ('platform: "tensorflow_savedmodel"', "not supported; convert it: meshnode convert"),
+        ('backend: "dali"', "not supported; write the preprocessing as a Python model"),
+        ('backend: "mine"', "supported are 'onnxruntime_onnx', 'onnxruntime', 'pytorch_libtorch'"),
+        (
+            'platform: "onnxruntime_onnx" backend: "python"',
+            "platform is 'onnxruntime_onnx', but backend is",
+        ),
+        ('platform: "ensemble"', "but ensemble_scheduling has no step"),
+        ('ensemble_scheduling { } platform: "python"', "platform is 'python', not 'ensemble'"),
+        ('input { name: "a" data_type: TYPE_FP32 dims: 1 format: FORMAT_NCHW }', "a picture has 3"),
         ('default_model_filename: "../m.onnx"', "not a plain relative path"),
         ("max_batch_size: -1", "max_batch_size is -1"),
         ("input { data_type: TYPE_FP32 dims: 1 }", "an input has no name"),
         ('input { name: "a" dims: 1 }', "input 'a' has no data_type"),
         ('input { name: "a" data_type: TYPE_FP32 dims: 0 }', "dimension 0"),
         ('input { name: "a" data_type: TYPE_FP32 dims: -2 }', "dimension -2"),
-        ('output { name: "a" data_type: TYPE_FP32 dims: 1 reshape { } }', "has a reshape"),
         ("version_policy { latest { } }", "num_versions must be 1 or more"),
         ("version_policy { specific { } }", "versions of 1 or more"),
         ("version_policy { specific { versions: 0 } }", "versions of 1 or more"),
@@ -158,8 +219,13 @@ def test_the_version_policy_selects(text: str, selected: tuple[int, ...]) -> Non
     assert parse_config(text, "m").version_policy.select((7, 1, 3)) == selected
 
 
+def test_of_specific_versions_those_that_exist_are_served() -> None:
+    policy = VersionPolicy(0, (5, 1))
+    assert (policy.select((1, 2)), policy.missing((1, 2))) == ((1,), (5,))
+
+
 @pytest.mark.parametrize(("present", "text"), [((1, 2), "the folder has 1, 2"), ((), "has none")])
-def test_a_specific_version_must_exist(present: tuple[int, ...], text: str) -> None:
+def test_one_specific_version_must_exist(present: tuple[int, ...], text: str) -> None:
     with pytest.raises(ModelError, match=re.escape(text)):
         VersionPolicy(0, (5,)).select(present)
 
@@ -169,61 +235,3 @@ def test_a_specific_version_must_exist(present: tuple[int, ...], text: str) -> N
 def test_any_text_is_a_configuration_or_a_model_error(text: str) -> None:
     with suppress(ModelError):
         assert isinstance(parse_config(text, "m"), ModelConfig)
-
-
-FILE = Signature(
-    (TensorSpec("a", FP32, (-1, 3)),),
-    (TensorSpec("b", FP32, (-1, 10)), TensorSpec("c", INT64, (-1,))),
-)
-
-
-def test_without_a_configuration_the_file_decides_and_nothing_limits_the_batch() -> None:
-    assert reconcile(None, FILE) == FILE
-
-
-def test_a_configuration_without_tensors_takes_them_from_the_file() -> None:
-    assert reconcile(ModelConfig(max_batch_size=4), FILE) == Signature(FILE.inputs, FILE.outputs, 4)
-
-
-def test_outputs_may_be_a_subset_and_dynamic_dimensions_may_be_fixed() -> None:
-    config = ModelConfig(
-        inputs=(TensorSpec("a", FP32, (5, 3)),), outputs=(TensorSpec("c", INT64, (5,)),)
-    )
-    assert reconcile(config, FILE) == Signature(config.inputs, config.outputs)
-
-
-def test_a_shape_that_the_file_does_not_state_is_the_configured_one() -> None:
-    config = ModelConfig(max_batch_size=2, inputs=(TensorSpec("a", FP32, (-1, 7)),))
-    unknown = Signature((TensorSpec("a", FP32, ()),), FILE.outputs)
-    assert reconcile(config, unknown).inputs == config.inputs
-
-
-@pytest.mark.parametrize(
-    ("config", "both_sides"),
-    [
-        (ModelConfig(inputs=(TensorSpec("z", FP32, (-1, 3)),)), ("input 'z'", "the file has 'a'")),
-        (ModelConfig(outputs=(TensorSpec("z", FP32, (-1,)),)), ("'z'", "the file has 'b', 'c'")),
-        (ModelConfig(inputs=(TensorSpec("a", INT64, (-1, 3)),)), ("is INT64", "FP32 in the file")),
-        (ModelConfig(inputs=(TensorSpec("a", FP32, (-1, 4)),)), ("[-1, 4]", "[-1, 3] in the file")),
-        (ModelConfig(inputs=(TensorSpec("a", FP32, (3,)),)), ("[3]", "[-1, 3] in the file")),
-        (ModelConfig(inputs=(TensorSpec("a", FP32, (-1, -1)),)), ("[-1, -1]", "[-1, 3]")),
-        (ModelConfig(inputs=(FILE.inputs[0], FILE.inputs[0])), ("twice", "'a', 'a'")),
-    ],
-)
-def test_a_disagreement_names_both_sides(config: ModelConfig, both_sides: tuple[str, str]) -> None:
-    with pytest.raises(ModelError) as caught:
-        reconcile(config, FILE)
-    for side in both_sides:
-        assert side in str(caught.value)
-
-
-def test_all_inputs_of_the_file_must_be_configured() -> None:
-    two = Signature((*FILE.inputs, TensorSpec("d", FP32, (-1,))), FILE.outputs)
-    with pytest.raises(ModelError, match=r"has 1 inputs \('a'\), the file has 2 \('a', 'd'\)"):
-        reconcile(ModelConfig(inputs=FILE.inputs), two)
-
-
-def test_batching_needs_a_dynamic_first_dimension() -> None:
-    fixed = Signature((TensorSpec("a", FP32, (1, 3)),), FILE.outputs)
-    with pytest.raises(ModelError, match=r"max_batch_size 8, but the first dimension of 'a'"):
-        reconcile(ModelConfig(max_batch_size=8), fixed)

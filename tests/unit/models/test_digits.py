@@ -11,10 +11,10 @@ import numpy as np
 
 from meshnode.examples.digits import train
 from meshnode.models.images import image_to_tensor
-from meshnode.models.publish import describe
-from meshnode.models.repository import scan
+from meshnode.models.repository.publish import describe
+from meshnode.models.repository.scanning import scan
 from meshnode.models.runtimes.onnx import OnnxRuntime
-from meshnode.models.server import ModelServer
+from meshnode.models.serving.server import ModelServer
 from meshnode.models.tensors import to_numpy
 from meshnode.types import InferRequest, ReplicaState
 

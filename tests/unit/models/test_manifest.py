@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from meshnode.errors import InvalidRequest, ModelError
 from meshnode.limits import MAX_MODEL_FILES
+from meshnode.models.execution import Execution
 from meshnode.models.manifest import (
     FileEntry,
     Manifest,
@@ -47,6 +48,14 @@ def test_a_manifest_survives_its_codec_and_knows_its_size() -> None:
 def test_the_digest_is_of_the_content_not_of_the_public_name() -> None:
     assert but(model="other", version=9).digest == MANIFEST.digest
     assert but(max_batch_size=5).digest != MANIFEST.digest
+
+
+def test_the_digest_is_of_settings_but_not_of_schemas_which_libraries_word_as_they_like() -> None:
+    assert but(execution=Execution(schema="{}")).digest == MANIFEST.digest
+    assert but(execution=Execution(cache=True, schema="{}")).digest == (
+        but(execution=Execution(cache=True)).digest
+    )
+    assert but(execution=Execution(cache=True)).digest != MANIFEST.digest
 
 
 @pytest.mark.parametrize("name", ["a", "A-b_c.1", "x" * 128])
@@ -129,6 +138,13 @@ def test_a_request_that_does_not_fit_is_told_what_was_expected(
 ) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         check_request(MANIFEST, InferRequest("m", inputs))
+
+
+def test_an_optional_input_may_be_missing() -> None:
+    optional = replace(MANIFEST, execution=Execution(optional_inputs=("s",)))
+    check_request(optional, InferRequest("m", (X,)))
+    with pytest.raises(InvalidRequest, match="also needs input 'x'"):
+        check_request(optional, InferRequest("m", (S,)))
 
 
 def test_an_unknown_output_is_refused() -> None:

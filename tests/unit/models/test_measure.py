@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from meshnode.models.manifest import TensorSpec
-from meshnode.models.measure import RunTime, first_runs, has_free_sizes, unit_counter
+from meshnode.models.serving.measure import RunTime, first_runs, has_free_sizes, unit_counter
 from meshnode.types import DataType, Tensor
 
 from .conftest import fake_manifest

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pytest
 
-from meshnode.errors import ModelError
-from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
-from meshnode.models.publish import describe, publish
-from meshnode.models.repository import scan
-from meshnode.models.store import BlobStore
-from meshnode.types import DataType
+from meshnode.errors import InvalidRequest, ModelError
+from meshnode.models.artifacts.store import BlobStore
+from meshnode.models.manifest import FileEntry, Manifest, TensorSpec, check_request
+from meshnode.models.repository.publish import describe, publish
+from meshnode.models.repository.scanning import scan
+from meshnode.models.runtimes.base import Opening
+from meshnode.types import DataType, InferRequest, Tensor
 
 from .conftest import add_and_subtract, external, identity
 
@@ -54,6 +55,23 @@ def test_the_configuration_completes_the_file(
     assert [spec.name for spec in manifest.outputs] == ["sum", "difference"]
 
 
+def test_an_input_that_the_file_needs_is_not_optional(
+    write_model: WriteModel, runtime: OnnxRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request without it is refused as incomplete (400), instead of failing in the model (500)."""
+    config = """
+        input { name: "a" data_type: TYPE_INT32 dims: [ -1, 2 ] }
+        input { name: "b" data_type: TYPE_INT32 dims: [ -1, 2 ] optional: true }"""
+    repo = write_model("net", add_and_subtract(), config=config)
+    manifest = described(repo / "net", runtime)
+    assert manifest.execution.optional_inputs == ()
+    assert "input 'b' is optional in its config.pbtxt, but its file has no default" in caplog.text
+    with pytest.raises(InvalidRequest, match="also needs input 'b'"):
+        check_request(
+            manifest, InferRequest("net", (Tensor("a", DataType.INT32, (1, 2), bytes(8)),))
+        )
+
+
 def test_a_disagreement_stops_publishing_with_both_sides(
     write_model: WriteModel, runtime: OnnxRuntime
 ) -> None:
@@ -81,7 +99,7 @@ def test_publishing_keeps_a_copy_that_edits_do_not_reach(
     folder = store.materialise(manifest)
     assert [path.name for path in folder.parent.iterdir()] == [manifest.digest]
     assert (folder / "w.bin").read_bytes() != b"edited!!"
-    assert runtime.load(folder, manifest.entry, threads=1).inputs == manifest.inputs
+    assert runtime.load(Opening(folder=folder, entry=manifest.entry)).inputs == manifest.inputs
 
 
 def test_data_that_would_not_travel_stops_publishing(tmp_path: Path, runtime: OnnxRuntime) -> None:

@@ -20,10 +20,11 @@ from meshnode.errors import (
 )
 from meshnode.limits import MAX_BODY_BYTES
 from meshnode.models.manifest import Manifest, TensorSpec
-from meshnode.models.publish import describe
-from meshnode.models.repository import scan
+from meshnode.models.repository.publish import describe
+from meshnode.models.repository.scanning import scan
 from meshnode.models.runtimes.onnx import OnnxRuntime
-from meshnode.models.server import ModelServer, ServerConfig, available_cores
+from meshnode.models.serving.server import ModelServer, available_cores
+from meshnode.models.serving.server_config import ServerConfig
 from meshnode.models.tensors import pack_strings, to_numpy
 from meshnode.types import DataType, InferRequest, ReplicaState, Tensor
 
@@ -47,6 +48,7 @@ class Served:
             on_change=lambda *change: self.changes.append(change),
             cores=options.pop("cores", 4),
             timer=fake.clock,
+            give_back=lambda: None,
             **options,
         )
 
@@ -87,7 +89,8 @@ async def test_a_loaded_version_is_ready_and_told(served: Served) -> None:
     assert repr(served.server) == "<ModelServer ready=1 known=1>"
     [status] = served.server.states()
     assert status.manifest == served.fake.manifest
-    assert len(served.fake.ran_in) == 3
+    # Three on zeros, two of two and of four rows each, and four times six that compare joined rows.
+    assert len(served.fake.ran_in) == 31
 
 
 async def test_a_short_run_happens_on_the_loop(served: Served) -> None:
@@ -275,6 +278,7 @@ async def test_other_content_under_the_same_version_replaces_it(served: Served) 
     await served.load()
     other = msgspec.structs.replace(served.fake.manifest, max_batch_size=4)
     assert await served.load(other) is ReplicaState.READY
+    await asyncio.gather(*served.server._retiring)
     assert [model.closed for model in served.fake.loaded] == [True, False]
     with pytest.raises(InvalidRequest, match="max_batch_size 4"):
         served.server.try_infer_inline(request(5))
@@ -447,7 +451,7 @@ def test_an_answer_for_a_loop_that_has_ended_is_dropped(fake: FakeRuntime) -> No
 
     with asyncio.Runner() as runner:
         served = runner.run(leave_it_running())
-    pool = served.server._ready["m", 1].pool
+    pool = served.server._ready["m", 1].replica._instances._workers
     assert pool is not None
     assert fake.gate is not None
     fake.gate.set()

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from meshnode.errors import ConfigError, ModelError, TransferFailed
+from meshnode.models.artifacts.store import BlobStore, _modified_s
 from meshnode.models.manifest import FileEntry, Manifest
-from meshnode.models.store import BlobStore, _modified_s
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).digest()
@@ -179,6 +179,7 @@ def test_a_disk_that_fills_during_a_write_leaves_nothing(
 
     class FullFile:
         write = staticmethod(raiser(errno.ENOSPC))
+        writelines = write
         close = staticmethod(raiser(errno.ENOSPC))  # its buffer cannot be flushed either
 
     real = writer._file
@@ -303,3 +304,63 @@ def test_a_folder_that_cannot_be_removed_is_left(
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     assert store.collect([], min_age_s=0) == 1
     assert folder.is_dir()
+
+
+def test_what_nobody_wants_stays_as_far_as_there_is_room_the_last_wanted_longest(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    made = []
+    for number in range(3):
+        source = tmp_path / f"f{number}"
+        source.write_bytes(bytes([number]) * 1000)
+        made.append(manifest_of(store.add_file(source)))
+        os.utime(store.path(made[-1].files[0].sha256), (number + 1, number + 1))
+    store.touch(made[0])  # it was served until now
+    asked: list[int] = []
+
+    def spare(unused_bytes: int) -> int:
+        asked.append(unused_bytes)
+        return 2000
+
+    assert store.collect([], min_age_s=0, spare=spare) == 1
+    assert asked == [3000]
+    assert [store.has(each.files[0].sha256) for each in made] == [True, False, True]
+    assert store.collect([made[2]], min_age_s=0, spare=lambda _: 0) == 1
+    assert store.has(made[2].files[0].sha256), "what is wanted never goes"
+
+
+def test_a_start_removes_what_was_left_half_copied(store: BlobStore, source: Path) -> None:
+    manifest = manifest_of(store.add_file(source))
+    folder = store.materialise(manifest)
+    blobs = store.path(SHA256).parents[1]
+    received = store.path(b"\x01" * 32).with_suffix(".pieces")
+    received.parent.mkdir(exist_ok=True)
+    received.write_bytes(b"some")
+    received.with_suffix(".have").write_bytes(bytes(4))
+    left = [blobs / "tmpabc.part", store.path(b"\x02" * 32).with_suffix(".have")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    building = folder.parent / "tmpdef.part"
+    building.mkdir()
+    store.sweep()
+    assert not any(path.exists() for path in [*left, building])
+    assert store.has(SHA256)
+    assert folder.is_dir()
+    assert received.with_suffix(".have").exists(), "a transfer goes on with these"
+
+
+def test_room_is_counted_once_for_each_file_and_only_for_what_is_missing(
+    store: BlobStore, source: Path, tmp_path: Path
+) -> None:
+    here = store.add_file(source)
+    coming = FileEntry("other", 500, b"\x01" * 32)
+    both = manifest_of(here, coming)
+    assert store.here_bytes([both, both]) == len(CONTENT)
+    assert store.missing_bytes([both, both]) == 500
+    part = store.path(coming.sha256).with_suffix(".pieces")
+    part.parent.mkdir(exist_ok=True)
+    part.write_bytes(bytes(400))
+    assert store.missing_bytes([both]) <= 500
+    free, size = BlobStore(tmp_path / "not" / "made").free_bytes()
+    assert 0 < free <= size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshnode.errors import InvalidRequest
-from meshnode.models.upload_paths import check_upload_paths
+from meshnode.models.repository.upload_paths import check_upload_paths
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_ordinary_names_pass_and_tell_where_the_model_is(paths: list[str], place
 )  # fmt: skip
 def test_attacks_are_refused_wherever_they_stand(path: str) -> None:
     for paths in ([path], ["m/1/model.onnx", path], [path, "m/1/model.onnx"]):
-        with pytest.raises(InvalidRequest, match="cannot be uploaded under this name"):
+        with pytest.raises(InvalidRequest, match="cannot be taken under this name"):
             check_upload_paths(paths)
 
 
 @pytest.mark.parametrize(
     ("paths", "sentence"),
     [
-        (["m/1/a", "m/1/a"], "names a file twice"),
+        (["m/1/a", "m/1/a"], "a file is named twice"),
         (["m/1/a", "m/1/A"], "same name on some systems"),
         (["m/1/a", "M/1/b"], "same name on some systems"),
         (["m/x/a", "m/X/b"], "same name on some systems"),

@@ -14,6 +14,7 @@ import uvloop
 from meshnode.events import DialFailed, Event, LinkDown, LinkUp
 from meshnode.net.clock import RealClock
 from meshnode.net.links import LinkHub
+from meshnode.net.relay import Relay
 from meshnode.net.tls import ServerTls, server_tls
 from meshnode.trust.chain import VerifiedMember, admit, found_mesh
 from meshnode.trust.hello import AcceptorHello, DiallerHello
@@ -51,7 +52,7 @@ def pytest_asyncio_loop_factories(
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run what touches sockets on both event loops: they differ in how they close them."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.stem in ("test_links", "test_streams", "test_udp"):
+    if item.path.stem in ("test_links", "test_streams", "test_udp", "test_relay"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 
@@ -120,6 +121,7 @@ class User:
     established: list[Connection] = field(default_factory=list)
     twins: list[tuple[NodeId, int]] = field(default_factory=list)
     refusals: list[TrustError] = field(default_factory=list)
+    relay: Relay = field(init=False)
 
     def link_event(self, event: Event) -> None:
         self.events.append(event)
@@ -139,6 +141,9 @@ class User:
         self, connection: Connection, stream: int, meta: bytes, data: memoryview
     ) -> None:
         self.serve.opened(connection, stream, meta, data)
+
+    def conversation_opened(self, connection: Connection, stream: int, meta: bytes) -> None:
+        self.relay.conversation_opened(connection, stream, meta)
 
     def stream_cancelled(self, connection: Connection, stream: int) -> None:
         self.serve.cancelled(connection, stream)
@@ -193,6 +198,7 @@ class Node:
             accept_hello=self._accept_hello,
             config=config,
         )
+        self.user.relay = self.relay = Relay(self.hub, RealClock(), is_willing=True)
 
     async def listen(self) -> Node:
         self.address = await self.hub.listen(LOOPBACK)

@@ -40,10 +40,12 @@ class Answer:
         self.done.set_exception(error)
 
 
-async def ask(connection: Connection, meta: bytes = b"hello", data: bytes = b"") -> bytes:
+async def ask(
+    connection: Connection, meta: bytes = b"hello", data: bytes = b"", limit_s: float = 5.0
+) -> bytes:
     answer = Answer()
     connection.open(meta, [data] if data else [], answer)
-    return (await asyncio.wait_for(answer.done, 5))[1]
+    return (await asyncio.wait_for(answer.done, limit_s))[1]
 
 
 def only_links(one: Node, two: Node) -> bool:
@@ -204,12 +206,18 @@ async def test_of_two_simultaneous_links_one_stays_and_what_runs_on_the_other_fi
     one, two = await mesh.start("one"), await mesh.start("two")
     mute = Mute()
     one.user.serve = two.user.serve = mute
-    first, second = await asyncio.gather(
-        one.hub.connect((two.address,), two.id), two.hub.connect((one.address,), one.id)
-    )
+    answers: dict[Connection, Answer] = {}
+    streams: dict[Connection, int] = {}
+
+    async def connect_and_ask(near: Node, far: Node) -> Connection:
+        """Ask at once: what loses is soon parted with."""
+        connection = await near.hub.connect((far.address,), far.id)
+        answers[connection] = Answer()
+        streams[connection] = connection.open(b"slow", [], answers[connection])
+        return connection
+
+    first, second = await asyncio.gather(connect_and_ask(one, two), connect_and_ask(two, one))
     await eventually(lambda: len(one.user.established) == len(two.user.established) == 2)
-    answers = {first: Answer(), second: Answer()}
-    streams = {each: each.open(b"slow", [], answers[each]) for each in (first, second)}
     await eventually(lambda: len(mute.asked) == 2)
     stays = first if one.id < two.id else second
     loser = second if stays is first else first
@@ -479,7 +487,7 @@ async def test_a_stranger_that_speaks_tls_and_then_slowly_is_dropped_in_time(
 ) -> None:
     one = await mesh.start("one")
     monkeypatch.setattr(connection_module.Connection.__init__, "__kwdefaults__", {
-        "dialled": None, "remote": None, "hello_timeout_s": 0.15,
+        "dialled": None, "remote": None, "relay": None, "hello_timeout_s": 0.15,
     })  # fmt: skip
     reader, writer = await asyncio.open_connection(
         *one.address, ssl=one.hub.outgoing.tls, server_hostname=""

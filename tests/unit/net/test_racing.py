@@ -161,3 +161,32 @@ async def test_every_address_is_named_that_did_not_answer(mesh: MeshMaker) -> No
     other = Address("127.0.0.1", 1)
     with pytest.raises(LinkLost, match=rf"^{closed.address}: .*refused.*; {other}: .*refused"):
         await one.hub.connect((closed.address, other), None)
+
+
+async def test_a_dial_that_is_cancelled_as_it_succeeds_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[socket.socket] = []
+    make = sockets.new
+
+    def record(family: int, kind: socket.SocketKind) -> socket.socket:
+        made.append(make(family, kind))
+        return made[-1]
+
+    monkeypatch.setattr(sockets, "new", record)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        address = Address("127.0.0.1", server.getsockname()[1])
+        for turns in range(
+            30
+        ):  # cancelled after each number of turns of the loop, until it is done by then
+            dial = asyncio.ensure_future(sockets.connect(address, None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if dial.done():
+                dial.result().close()
+                break
+            dial.cancel()
+            await asyncio.gather(dial, return_exceptions=True)
+            assert all(each.fileno() == -1 for each in made), turns
+        else:
+            pytest.fail("it was never done")

@@ -23,6 +23,7 @@ from meshnode.advertisement import (
 from meshnode.errors import ProtocolError, TooLarge
 from meshnode.limits import (
     MAX_CLAIMED_REQUESTS,
+    MAX_DEMAND_MODELS,
     MAX_LOAD_MODELS,
     MAX_OWNER_KEY_LENGTH,
     MAX_OWNER_VALUE_BYTES,
@@ -150,6 +151,16 @@ def load(*models: ModelLoad, cpu: float = 0.5) -> NodeLoad:
 def test_a_load_comes_back_as_it_was() -> None:
     told = load(ModelLoad("digits", 3, 7, 2, 0.5))
     assert decode_load(encode(told)) == told
+
+
+def test_a_load_with_all_that_came_to_a_gateway_fits_too() -> None:
+    big = 2**63 - 1
+    models = (ModelLoad("m" * 128, big, number, big, 0.5) for number in range(3000))
+    demand = tuple((f"{number:0128}", 2**53) for number in range(MAX_DEMAND_MODELS))
+    data = encode(msgspec.structs.replace(load(*models), demand=demand))
+    assert len(data) <= MAX_OWNER_VALUE_BYTES
+    assert decode_load(data).demand == demand
+    assert len(decode_load(data).models) == MAX_LOAD_MODELS // 2
 
 
 def test_of_a_load_with_many_replicas_the_busiest_are_told_and_fit() -> None:

@@ -22,7 +22,7 @@ from meshnode.state.desired_messages import DESIRED, DesiredEntries, Entry
 from meshnode.state.desired_store import pack
 from meshnode.state.hybrid_clock import Stamp
 from meshnode.state.statements import admission_key, revocation_key, role_key
-from meshnode.trust.chain import found_mesh, succeed
+from meshnode.trust.chain import found_mesh, promote, succeed
 from meshnode.trust.identity import Identity
 from meshnode.trust.reasons import Reason
 from meshnode.trust.statements import Revocation, RoleChange, pack_keeps, write_statement
@@ -285,6 +285,43 @@ def test_one_whom_an_evicted_admin_raised_with_a_false_date_writes_nothing_eithe
     stage.hear(village.change("second", "lent", Role.OPERATOR, 50))
     stage.hear(village.entry("lent", "key/backdoor", b"1", 60))
     assert "does not count any more" in stage.refusal()
+
+
+def test_what_a_role_allowed_goes_when_that_role_turns_out_never_to_have_counted(
+    village: Village,
+) -> None:
+    """Nothing that counts is stated of its author then, so only its chain says what it may write."""
+    eviction = village.revocation("founder", "second", 90, kept=[])
+    raised = village.change("second", "lent", Role.OPERATOR, 91)
+    by_founder = village.entry("founder", "policy/x", b"before", 90)
+    by_lent = village.entry("lent", "policy/x", b"after", 91)
+    stage = introduced(village)
+    stage.hear(raised, by_lent, by_founder)
+    assert stage.node.desired.get("policy/x") == b"after"
+    stage.hear(eviction)
+    assert stage.node.desired.get("policy/x") == b"before"
+    again = introduced(village)  # in the other order it is never taken in
+    again.hear(eviction, raised, by_lent, by_founder)
+    assert again.map() == stage.map()
+
+
+def test_a_promotion_in_its_chain_allows_nothing_that_was_written_before_it(
+    village: Village,
+) -> None:
+    stage, people = introduced(village), village.people
+    promoted = promote(
+        admin=people["founder"].identity, admin_member=people["founder"].member,
+        member=people["lent"].member, role=Role.OPERATOR, now_wall_s=WALL_S + 1000,
+    )  # fmt: skip
+    stage.hear(village.change("second", "lent", Role.OPERATOR, 91))
+    stage.hear(village.entry("lent", "policy/early", b"1", 92))
+    stage.at = 2000.0
+    stage.hear(village.entry("lent", admission_key(promoted.node_id), promoted.chain, 1000))
+    stage.hear(village.entry("lent", "policy/late", b"1", 1100))
+    stage.hear(village.revocation("founder", "second", 90, kept=[]))
+    assert stage.papers.roster.role(village.id("lent")) is Role.OPERATOR
+    assert stage.node.desired.get("policy/early") is None
+    assert stage.node.desired.get("policy/late") == b"1"
 
 
 def test_a_successor_of_a_lesser_member_with_a_false_date_writes_nothing_either(

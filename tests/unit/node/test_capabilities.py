@@ -40,7 +40,10 @@ FULL = Capabilities(
     power="battery",
     accelerators=(Accelerator("cuda", "NVIDIA H200", 150 * 10**9, "570.86.10", "9.0"),),
     absent=("AMD ROCm: no GPU in /sys/class/kfd",),
-    runtime_details={"onnx": RuntimeDetails("1.22.0", ("CPUExecutionProvider",))},
+    runtime_details={
+        "onnx": RuntimeDetails("1.22.0", ("CPUExecutionProvider",), ("cpu",)),
+        "torch": RuntimeDetails(missing="PyTorch is not installed"),
+    },
     speed={"matmul_gflops": 900.5},
     limits=Limits(8 * 10**9, 4, 10, True, 85.0, ("--max-cpus 4: no affinity",)),
     paused="on battery",
@@ -83,7 +86,10 @@ def test_what_does_not_fit_goes_in_the_order_that_is_written_down() -> None:
     more = msgspec.structs.replace(many, accelerators=gpus)
     document = more.to_record()
     assert "driver" not in document["accelerators"][0]
-    assert document["runtime_details"] == {"onnx": {"version": "1.22.0"}}
+    assert document["runtime_details"] == {
+        "onnx": {"version": "1.22.0", "devices": ["cpu"]},
+        "torch": {},
+    }
     assert len(document["accelerators"]) in (4, 32)
     assert size_bytes(document) <= MAX_CAPABILITIES_BYTES
 

@@ -11,7 +11,16 @@ import pytest
 
 from meshnode import advertisement
 from meshnode.advertisement import LOAD_KEY, ModelLoad, NodeLoad, replica_key
-from meshnode.effects import Effect, Emit, LoadModel, Persist, SendNote, StartTimer, UnloadModel
+from meshnode.effects import (
+    Effect,
+    Emit,
+    LoadModel,
+    OfferModel,
+    Persist,
+    SendNote,
+    StartTimer,
+    UnloadModel,
+)
 from meshnode.errors import Forbidden, ModelNotFound, NoReplica, TooLarge, UsageError
 from meshnode.events import LinkUp, NoteReceived, Start, TimerFired
 from meshnode.limits import MAX_OWNER_KEYS
@@ -19,18 +28,14 @@ from meshnode.membership import LAN
 from meshnode.membership.messages import CODEC, STATE_CODES, MemberRecord, Records, Rumour, pack_id
 from meshnode.membership.messages import sign_record as sign_member
 from meshnode.membership.timers import SyncRound
+from meshnode.models.execution import Execution, SequenceBatching
+from meshnode.models.exposure import Exposure
 from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
-from meshnode.node import (
-    QUIET_START_S,
-    LoadSampled,
-    Node,
-    NodeConfig,
-    NodeTrust,
-    ReconcileDue,
-    ReplicaChanged,
-    ReplicaGone,
-)
+from meshnode.node import Node, NodeConfig, NodeTrust
+from meshnode.node_events import LoadSampled, ReplicaChanged, ReplicaGone
 from meshnode.reconcile import HANDOVER_S, RETRY_FIRST_S
+from meshnode.reconcile_loop import QUIET_START_S, ReconcileDue
+from meshnode.routing.affinity import sequence_hosts
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
 from meshnode.state.owner_copy import OwnerCopy
@@ -192,6 +197,30 @@ def test_a_founder_loads_what_it_deploys_and_serves_it_when_it_is_ready() -> Non
     assert "1 replicas" in repr(stage.node)
 
 
+def test_a_model_that_is_offered_otherwise_is_not_loaded_again() -> None:
+    stage = Stage()
+    stage.deploy(DIGITS)
+    stage.tell(ReplicaChanged(DIGITS, READY))
+    offer = Exposure("/count-cars")
+    effects = stage.deploy(msgspec.structs.replace(DIGITS, exposure=offer))
+    assert models(effects) == []
+    assert [each for each in effects if isinstance(each, OfferModel)] == [OfferModel("digits", 1)]
+    assert stage.node.own["digits", 1].manifest.exposure == offer
+    (replica,) = stage.node.router.table.replicas("digits", 1)  # as the mesh is told
+    assert replica.manifest is not None
+    assert replica.manifest.exposure == offer
+    assert stage.ready_at() == ["me"]
+    assert stage.tell(ReplicaChanged(DIGITS, READY))  # said by who still has the old manifest
+    assert stage.node.own["digits", 1].manifest.exposure == offer
+
+
+def test_a_model_of_ones_own_folder_is_offered_as_its_configuration_says() -> None:
+    stage = Stage()
+    stage.tell(ReplicaChanged(DIGITS, READY, deployed=False))
+    effects = stage.deploy(msgspec.structs.replace(DIGITS, exposure=Exposure("/count-cars")))
+    assert not [each for each in effects if isinstance(each, OfferModel)]
+
+
 def test_what_is_undeployed_is_unloaded_and_then_forgotten() -> None:
     stage = Stage()
     stage.deploy(DIGITS)
@@ -338,13 +367,13 @@ def test_an_earlier_due_time_starts_a_timer_of_its_own_and_the_late_one_is_harml
     stage = Stage()
     late, soon = manifest("late"), manifest("soon")
     stage.deploy(late)
-    for _ in range(4):  # due in 40 s
+    for _ in range(2):  # due in 10 s
         stage.tell(ReplicaChanged(late, ReplicaState.FAILED, "no"))
     stage.deploy(soon)
     stage.tell(ReplicaChanged(soon, ReplicaState.FAILED, "no"))
     assert models(stage.run_to(6.0)) == [LoadModel("soon", 1, soon.digest, ())]
-    assert models(stage.run_to(39.0)) == []
-    assert models(stage.run_to(41.0)) == [LoadModel("late", 1, late.digest, ())]
+    assert models(stage.run_to(9.0)) == []
+    assert models(stage.run_to(11.0)) == [LoadModel("late", 1, late.digest, ())]
     assert models(stage.run_to(400.0)) == []
 
 
@@ -359,8 +388,7 @@ def test_a_timer_for_what_is_no_longer_due_is_harmless() -> None:
     assert models(stage.run_to(2.0)) == [LoadModel("soon", 1, soon.digest, ())]
     stage.undeploy("digits", WALL_S + 2.0)
     stage.tell(ReplicaGone("digits", 1))
-    for _ in range(3):
-        stage.tell(ReplicaChanged(soon, ReplicaState.FAILED, "no"))
+    stage.tell(ReplicaChanged(soon, ReplicaState.FAILED, "no"))
     assert models(stage.run_to(10.0)) == []
     assert models(stage.run_to(60.0)) == [LoadModel("soon", 1, soon.digest, ())]
 
@@ -443,6 +471,18 @@ def test_a_gateway_keeps_links_to_the_replicas_of_others_in_a_mesh_without_links
         assert stage.node.membership._linking._asked_for == frozenset()
 
 
+def test_of_many_replicas_of_a_sequence_model_it_keeps_links_to_those_that_all_gateways_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    execution = Execution(sequences=SequenceBatching())
+    many = [NodeId(f"{number:032x}") for number in range(200)]
+    stage = Stage()
+    monkeypatch.setattr(stage.node._directory, "holders", lambda *_: many)
+    stage.peer_joins()
+    stage.peer_serves(msgspec.structs.replace(DIGITS, execution=execution))
+    assert stage.node._links.members == sequence_hosts("digits", 1, many)
+
+
 def test_a_node_keeps_links_to_those_that_have_the_files_it_fetches() -> None:
     stage = Stage()
     stage.peer_joins()
@@ -505,7 +545,8 @@ def test_a_replica_for_which_the_table_has_no_room_is_not_counted_on() -> None:
     stage.peer_serves(DIGITS)
     assert stage.ready_at() == []
     effects = stage.deploy(DIGITS, replicas=2)
-    assert models(effects) == [LOAD]  # not from the peer, which routing cannot see
+    # Not from the peer as one that serves it, which routing cannot see.
+    assert models(effects) == [dataclasses.replace(LOAD, companions=(stage.peer_id,))]
 
 
 def in_system(stage: Stage) -> int:
@@ -527,6 +568,16 @@ def test_a_load_is_believed_when_it_is_said_and_not_again_when_the_peer_is_suspe
     assert in_system(stage) == 1
     stage.peer_hints(None)
     assert in_system(stage) == 1
+
+
+def test_a_nodes_own_load_counts_at_its_own_gateway_whoever_asks_it() -> None:
+    """Other gateways may keep its replica busy while its own sends it nothing."""
+    stage = Stage()
+    stage.tell(ReplicaChanged(DIGITS, READY, deployed=False))
+    stage.now = 10.0
+    stage.tell(LoadSampled(NodeLoad(0.5, 1000, (ModelLoad("digits", 1, 5, 2, 3.0),))))
+    load = stage.node.router.book.load(stage.node.me, "digits", 1)
+    assert (load.in_system, load.reported_at) == (5, 10.0)
 
 
 def test_what_a_node_says_of_itself_follows_its_record_into_a_later_epoch() -> None:
@@ -625,10 +676,57 @@ def test_a_change_of_files_during_a_load_is_seen_to_when_the_load_is_over() -> N
     assert models(stage.deploy(edited)) == []
     assert models(stage.tell(ReplicaChanged(DIGITS, ReplicaState.LOADING))) == []
     assert models(stage.tell(ReplicaChanged(DIGITS, READY))) == []
-    assert models(stage.run_to(1.0 + HANDOVER_S)) == [UnloadModel("digits", 1)]
-    assert models(stage.tell(ReplicaGone("digits", 1))) == [
+    assert models(stage.run_to(1.0 + HANDOVER_S)) == [LoadModel("digits", 1, edited.digest, ())]
+
+
+def test_a_replica_serves_its_old_files_until_the_new_ones_are_ready() -> None:
+    stage = Stage()
+    stage.deploy(DIGITS)
+    stage.tell(ReplicaChanged(DIGITS, READY, slots=3))
+    edited = manifest(content="edited.onnx")
+    stage.now = 1.0
+    stage.deploy(edited)
+    stage.run_to(1.0 + HANDOVER_S)
+    own = stage.node.own["digits", 1]
+    assert (own.state, own.digest, own.to_load) == (READY, DIGITS.digest, edited)
+    assert "fetching" in own.reason
+    stage.tell(ReplicaChanged(edited, ReplicaState.LOADING))
+    assert stage.ready_at() == ["me"]
+    assert stage.node.own["digits", 1].slots == 3
+    stage.tell(ReplicaChanged(edited, READY, slots=5))
+    own = stage.node.own["digits", 1]
+    assert (own.state, own.digest, own.slots, own.coming) == (READY, edited.digest, 5, None)
+
+
+def test_files_that_fail_to_load_leave_the_old_ones_serving_and_are_tried_again() -> None:
+    stage = Stage()
+    stage.deploy(DIGITS)
+    stage.tell(ReplicaChanged(DIGITS, READY))
+    edited = manifest(content="edited.onnx")
+    stage.now = 1.0
+    stage.deploy(edited)
+    stage.run_to(1.0 + HANDOVER_S)
+    assert models(stage.tell(ReplicaChanged(edited, ReplicaState.FAILED, "damaged"))) == []
+    own = stage.node.own["digits", 1]
+    assert (own.state, own.digest) == (READY, DIGITS.digest)
+    assert own.reason.endswith("failed: damaged")
+    assert stage.ready_at() == ["me"]
+    assert models(stage.run_to(stage.now + RETRY_FIRST_S + HANDOVER_S + 0.1)) == [
         LoadModel("digits", 1, edited.digest, ())
     ]
+
+
+def test_old_files_that_had_to_go_first_are_told_to_be_gone() -> None:
+    stage = Stage()
+    stage.deploy(DIGITS)
+    stage.tell(ReplicaChanged(DIGITS, READY))
+    edited = manifest(content="edited.onnx")
+    stage.now = 1.0
+    stage.deploy(edited)
+    stage.run_to(1.0 + HANDOVER_S)
+    stage.tell(ReplicaChanged(edited, ReplicaState.LOADING, replaces=False))
+    assert stage.ready_at() == []
+    assert stage.node.own["digits", 1].digest == edited.digest
 
 
 def test_a_model_withdrawn_during_its_load_is_unloaded_when_the_load_is_over() -> None:
@@ -646,3 +744,27 @@ def test_a_model_wanted_again_while_it_unloads_is_loaded_when_it_is_gone() -> No
     stage.now = 2.0
     assert models(stage.deploy(DIGITS)) == []
     assert models(stage.tell(ReplicaGone("digits", 1))) == [LOAD]
+
+
+def test_a_replicas_profile_is_what_routing_believes_before_the_first_request() -> None:
+    stage = Stage()
+    stage.deploy(DIGITS)
+    stage.tell(ReplicaChanged(DIGITS, READY, service_ms=9.0, profile=((1, 2.5), (8, 4.0))))
+    [candidate] = stage.node.router.candidates("digits", 1).ready
+    assert candidate.load.service_ms == 2.5
+
+
+def test_nodes_serve_the_variants_that_suit_them_and_all_count_as_one() -> None:
+    """This node, of one core, takes int8; the peer serves fp32; requests go to both."""
+    stage = Stage()
+    stage.peer_joins()
+    full = msgspec.structs.replace(DIGITS, variant="fp32")
+    small = msgspec.structs.replace(manifest(content="small"), variant="int8")
+    effects = stage.deploy(full, small, replicas=2)
+    [load] = [each for each in models(effects) if isinstance(each, LoadModel)]
+    assert load.digest == small.digest
+    stage.tell(ReplicaChanged(small, READY))
+    stage.peer_serves(full)
+    assert sorted(stage.ready_at()) == ["me", "peer"]
+    labels = [each.label for each in stage.node.router.table.replicas("digits", 1)]
+    assert [label.partition("variant=")[2] for label in sorted(labels)] == ["int8", "fp32"]

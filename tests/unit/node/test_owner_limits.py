@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,12 +13,15 @@ from meshnode.owner_limits import (
     LOAD_OVERHEAD_BYTES,
     MAINS_STEADY_S,
     MEMORY_STEADY_S,
+    POWER_STEADY_S,
     TEMPERATURE_STEADY_S,
     Decision,
     OwnerLimits,
     OwnerPolicy,
     Reading,
+    SteadyPower,
     load_estimate_bytes,
+    size_text,
     why_no_room,
 )
 
@@ -114,13 +119,18 @@ def test_a_node_never_resumes_faster_than_its_hysteresis(
     """Whatever is read: a resumption means steady mains and a cool processor before it."""
     policy = OwnerPolicy(OwnerLimits(only_on_mains=True, max_temperature_c=80.0))
     now = last_battery = last_warm = 0.0
+    cool_since = math.inf
     was_hot = was_on_battery = False
     for wait_s, on_mains, temperature_c in steps:
         now += wait_s
         if on_mains is False:
             last_battery, was_on_battery = now, True
         if temperature_c is not None and temperature_c > 75.0:
-            last_warm, was_hot = now, was_hot or temperature_c > 80.0
+            last_warm, cool_since, was_hot = now, math.inf, was_hot or temperature_c > 80.0
+        elif temperature_c is not None:
+            cool_since = min(cool_since, now)
+            # It was cool for long enough, though a battery may have kept it paused then.
+            was_hot = was_hot and now - cool_since < TEMPERATURE_STEADY_S
         paused = policy.decide(Reading(0, on_mains, temperature_c), now).paused
         if on_mains is False or (temperature_c or 0.0) > 80.0:
             assert paused
@@ -161,3 +171,32 @@ def test_a_model_that_would_not_fit_is_refused_with_the_numbers(
             "it would take about 242 MiB of memory (its files have 100 MiB); this node's owner "
             "allows 300 MiB (--max-memory), of which 240 MiB are left"
         )
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 MiB"),
+        (700, "700 bytes"),
+        (1740, "2 KiB"),
+        (1024**2 - 1, "1 MiB"),
+        (1024**2, "1 MiB"),
+        (1024**3, "1 GiB"),
+    ],
+)
+def test_a_size_is_never_shown_as_nothing(size_bytes: int, text: str) -> None:
+    assert size_text(size_bytes) == text
+
+
+def test_power_is_told_at_first_and_then_once_a_change_has_lasted() -> None:
+    """A laptop that is carried to another desk keeps the replicas that ask for mains power."""
+    power = SteadyPower()
+    assert power.see("mains", 0.0) == "mains"
+    assert power.see("battery", 10.0) == "mains"
+    assert power.see("mains", 10.0 + POWER_STEADY_S / 2) == "mains"
+    assert power.see("battery", 100.0) == "mains"
+    assert power.see("battery", 100.0 + POWER_STEADY_S - 1) == "mains"
+    assert power.see("battery", 100.0 + POWER_STEADY_S) == "battery"
+    assert repr(power) == "<SteadyPower: battery>"
+    assert power.see("mains", 300.0) == "battery"
+    assert power.see("mains", 300.0 + POWER_STEADY_S) == "mains"

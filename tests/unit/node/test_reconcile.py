@@ -6,6 +6,11 @@ import pytest
 
 from meshnode.models.manifest import FileEntry, Manifest
 from meshnode.reconcile import (
+    CRASH_WINDOW_S,
+    CRASHES,
+    GIVE_UP_AFTER,
+    GIVE_UP_ENDS_S,
+    GIVE_UP_FIRST_S,
     HANDOVER_S,
     RETRY_FIRST_S,
     RETRY_MAX_S,
@@ -115,15 +120,43 @@ def test_what_is_here_or_under_way_is_left_alone(
 
 
 def test_other_files_are_exchanged_best_placed_first(reconciler: Reconciler) -> None:
+    """They are loaded beside those that serve."""
     target = wanted(ME, B, content="new")
-    assert plan_after_handover(reconciler, target, own(READY)) == Plan(unload=(1,))
+    assert plan_after_handover(reconciler, target, own(READY)) == Plan(load=(1,))
+
+
+def test_nothing_is_done_about_a_replica_while_its_other_files_are_on_their_way(
+    reconciler: Reconciler,
+) -> None:
+    here = own(READY)
+    here[1].begins(manifest(content="new"), ReplicaState.FETCHING)
+    assert here[1].to_load == manifest(content="new")
+    for target in (wanted(ME, content="new"), wanted(B, ready=(B,)), {}):
+        for now in (0.0, 100.0):
+            assert reconciler.plan("m", target, here, now) == Plan()
+
+
+def test_other_files_that_failed_are_tried_again_after_the_back_off(
+    reconciler: Reconciler,
+) -> None:
+    target, new = wanted(ME, content="new"), manifest(content="new")
+    here = own(READY)
+    assert plan_after_handover(reconciler, target, here) == Plan(load=(1,))
+    now = HANDOVER_S
+    here[1].begins(new, ReplicaState.LOADING)
+    here[1].failed_to_replace(new.digest, "damaged")
+    reconciler.failed(new, new.digest, now)
+    assert reconciler.plan("m", target, here, now) == Plan(look_again_at=now + RETRY_FIRST_S)
+    now += RETRY_FIRST_S
+    assert reconciler.plan("m", target, here, now) == Plan(look_again_at=now + HANDOVER_S)
+    assert reconciler.plan("m", target, here, now + HANDOVER_S) == Plan(load=(1,))
 
 
 def test_other_files_wait_for_the_nodes_before(reconciler: Reconciler) -> None:
     waiting = wanted(B, ME, C, ready=(C,), content="new")
     assert reconciler.plan("m", waiting, own(READY), 0.0) == Plan()
     turn = wanted(B, ME, C, ready=(B,), content="new")
-    assert plan_after_handover(reconciler, turn, own(READY)) == Plan(unload=(1,))
+    assert plan_after_handover(reconciler, turn, own(READY)) == Plan(load=(1,))
 
 
 @pytest.mark.parametrize("state", UNDER_WAY)
@@ -210,3 +243,115 @@ def test_a_replica_of_the_nodes_own_folder_is_never_touched(
     for target in ({}, wanted(ME), wanted(B, ready=(B,)), wanted(ME, content="new")):
         for now in (0.0, 100.0):
             assert reconciler.plan("m", target, mine, now) == Plan()
+
+
+# Standby, and none wanted.
+
+
+def test_a_replica_on_standby_is_loaded_and_kept_as_any_other(reconciler: Reconciler) -> None:
+    target = {1: Wanted(manifest().digest, (B,), (B,), standby=(ME,))}
+    assert reconciler.plan("m", target, {}, 0.0) == Plan(load=(1,))
+    assert reconciler.plan("m", target, own(READY), 0.0) == Plan()
+
+
+def test_nobody_waits_for_a_standby(reconciler: Reconciler) -> None:
+    """A replica elsewhere goes once those that are asked serve, though the standby still loads."""
+    target = {1: Wanted(manifest().digest, (B,), (B,), standby=(C,))}
+    assert plan_after_handover(reconciler, target, own(READY)) == Plan(unload=(1,))
+
+
+def test_standbys_exchange_their_files_last(reconciler: Reconciler) -> None:
+    digest = manifest(content="new").digest
+    early = {1: Wanted(digest, (B,), (), standby=(ME,))}
+    assert reconciler.plan("m", early, own(READY), 0.0) == Plan()
+    target = {1: Wanted(digest, (B,), (B,), standby=(ME,))}
+    assert plan_after_handover(reconciler, target, own(READY)) == Plan(load=(1,))
+
+
+def test_what_is_scaled_to_zero_goes_once_all_know(reconciler: Reconciler) -> None:
+    target = {1: Wanted(manifest().digest, (), (), is_unasked=True)}
+    assert plan_after_handover(reconciler, target, own(READY)) == Plan(unload=(1,))
+
+
+# Giving up.
+
+
+def fail(reconciler: Reconciler, now: float, times: int = 1, why: str = "no") -> None:
+    for _ in range(times):
+        reconciler.failed(manifest(), manifest().digest, now, why)
+
+
+GIVEN_UP = [("m", 1, manifest().digest, "no")]
+
+
+def test_a_version_that_fails_a_few_times_in_a_row_is_given_up_for_a_while(
+    reconciler: Reconciler,
+) -> None:
+    fail(reconciler, 0.0, GIVE_UP_AFTER - 1)
+    assert reconciler.failing(0.0) == []
+    fail(reconciler, 20.0)
+    assert reconciler.failing(20.0) == GIVEN_UP
+    # It is placed elsewhere now; the plan says when the node is willing again.
+    there = wanted(B)
+    assert reconciler.plan("m", there, own(FAILED), 20.0) == Plan(
+        unload=(1,), look_again_at=20.0 + GIVE_UP_FIRST_S
+    )
+    assert reconciler.failing(20.0 + GIVE_UP_FIRST_S) == []
+    assert reconciler.plan("m", wanted(ME), {}, 400.0) == Plan(load=(1,))
+
+
+def test_a_version_that_fails_again_after_that_is_given_up_at_once_and_for_longer(
+    reconciler: Reconciler,
+) -> None:
+    fail(reconciler, 0.0, GIVE_UP_AFTER)
+    now, waits = 0.0, []
+    for _ in range(6):
+        plan = reconciler.plan("m", wanted(B), {}, now)
+        assert plan.look_again_at is not None
+        waits.append(plan.look_again_at - now)
+        now = plan.look_again_at
+        fail(reconciler, now)
+    assert waits == [GIVE_UP_FIRST_S * 2**number for number in range(4)] + [GIVE_UP_ENDS_S] * 2
+
+
+def test_other_files_and_an_end_of_the_deployment_take_the_giving_up_back(
+    reconciler: Reconciler,
+) -> None:
+    fail(reconciler, 0.0, GIVE_UP_AFTER)
+    reconciler.plan("m", wanted(ME, content="mended"), {}, 1.0)
+    assert reconciler.failing(1.0) == []
+    fail(reconciler, 2.0, GIVE_UP_AFTER)
+    reconciler.plan("m", {}, {}, 3.0)  # paused, or deleted
+    assert reconciler.failing(3.0) == []
+
+
+def test_files_that_fail_to_replace_others_are_never_given_up(reconciler: Reconciler) -> None:
+    """The node serves on with the old ones, and the others wait: the files are to blame, not the node."""
+    fail(reconciler, 0.0, 20, why="")
+    assert reconciler.failing(0.0) == []
+
+
+def crash(reconciler: Reconciler, now: float) -> None:
+    reconciler.crashed(manifest(), manifest().digest, now, "its process ended with exit code 1")
+
+
+def test_a_replica_whose_processes_end_again_and_again_is_given_up(reconciler: Reconciler) -> None:
+    for number in range(CRASHES):
+        assert reconciler.failing(10.0 * number) == []
+        crash(reconciler, 10.0 * number)
+        reconciler.plan("m", wanted(ME), own(READY), 10.0 * number + 1)  # it is up in between
+    ((*_, why),) = reconciler.failing(60.0)
+    assert why == "its process ended with exit code 1"
+    # It serves until another does.
+    assert reconciler.plan("m", wanted(B), own(READY), 60.0).unload == ()
+    served = wanted(B, ready=(B,))
+    reconciler.plan("m", served, own(READY), 61.0)
+    assert reconciler.plan("m", served, own(READY), 61.0 + HANDOVER_S).unload == (1,)
+
+
+def test_processes_that_end_now_and_then_are_no_reason_to_give_up(reconciler: Reconciler) -> None:
+    for number in range(3 * CRASHES):
+        now = number * CRASH_WINDOW_S / (CRASHES - 1)
+        crash(reconciler, now)
+        reconciler.plan("m", wanted(ME), own(READY), now)
+        assert reconciler.failing(now) == []

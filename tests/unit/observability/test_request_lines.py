@@ -111,6 +111,19 @@ def test_a_failed_attempt_and_a_failed_request_have_the_same_ids(
     assert fields.items() >= {**IDS, "code": "no_replica", "tried": "beta: link_lost"}.items()
 
 
+def test_what_a_model_of_this_node_raised_is_a_warning_once(
+    gateway: RequestLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "meshnode")
+    error = InferenceFailed("the model failed: x")
+    gateway.attempt_failed(REQUEST, 1, "alpha", error, 0.01, local=True)
+    gateway.failed("digits", "r1", TRACE, error, 0.01, (("alpha", error.code),))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert vars(caplog.records[0])["tried"] == "alpha: inference_failed"
+    gateway.attempt_failed(REQUEST, 1, "beta", error, 0.01)
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     "error", [InvalidRequest("x"), ModelNotFound("x"), Cancelled("x")], ids=lambda e: e.code
 )

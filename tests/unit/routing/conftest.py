@@ -12,15 +12,18 @@ import pytest
 
 from meshnode.errors import LinkLost
 from meshnode.models.manifest import Manifest
-from meshnode.routing.attempts import Attempts, GiveUp, Try
 from meshnode.routing.load import LinkState
+from meshnode.routing.request import RoutedRequest
 from meshnode.routing.router import Router
 from meshnode.routing.table import Replica
+from meshnode.routing.tries import GiveUp, Try
 from meshnode.types import NodeId, ReplicaState
 from meshnode.wire.messages import LoadReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from meshnode.routing.attempts import Attempts
 
 MODEL = "digits"
 
@@ -53,7 +56,7 @@ def make_router(make_replica: Callable[..., Replica]) -> Callable[..., Router]:
         for node in nodes:
             name, region = (node, "eu") if isinstance(node, str) else node
             router.replica_changed(make_replica(name, region=region), now=0.0)
-            router.link_changed(NodeId(name), LinkState.UP)
+            router.link_changed(NodeId(name), LinkState.UP, 0.0)
             router.rtt_measured(NodeId(name), 0.001)
         return router
 
@@ -136,7 +139,7 @@ class Fleet:
     def request(self) -> None:
         """Send one request through a gateway drawn at random."""
         router = self.rng.choice(self.routers)
-        attempts = router.plan(MODEL, None, timeout_s=60.0, now=self.now)
+        attempts = router.plan(RoutedRequest(MODEL, None, 60.0), self.now)
         self._try(attempts, self._size_s(), self.now)
 
     def request_by_capacity(self) -> None:
@@ -157,7 +160,7 @@ class Fleet:
             node = NodeId(server.name)
             ready = Replica(node, server.name, "eu", "", MODEL, 1, ReplicaState.READY)
             router.replica_changed(ready, 0.0)
-            router.link_changed(node, LinkState.UP)
+            router.link_changed(node, LinkState.UP, 0.0)
             router.rtt_measured(node, server.rtt_s)
             router.load_reported(node, MODEL, 1, self._report(server), 0.0)
         return router
@@ -171,6 +174,7 @@ class Fleet:
         if isinstance(step, GiveUp):
             self.outcome.errors += 1
             return
+        assert isinstance(step, Try)  # here nobody is busy, and nobody waits for a replica
         self.outcome.tries += 1
         server = self.servers[step.route.replica.node]
         if server.frozen:
@@ -193,7 +197,7 @@ class Fleet:
             attempts.failed(LinkLost("stalled"), self.now)
             self._try(attempts, size_s, began)
 
-        self.at(min(1.0, step.first_byte_timeout_s), stalled)
+        self.at(min(1.0, step.remaining_s), stalled)
 
     def _serve(self, server: Server, size_s: float, answered: Callable[[], None]) -> None:
         def arrive() -> None:

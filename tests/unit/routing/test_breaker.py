@@ -20,9 +20,8 @@ from meshnode.errors import (
     Saturated,
     UsageError,
 )
-from meshnode.routing.breaker import Breaker, Breakers, BreakerState, Verdict, verdict_of
+from meshnode.routing.breaker import Breaker, BreakerState, Verdict, verdict_of
 from meshnode.routing.config import RoutingConfig
-from meshnode.types import NodeId
 
 CONFIG = RoutingConfig(breaker_jitter=0.0)
 
@@ -163,7 +162,7 @@ def test_a_breaker_opened_by_the_model_yields_and_one_success_closes_it() -> Non
 def test_a_lost_link_while_a_last_resort_is_out_ends_that() -> None:
     breaker = opened(cause=InferenceFailed.code)
     breaker.record(breaker.take(0.1), Verdict.FATAL, 0.1, LinkLost.code)
-    assert (breaker.state, breaker.yields, breaker.retry_at) == ("open", False, 2.1)
+    assert (breaker.state, breaker.cause, breaker.retry_at) == ("open", "link_lost", 2.1)
 
 
 def test_a_replica_that_announces_itself_anew_takes_back_its_own_word_only() -> None:
@@ -176,17 +175,82 @@ def test_a_replica_that_announces_itself_anew_takes_back_its_own_word_only() -> 
     assert lost.state is BreakerState.OPEN
 
 
-def test_there_is_one_breaker_per_replica_until_it_is_forgotten() -> None:
-    breakers = Breakers(CONFIG, random.Random(1))
-    alpha = NodeId("alpha")
-    first = breakers.of(alpha, "digits", 1)
-    assert breakers.of(alpha, "digits", 1) is first
-    assert breakers.of(alpha, "digits", 2) is not first
-    first.record(first.take(0.0), Verdict.FATAL, 0.0, "link_lost")
-    assert repr(breakers) == "<Breakers 1 closed of 2>"
-    assert repr(first) == "<Breaker open link_lost epoch 1>"
-    breakers.forget(alpha, "digits", 1)
-    assert breakers.of(alpha, "digits", 1) is not first
+def test_only_a_replicas_own_word_does_not_yield_before_its_time() -> None:
+    assert make_breaker().yields
+    assert opened(cause=LinkLost.code).yields
+    gone = opened(cause=NotServing.code)
+    assert not gone.yields
+    gone.take(1.0)
+    assert gone.yields  # half-open: a probe is out, and it may be well again
+
+
+def test_when_the_way_is_back_a_first_loss_is_forgiven_at_once() -> None:
+    breaker = opened(now=0.0)
+    breaker.reachable(0.3)
+    assert breaker.allows(0.3)
+
+
+def test_of_a_node_that_is_lost_again_and_again_the_time_begins_when_it_is_back() -> None:
+    """Eight seconds up and four down, again and again: each time it is left alone for twice as long."""
+    breaker, left_alone_s, now = make_breaker(), [], 0.0
+    for _ in range(6):
+        breaker.record(breaker.take(now), Verdict.FATAL, now, LinkLost.code)
+        now += 4.0
+        breaker.reachable(now)
+        left_alone_s.append(breaker.retry_at - now)
+        now = max(now + 8.0, breaker.retry_at)
+        breaker.record(breaker.take(now), Verdict.SUCCESS, now)
+        now += 0.1
+    assert left_alone_s == [0.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+def test_a_pardoned_failure_does_not_count() -> None:
+    breaker = make_breaker()
+    for _ in range(20):
+        permit = breaker.take(0.0)
+        breaker.record(permit, Verdict.FAILURE, 0.0, InferenceFailed.code)
+        breaker.pardon(permit, 0.0)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_a_pardoned_failure_that_had_opened_it_lets_a_probe_through_at_once() -> None:
+    breaker = make_breaker()
+    permit = breaker.take(0.0)
+    for _ in range(3):
+        breaker.record(permit, Verdict.FAILURE, 0.0, InferenceFailed.code)
+    assert not breaker.allows(0.1)
+    breaker.pardon(permit, 0.1)
+    assert breaker.allows(0.1)
+
+
+def test_what_others_tried_in_vain_need_not_be_tried_from_here() -> None:
+    breaker = opened(cause=InferenceFailed.code)
+    breaker.told(12, 0.8, 0.9)  # four times as many in a row as open it
+    assert breaker.open_s == 3.0
+    assert 3.9 <= breaker.retry_at <= 6.9
+    until = breaker.retry_at
+    breaker.told(12, 1.8, 1.9)  # nobody tried meanwhile
+    assert breaker.retry_at == until
+    breaker.told(13, 3.8, 3.9)
+    assert 6.9 <= breaker.retry_at <= 10.2
+
+
+def test_a_gateway_that_fails_there_late_knows_of_the_others() -> None:
+    breaker = make_breaker()
+    breaker.told(24, 0.0, 0.1)
+    for _ in range(3):
+        breaker.record(breaker.take(0.1), Verdict.FAILURE, 0.1, InferenceFailed.code)
+    assert breaker.open_s == 4.0
+
+
+def test_the_word_that_a_run_succeeded_there_ends_the_waiting() -> None:
+    breaker = opened(cause=InferenceFailed.code)
+    breaker.told(0, 0.0, 0.2)  # not later than what opened it
+    assert not breaker.allows(0.2)
+    breaker.told(-1, 0.3, 0.3)  # it does not say
+    assert not breaker.allows(0.3)
+    breaker.told(0, 0.4, 0.5)
+    assert breaker.allows(0.5)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.routing.breaker import Breaker
+from meshnode.routing.breakers import Breakers
 from meshnode.routing.choice import Candidate, Route
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.header import escape, mesh_route_header
@@ -23,7 +23,7 @@ SAFE = re.compile(r'[A-Za-z0-9._%+\-=; :,"]*')
 
 
 def route_to(replica: Replica) -> Route:
-    breaker = Breaker(RoutingConfig(), random.Random(1))
+    breaker = Breakers(RoutingConfig(), random.Random(1)).of(replica.node, "digits", 1)
     candidate = Candidate(replica, ReplicaLoad(1, 1.0), Path(), breaker, 1.0)
     return Route(replica, 3.21, "lowest-expected", 2, (), candidate)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,14 +20,18 @@ from meshnode.errors import (
     Saturated,
     TooLarge,
 )
-from meshnode.routing.attempts import Attempts, GiveUp
 from meshnode.routing.breaker import BreakerState
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.load import LinkState
+from meshnode.routing.request import RoutedRequest
 from meshnode.routing.router import Router
 from meshnode.routing.table import Replica
+from meshnode.routing.tries import Await, GiveUp, Try, Wait
 from meshnode.types import NodeId, NodeState, ReplicaState
 from meshnode.wire.messages import LoadReport
+
+if TYPE_CHECKING:
+    from meshnode.routing.attempts import Attempts
 
 NODES = [NodeId(name) for name in ("alpha", "beta", "gamma", "delta")]
 CALLERS_MISTAKES = [InvalidRequest, TooLarge]
@@ -44,17 +49,22 @@ class World:
     errors: list[type[MeshError]]
     now: float = 0.0
     flying: list[Attempts] = field(default_factory=list)
+    out: list[Try] = field(default_factory=list)  # beside each of `flying`
     tried: dict[int, list[NodeId]] = field(default_factory=dict)
     requests: list[float] = field(default_factory=list)
     retries: list[float] = field(default_factory=list)
+    hedges: list[float] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = RoutingConfig(retry_floor_per_s=0.3)  # so few that the budget does run out
+        # So few retries that the budget does run out, and as many hedges as make a difference.
+        config = RoutingConfig(retry_floor_per_s=0.3, hedge_ratio=0.2)
         self.router = Router(NodeId("me"), "eu", random.Random(7), config)
+        for _ in range(100):  # so that hedges go out from the start
+            self.router.answer_times("digits", 1).add(1.0)
         for node in NODES:
             self.announce(node, ReplicaState.READY)
-            self.router.link_changed(node, LinkState.UP)
+            self.router.link_changed(node, LinkState.UP, self.now)
 
     def announce(self, node: NodeId, state: ReplicaState) -> None:
         region = "eu" if node in NODES[:2] else "us"
@@ -63,15 +73,23 @@ class World:
 
     def step(self) -> None:
         self.now += self.rng.choice([0.0, 0.01, 1.0, 3.0])
-        action = self.rng.choice(["begin", "begin", "end", "end", "link", "state", "node"])
+        action = self.rng.choice(
+            ["begin", "begin", "end", "end", "beside", "beside", "link", "state", "node"]
+        )
         node = self.rng.choice(NODES)
         if action == "begin":
             self.requests.append(self.now)
-            self.advance(self.router.plan("digits", None, self.rng.choice([0.5, 10.0]), self.now))
+            self.advance(
+                self.router.plan(
+                    RoutedRequest("digits", None, self.rng.choice([0.5, 10.0])), self.now
+                )
+            )
         elif action == "end" and self.flying:
-            self.end(self.flying.pop(self.rng.randrange(len(self.flying))))
+            self.end(self.rng.randrange(len(self.flying)))
+        elif action == "beside" and self.flying:
+            self.beside(self.rng.choice(self.flying))
         elif action == "link":
-            self.router.link_changed(node, self.rng.choice(list(LinkState)))
+            self.router.link_changed(node, self.rng.choice(list(LinkState)), self.now)
         elif action == "state":
             self.announce(node, self.rng.choice([ReplicaState.READY, ReplicaState.LOADING]))
         elif action == "node":
@@ -79,42 +97,72 @@ class World:
 
     def advance(self, attempts: Attempts) -> None:
         step = attempts.next(self.now)
+        if isinstance(step, Wait):
+            assert attempts.flying == 0
+            step = attempts.next(self.now)  # its pause is over at once
+        if isinstance(step, Await):
+            assert attempts.flying > 0
+            return
         if isinstance(step, GiveUp):
             self.trace.append(str(step.error))
             attempts.close(self.now)
+            self.forget(attempts)
             return
+        assert isinstance(step, Try)
+        if self.tried.setdefault(id(attempts), []):
+            self.retries.append(self.now)
+        self.sent(attempts, step)
+
+    def beside(self, attempts: Attempts) -> None:
+        """Look whether another try may be sent beside one, as when its time has come."""
+        before = self.router.hedges.granted
+        step = attempts.beside(self.now)
+        if step is None:
+            return
+        is_hedge = self.router.hedges.granted > before
+        (self.hedges if is_hedge else self.retries).append(self.now)
+        self.sent(attempts, step)
+
+    def sent(self, attempts: Attempts, step: Try) -> None:
         node = step.route.replica.node
         self.check_eligible(node)
-        seen = self.tried.setdefault(id(attempts), [])
+        seen = self.tried[id(attempts)]
         assert node not in seen, "a node was tried twice"
         assert len(seen) < 3
-        if seen:
-            self.retries.append(self.now)
         seen.append(node)
         self.flying.append(attempts)
+        self.out.append(step)
         self.trace.append(attempts.header)
+
+    def forget(self, attempts: Attempts) -> None:
+        """No try of a request is out any more."""
+        kept = [at for at, each in enumerate(self.flying) if each is not attempts]
+        self.flying = [self.flying[at] for at in kept]
+        self.out = [self.out[at] for at in kept]
 
     def check_eligible(self, node: NodeId) -> None:
         group = self.router.table.lookup("digits", 1)
         assert node in [replica.node for replica in group.ready]
         assert self.router.book.path(node).link is LinkState.UP
 
-    def end(self, attempts: Attempts) -> None:
+    def end(self, index: int) -> None:
+        attempts, step = self.flying.pop(index), self.out.pop(index)
         report = self.rng.choice([None, LoadReport(self.rng.randrange(9), 2, 5.0)])
         how = self.rng.choice(["success", "stream", "close", "timeout", *self.errors])
         if how == "success":
-            attempts.succeeded(self.now, report)
+            attempts.succeeded(self.now, report, step)
         elif how == "close":
             attempts.close(self.now)
         elif how == "timeout":
-            attempts.timed_out(self.now)
+            attempts.timed_out(self.now, step)
         elif how == "stream":
-            attempts.first_byte()
-            attempts.failed(LinkLost("in the middle"), self.now)
+            attempts.first_byte(self.now, step)
+            assert attempts.flying == 1
+            attempts.failed(LinkLost("in the middle"), self.now, None, step)
             assert isinstance(attempts.next(self.now), GiveUp)
         else:
             assert isinstance(how, type)
-            attempts.failed(how("x"), self.now, report)
+            attempts.failed(how("x"), self.now, report, step)
         self.advance(attempts)
 
     def outstanding(self) -> int:
@@ -132,7 +180,9 @@ def test_counts_are_conserved_no_node_is_tried_twice_and_only_eligible_ones_are(
         keep_alive.extend(world.flying)
         assert world.outstanding() == len(world.flying)
         recent = sum(at > world.now - 10 for at in world.retries)
-        assert recent <= max(0.2 * sum(at > world.now - 10 for at in world.requests), 3)
+        requests = sum(at > world.now - 10 for at in world.requests)
+        assert recent <= max(0.2 * requests, 3)
+        assert sum(at > world.now - 10 for at in world.hedges) <= 0.2 * requests
     for attempts in world.flying:
         attempts.close(world.now)
     assert world.outstanding() == 0
@@ -144,7 +194,7 @@ def test_a_callers_mistake_never_counts_against_a_replica(seed: int) -> None:
     router = World(random.Random(seed), []).router
     rng = random.Random(seed)
     for number in range(50):
-        attempts = router.plan("digits", None, 10.0, number)
+        attempts = router.plan(RoutedRequest("digits", None, 10.0), number)
         attempts.next(number)
         attempts.failed(rng.choice(CALLERS_MISTAKES)("bad"), number)
         attempts.next(number)

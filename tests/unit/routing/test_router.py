@@ -7,9 +7,11 @@ import pytest
 
 from meshnode.errors import LinkLost, ModelNotFound
 from meshnode.routing import table as table_module
-from meshnode.routing.attempts import GiveUp, Try
+from meshnode.routing.breaker import Verdict
 from meshnode.routing.load import LinkState
+from meshnode.routing.request import RoutedRequest
 from meshnode.routing.router import Router
+from meshnode.routing.tries import GiveUp, Try
 from meshnode.types import NodeId, NodeState
 from meshnode.wire.messages import LoadReport
 
@@ -51,7 +53,7 @@ def test_candidates_are_put_together_once_per_change_of_the_table(
     router = make_router("alpha", "beta")
     before = router.candidates("digits", None)
     router.rtt_measured(ALPHA, 0.1)
-    router.link_changed(ALPHA, LinkState.DOWN)
+    router.link_changed(ALPHA, LinkState.DOWN, 0.0)
     assert router.candidates("digits", 1) is before
     router.replica_changed(make_replica("gamma", state="loading"), 0.0)
     after = router.candidates("digits", 1)
@@ -68,7 +70,7 @@ def test_resolving_and_planning_speak_of_the_same_version(
     router = make_router("alpha")
     router.replica_changed(make_replica("alpha", version=7), 0.0)
     assert router.resolve("digits", None) == 7
-    step = router.plan("digits", None, 1.0, 0.0).next(0.0)
+    step = router.plan(RoutedRequest("digits", None, 1.0), 0.0).next(0.0)
     assert isinstance(step, Try)
     assert step.route.replica.version == 7
     with pytest.raises(ModelNotFound):
@@ -87,7 +89,7 @@ def test_a_gossiped_report_is_taken_for_known_replicas_only(make_router: MakeRou
 
 def test_a_removed_replica_is_forgotten_everywhere(make_router: MakeRouter) -> None:
     router = make_router("alpha", "beta")
-    attempts = router.plan("digits", None, 10.0, 0.0)
+    attempts = router.plan(RoutedRequest("digits", None, 10.0), 0.0)
     step = attempts.next(0.0)
     assert isinstance(step, Try)
     router.node_removed(ALPHA)
@@ -121,3 +123,61 @@ def test_a_full_table_says_so(
     monkeypatch.setattr(table_module, "MAX_TABLE_REPLICAS", 1)
     assert not router.replica_changed(make_replica("beta"), 0.0)
     assert router.replica_changed(make_replica("alpha", slots=2), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_request_already_goes_to_the_node_that_measured_itself_fast(
+    make_replica: MakeReplica, seed: int
+) -> None:
+    """An A100 is told from a laptop by their profiles, before either has reported any load."""
+    router = Router(NodeId("me"), "eu", random.Random(seed))
+    for name, service_ms in (("laptop", 80.0), ("a100", 0.5), ("silent", 0.0)):
+        router.replica_changed(make_replica(name, service_ms=service_ms), 0.0)
+        router.link_changed(NodeId(name), LinkState.UP, 0.0)
+        router.rtt_measured(NodeId(name), 0.001)
+    step = router.plan(RoutedRequest("digits", None, 1.0), 0.0).next(0.0)
+    assert isinstance(step, Try)
+    assert step.route.replica.node == "a100"
+
+
+def test_a_node_that_is_lost_again_and_again_is_left_out_for_longer_though_nothing_was_asked_of_it(
+    make_router: Callable[..., Router],
+) -> None:
+    """The first loss is forgiven; then it stays out for two seconds from its return, then four."""
+    router, now, waits = make_router("alpha", "beta"), 0.0, []
+    router.candidates("digits", None)
+    for _ in range(4):
+        now += 8.0
+        router.link_changed(ALPHA, LinkState.DOWN, now)
+        now += 4.0
+        router.link_changed(ALPHA, LinkState.UP, now)
+        guard = router.breakers.of(ALPHA, "digits", 1)
+        waits.append(max(0.0, guard.retry_at - now))
+        now += waits[-1]
+        guard.record(guard.take(now), Verdict.SUCCESS, now)
+    assert waits[0] == 0.0
+    assert waits[1:] == [pytest.approx(each, rel=0.2) for each in (2.0, 4.0, 8.0)]
+
+
+def test_a_node_that_says_goodbye_before_its_link_ends_is_not_to_blame(
+    make_router: Callable[..., Router],
+) -> None:
+    router = make_router("alpha", "beta")
+    router.link_changed(ALPHA, LinkState.GOING_AWAY, 1.0)
+    router.link_changed(ALPHA, LinkState.DOWN, 2.0)
+    assert router.breakers.of(ALPHA, "digits", 1).allows(2.0)
+
+
+def test_a_new_replica_begins_slowly_beside_those_that_serve(
+    make_router: Callable[..., Router], make_replica: Callable[..., Replica]
+) -> None:
+    router = make_router("alpha", "beta")
+    router.replica_changed(make_replica("late"), 100.0)
+    router.link_changed(NodeId("late"), LinkState.UP, 100.0)
+    asked = RoutedRequest("digits")
+    known = {each.replica.node_name: each for each in router.candidates("digits", None).ready}
+    ramps = [known["late"].terms(asked, 100.0 + s).ramp for s in (0.0, 1.5, 3.0, 9.0)]
+    assert ramps == pytest.approx([2.0, 1.5, 1.0, 1.0])
+    assert known["alpha"].terms(asked, 0.0).ramp == 1.0, "where all are new, all are alike"
+    rest = known["late"].terms(asked, 101.5)
+    assert rest.expected_ms == pytest.approx(known["late"].expected_ms(asked, 101.5))

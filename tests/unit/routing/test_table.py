@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from meshnode.errors import ModelNotFound, NoReplica
+from meshnode.models.exposure import Exposure
 from meshnode.routing import table as table_module
+from meshnode.routing.conditions import NodeConditions
 from meshnode.routing.table import Goal, Replica, ReplicaTable
 from meshnode.types import NodeId, NodeState, ReplicaState
 
@@ -243,3 +246,96 @@ def test_reprs_tell_the_state(make_replica: MakeReplica) -> None:
     assert repr(table) == "<ReplicaTable 1 replicas of 1 models>"
     assert repr(table.group("digits", 1)) == "<ReplicaGroup version 1: 1 ready of 1>"
     assert table.replicas("digits", 1)[0].slots == 1
+
+
+def test_each_model_is_what_its_newest_ready_version_is_or_else_the_highest_known(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    before = table.revision
+    for version, state in ((1, ReplicaState.READY), (2, ReplicaState.LOADING)):
+        what = replace(manifest, version=version)
+        table.set(make_replica("alpha", version=version, state=state, manifest=what))
+    assert [each.version for each in table.manifests()] == [1]
+    assert table.revision > before
+    table.node_state(ALPHA, NodeState.DEAD)
+    assert [each.version for each in table.manifests()] == [2]
+    table.remove_node(ALPHA)
+    assert list(table.manifests()) == []
+
+
+def test_other_files_are_offered_as_the_deployment_says_until_its_own_serve(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    old, new = Exposure("/old"), Exposure("/new")
+    table.set(make_replica("alpha", manifest=replace(manifest, exposure=old), digest="a"))
+    found = table.manifest("digits", 1)
+    assert found is not None
+    assert found.exposure == old
+    wanted = replace(manifest, exposure=new)
+    table.want("digits", {1: Goal(wanted, "b", "placed")})
+    found = table.manifest("digits", 1)
+    assert found is not None
+    assert found.exposure == new
+
+
+def test_of_nodes_that_offer_the_same_files_otherwise_the_smallest_id_counts(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    for order in (("alpha", "beta"), ("beta", "alpha")):
+        table = ReplicaTable()
+        for name in order:
+            told = replace(manifest, exposure=Exposure(f"/{name}"))
+            table.set(make_replica(name, manifest=told, digest="a"))
+        found = table.manifest("digits", 1)
+        assert found is not None
+        assert found.exposure.path == "/alpha"
+
+
+def test_conditions_make_a_group_another_without_a_look_at_its_replicas(
+    make_replica: MakeReplica,
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("alpha"))
+    table.set(make_replica("beta"))
+    group = table.lookup("digits", 1)
+    before, ready = group.revision, group.ready
+    table.conditions_changed(ALPHA, NodeConditions(throttled=True))
+    assert group.revision not in (before, 0)
+    assert group.ready is ready
+    table.node_state(BETA, NodeState.DEAD)
+    assert group.ready is not ready, "that is worked out anew when it has to be"
+    again = group.revision
+    table.conditions_changed(ALPHA, NodeConditions(throttled=True))
+    assert group.revision == again, "nothing has changed"
+
+
+def test_a_paused_deployment_is_served_by_nobody_and_says_how_to_resume_it(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    table.set(make_replica("a"))
+    table.want(
+        "digits", {1: Goal(manifest, manifest.digest, "its deployment is paused", is_paused=True)}
+    )
+    for version in (None, 1):
+        with pytest.raises(NoReplica, match=r"is paused.*meshnode resume digits"):
+            table.lookup("digits", version)
+        assert table.coming("digits", version) is None  # so nobody waits for a replica of it
+    assert table.models() == {"digits": (1,)}
+    table.want("digits", {1: Goal(manifest, manifest.digest, "a", digests=frozenset({""}))})
+    assert table.lookup("digits", None).version == 1
+
+
+def test_the_goal_says_which_replicas_stand_by(make_router: Any, manifest: Manifest) -> None:
+    router = make_router("a", "b")
+    goal = Goal(manifest, "", "a", standby=frozenset({NodeId("b")}))
+    router.wanted_changed("digits", {1: goal})
+    found = router.candidates("digits", None)
+    assert {each.replica.node: each.conditions.standby for each in found.ready} == {
+        "a": False,
+        "b": True,
+    }
+    router.wanted_changed("digits", {1: Goal(manifest, "", "b")})
+    assert not any(each.conditions.standby for each in router.candidates("digits", 1).ready)

@@ -151,6 +151,11 @@ WRONG = [
     ("profile", '"man"', "profile 'man' is not lan or wan"),
     ("http", "true", "http True (a boolean) is not HOST:PORT"),
     ("allow_hosts", '["a:80"]', "allow_hosts 'a:80' is not a host's name"),
+    ("cors_origins", '["app.example.org"]', "'app.example.org' is not an origin"),
+    ("cors_origins", '["https://a.example/"]', "no slash at its end"),
+    ("cors_origins", '["ftp://a.example"]', "is not an origin"),
+    ("cors_origins", str([f"http://h{i}" for i in range(65)]), "at most 64 are allowed"),
+    ("access_log", "7", "access_log 7 (a number) is not a path, or - for stdout"),
     ("allow_hosts", '{ a = "b" }', "allow_hosts (a table) is not a list"),
     ("max_memory", '"8X"', "max_memory '8X' is not a size such as 8G"),
     ("max_memory", "8", "max_memory 8 is out of range: at least 64M"),
@@ -170,6 +175,8 @@ WRONG = [
     ("labels", str([f"k{i}=1" for i in range(33)]), "33 are given; a node has at most 32"),
     ("tls_cert", repr("x" * 5000), "has 5000 characters; at most 4096 are read"),
     ("tls_cert", "2026-01-02", "2026-01-02 (a date or time) is not a path"),
+    ("models", '"ftp://host/x"', "cannot be read: models come from a folder, or from http://"),
+    ("models_poll", "-1", "is not a number of 0 to 86400 seconds"),
     ("models", '"nowhere"', "is not a folder; it must hold one folder per model"),
     ("data_dir", '"/x"', "data_dir cannot be set here"),
     ("membership", "3", "membership is a table: write [membership]"),
@@ -365,6 +372,14 @@ def test_variables_of_the_environment_win_over_the_env_file_and_empty_ones_do_no
     place.env_file("MESHNODE_API_KEY=file\nMESHNODE_GATEWAY=file\nPATH=file\n")
     found = effective({"MESHNODE_API_KEY": "own", "MESHNODE_GATEWAY": "", "HOME": "h"}, place.work)
     assert found == {"MESHNODE_API_KEY": "own", "MESHNODE_GATEWAY": "file", "HOME": "h"}
+
+
+def test_gateways_are_found_under_their_other_name(place: Place) -> None:
+    assert effective({"MESHNODE_URL": "http://a"}, place.work)["MESHNODE_GATEWAY"] == "http://a"
+    place.env_file("MESHNODE_URL=http://b")
+    assert effective({}, place.work)["MESHNODE_GATEWAY"] == "http://b"
+    both = effective({"MESHNODE_GATEWAY": "http://own"}, place.work)
+    assert both["MESHNODE_GATEWAY"] == "http://own"
 
 
 def test_a_broken_env_file_stops_a_client_with_its_line(place: Place) -> None:

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
 PARTS = ("help", "meaning", "unit", "trade_off", "sane", "relation", "example")
 
-RUN_ONLY = {"invite", "new", "rejoin", "no_gateway", "data_dir", "config", "env_file", "membership"}
+RUN_ONLY = {
+    "invite",
+    "new",
+    "rejoin",
+    "no_gateway",
+    "no_grpc",
+    "data_dir",
+    "config",
+    "env_file",
+    "membership",
+}
 """What `join` takes and is no entry of the table: it holds for one start, says where files are, or
 stands for something that is (`--no-gateway`, `--membership`)."""
 RUN_ONLY |= {"ask", "detach", "invite_file"}

@@ -23,6 +23,7 @@ REAL: dict[str, tuple[object, str, str, Any]] = {
     "zone": ("z", "z", '"z"', "z"),
     "labels": (["a=1", "b="], "a=1, b=", '{ a = "1", b = "" }', (("a", "1"), ("b", ""))),
     "models": ("m", "m", '"m"', "m"),
+    "models_poll": ("7.5", "7.5", "7.5", 7.5),
     "listen": ("[::1]", "[::1]:8471", '"[::1]:8471"', Address("::1", 8471)),
     "advertise": (
         ["h:1", "192.0.2.1"],
@@ -34,20 +35,37 @@ REAL: dict[str, tuple[object, str, str, Any]] = {
     "mdns_interfaces": (["10.0.0.1", "::1"], "10.0.0.1,::1", '["10.0.0.1", "::1"]', ("10.0.0.1", "::1")),
     "profile": ("wan", "WAN", '"wan"', "wan"),
     "http": ("0.0.0.0:80", "0.0.0.0:80", '"0.0.0.0:80"', Address("0.0.0.0", 80)),
+    "grpc": ("0.0.0.0:81", "0.0.0.0:81", '"0.0.0.0:81"', Address("0.0.0.0", 81)),
+    "shared_memory": (True, "on", "true", True),
+    "triton_ports": (True, "on", "true", True),
     "allow_hosts": (["A.example"], "a.example", '["a.example"]', ("a.example",)),
     "require_key": (True, "on", "true", True),
+    "cors_origins": (
+        ["https://A.example", "*"],
+        "https://a.example,*",
+        '["https://a.example", "*"]',
+        ("https://a.example", "*"),
+    ),
+    "allow_outbound": (["10.0.0.0/8", "::1"], "10.0.0.0/8,::1", '["10.0.0.0/8", "::1"]', ("10.0.0.0/8", "::1/128")),
+    "access_log": ("a.log", "a.log", '"a.log"', "a.log"),
+    "relay": (False, "off", "false", False),
+    "decision_log": ("d.log", "d.log", '"d.log"', "d.log"),
     "tls_cert": ("c.pem", "c.pem", '"c.pem"', "c.pem"),
     "tls_key": ("k.pem", "k.pem", '"k.pem"', "k.pem"),
     "max_memory": ("8G", "8GiB", "8589934592", 8 * 2**30),
+    "response_cache": ("256M", "256M", "268435456", 256 * 2**20),
+    "max_disk": ("50%", "50%", '"50%"', 0.5),
     "max_cpus": ("4", "4", "4", 4),
     "nice": ("10", "10", "10", 10),
     "only_on_mains": (True, "on", "true", True),
     "max_temperature": ("75.5", "75.5", "75.5", 75.5),
+    "cost": ("2.5", "2.5", "2.5", 2.5),
+    "allow_code": (True, "on", "true", True),
     "log_level": ("debug", "debug", '"debug"', "debug"),
     "log_format": ("json", "json", '"json"', "json"),
 }  # fmt: skip
 
-PATHS = {"models", "tls_cert", "tls_key"}
+PATHS = {"models", "access_log", "decision_log", "tls_cert", "tls_key"}
 PARTNER = {"tls_cert": "tls_key", "tls_key": "tls_cert"}  # neither works alone
 
 
@@ -299,3 +317,8 @@ def test_the_data_folder_comes_from_the_env_file_as_well(place: Place) -> None:
     assert loaded.settings.by_key["region"].value == "there"
     place.environ["MESHNODE_DATA_DIR"] = str(place.work)
     assert load(Given({}), place.environ, place.work, data_dir).data_dir == place.work
+
+
+def test_a_url_of_models_is_taken_as_it_is(place: Place) -> None:
+    url = "s3://bucket/models"
+    assert place.options({"models": url}).models == url

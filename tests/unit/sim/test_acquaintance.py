@@ -49,6 +49,9 @@ def knowledge(node: Node) -> dict[str, object]:
         "wanted": {*linking.wanted()},
         "fleet": node._fleet._nodes,
         "faces": node._directory._routed,
+        "conditions": {
+            each: node.router.table.conditions(each) for each in node.membership.members
+        },
         "roster": {member.node_id: member.chain for member in node._authority.roster},
         "owners": (owners._root, {*owners.owners()}),
         "states": {owner: copy.signature for owner, copy in owners._copies.items()},

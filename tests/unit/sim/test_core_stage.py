@@ -265,15 +265,19 @@ def test_a_node_stays_frozen_after_its_machine_woke_up_while_it_is_stopped_too()
     assert not stage.world.is_frozen("us-1")
 
 
-def test_a_sleeping_machine_does_not_feel_the_time() -> None:
+def test_a_machine_that_slept_blames_nobody_and_all_are_together_again_within_seconds() -> None:
+    """Its clock counted on, its timers did not; the others had held it for dead."""
     stage = started()
     sleep = faults.Sleep(nodes=("us-1",))
     before = stage.world.clock_of("us-1").now()
     suffer(stage, sleep, 60.0)
+    assert "us-1" in {each.subject for each in stage.trace.find("member.dead")}
     stage.undo(sleep)
-    assert stage.world.clock_of("us-1").now() == before
-    stage.settle(60.0)
+    assert stage.world.clock_of("us-1").now() == pytest.approx(before + 60.0)
+    since = len([*stage.trace.find("member.dead")])
+    pass_s(stage, 12.0)
     assert {each.alive for each in stage.sample().nodes.values()} == {4}
+    assert len([*stage.trace.find("member.dead")]) == since
 
 
 def test_a_slow_node_computes_slower_by_the_product_of_all_factors() -> None:

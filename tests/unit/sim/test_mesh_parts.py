@@ -10,7 +10,7 @@ import pytest
 from meshnode.effects import Effect, StartTimer
 from meshnode.errors import NotServing, Saturated
 from meshnode.membership.messages import MemberRecord, sign_record
-from meshnode.node import ReplicaChanged, ReplicaGone
+from meshnode.node_events import ReplicaChanged, ReplicaGone
 from meshnode.sim.mesh import SimMesh
 from meshnode.sim.network import NetworkConfig
 from meshnode.sim.requests import Request
@@ -176,7 +176,7 @@ def test_parts_tell_their_state() -> None:
     mesh.add("a", "eu")
     daemon = mesh.daemon("a")
     assert repr(daemon).startswith("<Daemon of <Node ")
-    assert repr(daemon.gateway).endswith(": 0 open>")
+    assert repr(daemon.gateway).endswith(": 0 open, 0 wait>")
     assert repr(mesh).endswith(", 0 requests>")
     assert repr(mesh.admissions) == "<Admissions from seed 1: 1 members>"
     assert ", admin, " in repr(mesh.admissions.papers[daemon.node.me])

@@ -39,15 +39,3 @@ def test_a_jump_moves_the_wall_clock_alone() -> None:
     assert node.wall_s() == pytest.approx(WALL_START_S + 110.0 - 3600.0)
     node.jump(3600.0)
     assert node.wall_s() == pytest.approx(WALL_START_S + 110.0)
-
-
-def test_the_monotonic_clock_stands_still_while_the_machine_sleeps() -> None:
-    world, node = clock()
-    node.sleep()
-    world.run_to(160.0)
-    assert node.now() == 100.0
-    assert node.wall_s() == pytest.approx(WALL_START_S + 160.0)
-    node.wake()
-    world.run_to(161.0)
-    assert node.now() == pytest.approx(101.0)
-    assert node.wall_s() == pytest.approx(WALL_START_S + 161.0)

@@ -11,10 +11,11 @@ from meshnode.errors import InferenceFailed, InvalidRequest, ModelError
 from meshnode.gateway.protocols.http import HttpRequest
 from meshnode.gateway.protocols.oip import decode_infer
 from meshnode.models.manifest import Manifest, check_request
-from meshnode.models.measure import unit_counter
-from meshnode.models.publish import describe
-from meshnode.models.repository import scan
-from meshnode.models.server import ModelServer
+from meshnode.models.repository.publish import describe
+from meshnode.models.repository.scanning import scan
+from meshnode.models.runtimes.base import Opening
+from meshnode.models.serving.measure import unit_counter
+from meshnode.models.serving.server import ModelServer
 from meshnode.sim.http_calls import http_call, outcome_of, read_answer
 from meshnode.sim.stage import Call
 from meshnode.sim.stand_in import MODEL_FILE, StandInModel, StandInRuntime
@@ -57,7 +58,7 @@ def decoded(call: Call, manifest: Manifest) -> InferRequest:
 def answered_bytes(spent: list[float], runtime: StandInRuntime, call: Call, place: Path) -> int:
     folder = place / "m" / "1"
     request = decoded(call, describe_of(place))
-    (answer,) = runtime.load(folder, MODEL_FILE, threads=1).run(request.inputs, ())
+    (answer,) = runtime.load(Opening(folder=folder, entry=MODEL_FILE)).run(request.inputs, ())
     return len(answer.data) - 4  # without the string's length
 
 
@@ -86,7 +87,7 @@ def test_a_request_is_no_smaller_than_what_it_says(manifest: Manifest) -> None:
 def test_speed_and_slowness_change_what_a_run_takes(tmp_path: Path, manifest: Manifest) -> None:
     spent: list[float] = []
     runtime = StandInRuntime(spent.append, random.Random(1), speed=4.0)
-    model = runtime.load(tmp_path / "m" / "1", MODEL_FILE, threads=1)
+    model = runtime.load(Opening(folder=tmp_path / "m" / "1", entry=MODEL_FILE))
     model.run(decoded(a_call(work_s=0.4), manifest).inputs, ())
     runtime.slowness = 10.0
     model.run(decoded(a_call(work_s=0.4), manifest).inputs, ())
@@ -95,7 +96,7 @@ def test_speed_and_slowness_change_what_a_run_takes(tmp_path: Path, manifest: Ma
 
 def test_a_run_without_work_takes_the_mean(tmp_path: Path, manifest: Manifest) -> None:
     spent: list[float] = []
-    model = a_runtime(spent).load(tmp_path / "m" / "1", MODEL_FILE, threads=1)
+    model = a_runtime(spent).load(Opening(folder=tmp_path / "m" / "1", entry=MODEL_FILE))
     model.run(decoded(a_call(work_s=0.0), manifest).inputs, ())
     assert spent[1:] == [0.03]
 
@@ -103,7 +104,7 @@ def test_a_run_without_work_takes_the_mean(tmp_path: Path, manifest: Manifest) -
 def test_a_share_of_the_runs_fails_at_once(tmp_path: Path, manifest: Manifest) -> None:
     spent: list[float] = []
     runtime = a_runtime(spent)
-    model = runtime.load(tmp_path / "m" / "1", MODEL_FILE, threads=1)
+    model = runtime.load(Opening(folder=tmp_path / "m" / "1", entry=MODEL_FILE))
     runtime.fail_share = 0.25
     failed = 0
     for _ in range(400):
@@ -116,13 +117,13 @@ def test_a_share_of_the_runs_fails_at_once(tmp_path: Path, manifest: Manifest) -
 
 
 def test_absurd_requests_and_files_are_refused(tmp_path: Path, manifest: Manifest) -> None:
-    model = a_runtime([]).load(tmp_path / "m" / "1", MODEL_FILE, threads=1)
+    model = a_runtime([]).load(Opening(folder=tmp_path / "m" / "1", entry=MODEL_FILE))
     for absurd in (a_call(work_s=1e9), a_call(work_s=float("nan")), a_call(response_bytes=-1)):
         with pytest.raises(InvalidRequest, match="a stand-in takes"):
             model.run(decoded(absurd, manifest).inputs, ())
     (tmp_path / MODEL_FILE).write_bytes(b"\x08\x07onnx")
     with pytest.raises(ModelError, match="no stand-in model"):
-        a_runtime([]).load(tmp_path, MODEL_FILE, threads=1)
+        a_runtime([]).load(Opening(folder=tmp_path, entry=MODEL_FILE))
 
 
 def test_each_release_is_a_version_with_a_file_of_its_own(tmp_path: Path) -> None:

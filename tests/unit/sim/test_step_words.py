@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pytest
 
 from meshnode.events import DialFailed, Event, Leave, LinkDown, LinkUp, Start, TimerFired
-from meshnode.node import CapabilitiesChanged, ReconcileDue, ReplicaGone
+from meshnode.node_events import CapabilitiesChanged, ReplicaGone
+from meshnode.reconcile_loop import ReconcileDue
 from meshnode.sim import Load, Model, Region, World, faults
 from meshnode.sim.running.timeline import timeline
 from meshnode.sim.step_words import MAX_VALUE_LENGTH, kind_of, words
+from meshnode.stewardship import StewardDue
 from meshnode.types import Address, NodeId
 
 PEER = NodeId("6ujkh2db" * 4)
@@ -41,6 +43,7 @@ class SomethingNew(Event):
         (ReplicaGone("m", 2), "m version 2 is gone"),
         (CapabilitiesChanged({"cpus": 4}), "tells anew what it has"),
         (TimerFired(ReconcileDue(1.0)), "looks which models should run here"),
+        (TimerFired(StewardDue()), "looks at the models of which it decides the replicas"),
         (SomethingNew("eu-1", b"\0" * 99), "something new (peer name eu-1)"),
     ],
 )

@@ -274,7 +274,9 @@ def test_the_same_writes_in_any_order_are_the_same_revisions(
 def test_an_older_write_joins_the_history_without_an_event_of_change() -> None:
     core = state()
     give(core, DesiredEntries((entry("d", b"new"),)))
-    assert kinds(give(core, DesiredEntries((entry("d", b"old", WALL_S - 5),)))) == [Persist]
+    persisted, told = give(core, DesiredEntries((entry("d", b"old", WALL_S - 5),)))
+    assert isinstance(persisted, Persist)
+    assert told == Emit("desired.outdated", "d", "b")
     assert [e.value for e in core.history("d")] == [b"old"]
 
 

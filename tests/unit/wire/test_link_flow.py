@@ -203,7 +203,8 @@ def test_a_sender_is_told_when_all_that_waited_is_handed_out() -> None:
     dialler.send(stream, b"next", [bytes(10)], end=False)
     assert dialler.queued_bytes(stream) == 300_000 + HEADER_BYTES + 4 + 10
     dialler.tick(0.0)
-    assert dialler.next_tick(0.1) == 0.25
+    dead_after_s = LinkConfig().dead_after_s
+    assert dialler.next_tick(0.1) == dead_after_s, "no event waits, and the peer owes no answer"
     dialler.take_output()
     assert dialler.queued_bytes(stream) == 0
     assert dialler.next_tick(0.1) == 0.1, "an event waits"

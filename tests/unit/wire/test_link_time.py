@@ -13,6 +13,8 @@ from meshnode.wire.link import (
     Link,
     LinkConfig,
     LinkEvent,
+    NoteReceived,
+    PartReceived,
     Recovered,
     RttMeasured,
     Stalled,
@@ -69,13 +71,20 @@ def test_two_idle_links_ping_each_other_for_ever_and_nothing_happens(pump: Pump)
     assert dialler.rtt_s == pytest.approx(0.01)
 
 
+def stall_of(told: list[tuple[float, LinkEvent]]) -> float:
+    """Return when a link found its peer stalled, which is all that happened."""
+    ((at, event),) = told
+    assert event == Stalled()
+    return at
+
+
 def test_a_frozen_peer_is_found_within_a_second_of_silence(pump: Pump) -> None:
     dialler, acceptor = pair()
     dialler.tick(0.0)
     pump(dialler, acceptor, 0.01)
     stream = dialler.open_stream(b"request")
     pump(dialler, acceptor, 0.02)
-    assert run_alone(dialler, 0.02, 5.0) == [(1.01, Stalled())]
+    assert stall_of(run_alone(dialler, 0.02, 5.0)) == pytest.approx(0.96)
     assert "stalled" in repr(dialler)
     with pytest.raises(LinkLost, match="does not answer"):
         dialler.open_stream(b"another")
@@ -87,12 +96,50 @@ def test_a_frozen_peer_is_found_within_a_second_of_silence(pump: Pump) -> None:
     dialler.open_stream(b"another")
 
 
+def test_a_peer_that_hears_nothing_is_found_as_soon_although_it_goes_on_talking(pump: Pump) -> None:
+    """What a network that is broken in one direction lets through: notes and pings, no answers."""
+    dialler, acceptor = pair()
+    dialler.tick(0.0)
+    pump(dialler, acceptor, 0.01)
+    dialler.open_stream(b"request")
+    assert run_alone(dialler, 0.02, 0.8) == []
+    acceptor.send_note(b"gossip")
+    acceptor.ping(0.8)
+    said = b"".join(acceptor.take_output())
+    assert [type(event) for event in dialler.receive(said, 0.8)] == [NoteReceived]
+    assert stall_of(run_alone(dialler, 0.8, 5.0)) == pytest.approx(0.96)
+    acceptor.send_note(b"more of it")
+    assert [type(e) for e in dialler.receive(b"".join(acceptor.take_output()), 5.0)] == [
+        NoteReceived
+    ]
+    assert dialler.stalled
+
+
+def test_a_peer_whose_large_answer_is_on_its_way_is_not_stalled(pump: Pump) -> None:
+    """It cannot answer a ping within a frame, however slowly that comes, and with notes between."""
+    dialler, acceptor = pair()
+    dialler.tick(0.0)
+    pump(dialler, acceptor, 0.01)
+    stream = dialler.open_stream(b"request")
+    acceptor.receive(b"".join(dialler.take_output()), 0.02)
+    acceptor.send(stream, b"answer", [bytes(60_000)], end=True)
+    answer = b"".join(acceptor.take_output())
+    told: list[LinkEvent] = []
+    pieces = 20
+    for number in range(pieces):
+        now = 0.02 + number * 0.5
+        size = len(answer) // pieces + 1
+        told += dialler.receive(answer[number * size : (number + 1) * size], now)
+        told += [event for _, event in run_alone(dialler, now, now + 0.5)]
+    assert [type(event) for event in told] == [PartReceived]
+
+
 def test_a_quiet_link_finds_a_frozen_peer_sooner_because_its_silence_is_old(pump: Pump) -> None:
     dialler, acceptor = pair()
     dialler.tick(0.0)
     pump(dialler, acceptor, 0.01)
     dialler.open_stream(b"request")
-    assert run_alone(dialler, 1.5, 3.0) == [(2.25, Stalled())]
+    assert stall_of(run_alone(dialler, 1.5, 3.0)) == pytest.approx(2.2)
 
 
 def test_a_peer_that_is_only_busy_is_never_stalled(pump: Pump) -> None:
@@ -155,3 +202,29 @@ def test_a_streams_end_ends_the_watch(pump: Pump) -> None:
     assert dialler.next_tick(0.0) == 0.25
     dialler.reset(stream)
     assert dialler.next_tick(0.0) == 2.0
+
+
+def test_a_stream_that_its_opener_goes_on_sending_on_owes_no_answer(pump: Pump) -> None:
+    dialler, acceptor = pair()
+    dialler.tick(0.0)
+    pump(dialler, acceptor, 0.01)
+    talk = dialler.open_stream(b"let us talk", end=False)
+    pump(dialler, acceptor, 0.02)
+    assert run_alone(dialler, 0.02, 5.0) == []
+    dialler.open_stream(b"a question")
+    assert run_alone(dialler, 5.0, 9.0)[0][1] == Stalled()
+    acceptor.reset(talk)
+    pump(dialler, acceptor, 9.0)
+    assert not dialler.stalled
+    assert run_alone(dialler, 9.0, 12.0)[0][1] == Stalled(), "the question is still owed"
+
+
+def test_once_its_opener_has_sent_all_an_answer_is_owed_again(pump: Pump) -> None:
+    dialler, acceptor = pair()
+    dialler.tick(0.0)
+    pump(dialler, acceptor, 0.01)
+    talk = dialler.open_stream(b"let us talk", end=False)
+    pump(dialler, acceptor, 0.02)
+    assert run_alone(dialler, 0.02, 5.0) == []
+    dialler.send(talk, b"that is all", end=True)
+    assert run_alone(dialler, 5.0, 9.0)[0][1] == Stalled()

@@ -126,9 +126,9 @@ def test_silence_with_an_answer_owed_is_probed_and_then_a_stall() -> None:
     assert liveness.tick(1.2, owed=True) is Verdict.FINE
     assert liveness.tick(1.25, owed=True) is Verdict.PING
     assert repr(liveness) == "<Liveness probing rtt=10.0 ms>"
-    assert liveness.next_tick(1.25, owed=True) == 2.0
-    assert liveness.tick(1.99, owed=True) is Verdict.FINE
-    assert liveness.tick(2.0, owed=True) is Verdict.STALLED
+    assert liveness.next_tick(1.25, owed=True) == 1.95
+    assert liveness.tick(1.94, owed=True) is Verdict.FINE
+    assert liveness.tick(1.95, owed=True) is Verdict.STALLED
     assert repr(liveness) == "<Liveness stalled rtt=10.0 ms>"
     assert liveness.tick(3.0, owed=True) is Verdict.FINE, "a stall is told once"
     assert liveness.heard(4.0)
@@ -142,7 +142,7 @@ def test_silence_without_an_answer_owed_is_no_stall() -> None:
     assert [liveness.tick(t / 4, owed=False) for t in range(1, 8)] == [Verdict.FINE] * 7
 
 
-def test_any_byte_ends_the_probing() -> None:
+def test_any_byte_of_an_answer_ends_the_probing() -> None:
     liveness = answered_first_ping()
     assert liveness.tick(0.5, owed=True) is Verdict.PING
     liveness.heard(0.9)
@@ -150,12 +150,26 @@ def test_any_byte_ends_the_probing() -> None:
     assert liveness.next_tick(1.1, owed=True) == pytest.approx(1.15)
 
 
+def test_a_peer_that_gossips_but_answers_nothing_is_stalled_and_not_dead() -> None:
+    """Its network is broken in one direction: we hear it, and it hears nothing."""
+    liveness = answered_first_ping()
+    assert liveness.tick(0.5, owed=True) is Verdict.PING
+    assert not liveness.heard(1.0, unasked=True)
+    assert liveness.next_tick(1.0, owed=True) == pytest.approx(1.2)
+    assert liveness.tick(1.2, owed=True) is Verdict.STALLED
+    assert not liveness.heard(14.0, unasked=True), "it goes on gossiping"
+    assert liveness.stalled
+    assert liveness.tick(15.1, owed=True) is Verdict.FINE
+    assert liveness.heard(16.0), "at last it answers"
+    assert not liveness.stalled
+
+
 def test_a_ping_that_is_out_already_serves_as_the_probe() -> None:
     liveness = Liveness(CONFIG, 0.0)
     assert liveness.tick(0.0, owed=False) is Verdict.PING
     assert liveness.tick(0.3, owed=True) is Verdict.FINE
-    assert liveness.next_tick(0.3, owed=True) == pytest.approx(1.05)
-    assert liveness.tick(1.05, owed=True) is Verdict.STALLED
+    assert liveness.next_tick(0.3, owed=True) == pytest.approx(1.0)
+    assert liveness.tick(1.0, owed=True) is Verdict.STALLED
 
 
 def test_a_far_peer_gets_two_round_trips_before_it_counts_as_stalled() -> None:
@@ -185,12 +199,12 @@ def test_a_silent_connection_is_dead_after_fifteen_seconds_and_told_once() -> No
 
 
 def test_a_process_that_slept_itself_does_not_call_its_peer_stalled() -> None:
-    """The tick that should have found a stall at 1.25 s comes at 9 s: we were suspended."""
+    """The tick that should have found a stall at 1.2 s comes at 9 s: we were suspended."""
     liveness = answered_first_ping()
     liveness.tick(0.5, owed=True)
-    assert liveness.next_tick(0.5, owed=True) == 1.25
+    assert liveness.next_tick(0.5, owed=True) == 1.2
     assert liveness.tick(9.0, owed=True) is Verdict.FINE
-    assert liveness.next_tick(9.0, owed=True) == 9.75, "the peer gets the whole time anew"
+    assert liveness.next_tick(9.0, owed=True) == 9.7, "the peer gets the whole time anew"
     liveness.heard(9.2)
     assert liveness.answered(liveness.token, 9.2) is None, "the sleep is no round-trip time"
 
@@ -201,7 +215,7 @@ def test_a_process_that_slept_itself_still_finds_a_peer_that_stays_silent() -> N
     liveness.next_tick(0.5, owed=True)
     liveness.tick(9.0, owed=True)
     liveness.next_tick(9.0, owed=True)
-    assert liveness.tick(9.75, owed=True) is Verdict.STALLED
+    assert liveness.tick(9.7, owed=True) is Verdict.STALLED
 
 
 def test_a_process_that_slept_itself_does_not_give_up_the_connection() -> None:
@@ -224,7 +238,7 @@ def test_a_tick_that_is_only_a_little_late_counts() -> None:
     liveness = answered_first_ping()
     liveness.tick(0.5, owed=True)
     liveness.next_tick(0.5, owed=True)
-    assert liveness.tick(1.75, owed=True) is Verdict.STALLED
+    assert liveness.tick(1.65, owed=True) is Verdict.STALLED
 
 
 def test_the_repr_of_a_new_one_knows_no_round_trip_time() -> None:

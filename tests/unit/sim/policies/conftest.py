@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from meshnode.routing.breaker import Breaker
+from meshnode.routing.breakers import Breakers
 from meshnode.routing.choice import Candidate, Candidates
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.load import LinkState, Path, ReplicaLoad
@@ -30,17 +30,26 @@ def make_candidate() -> MakeCandidate:
         own: int = 0,
         slots: int = 4,
         service_ms: float = 10.0,
+        measured_ms: float = 0.0,
         link: LinkState = LinkState.UP,
         region: str = "eu",
     ) -> Candidate:
         replica = Replica(
-            NodeId(name), name, region, "", "digits", 1, ReplicaState.READY, slots=slots
+            NodeId(name),
+            name,
+            region,
+            "",
+            "digits",
+            1,
+            ReplicaState.READY,
+            slots=slots,
+            service_ms=measured_ms,
         )
         load = ReplicaLoad(slots, service_ms)
         load.report(LoadReport(reported, slots, service_ms), 0.0, 0.0)
         for _ in range(own):
             load.start(0.0, 1.0)
-        breaker = Breaker(RoutingConfig(), random.Random(1))
+        breaker = Breakers(RoutingConfig(), random.Random(1)).of(replica.node, "digits", 1)
         return Candidate(replica, load, Path(link, 1.0), breaker, 1.0)
 
     return make

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshnode.errors import InferenceFailed, LinkLost, UsageError
-from meshnode.routing.breaker import Breaker, Verdict
+from meshnode.routing.breaker import Verdict
 from meshnode.routing.load import LinkState
+from meshnode.routing.request import RoutedRequest
 from meshnode.sim.policies.catalogue import (
     MESH,
     ORACLES,
@@ -34,8 +35,11 @@ from meshnode.types import NodeId
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshnode.routing.breakers import Guard
     from meshnode.routing.choice import Candidate, Candidates
     from meshnode.routing.table import Replica
+
+ASKED = RoutedRequest("digits")
 
 ME = NodeId("me")
 CHOOSING = [name for name in POLICIES if name != MESH]
@@ -69,7 +73,7 @@ def policy_of(name: str) -> Policy:
 def picks(policy: Policy, candidates: Candidates, draws: int, now: float = 0.0) -> Counter[str]:
     """Return how often each replica is chosen; nothing is ever sent."""
     rng = random.Random(1)
-    routes = [policy.choose(candidates, now, rng) for _ in range(draws)]
+    routes = [policy.choose(candidates, ASKED, now, rng) for _ in range(draws)]
     return Counter(route.replica.node_name for route in routes if route is not None)
 
 
@@ -87,7 +91,9 @@ def test_nobody_is_chosen_who_cannot_take_a_request(
     away = make_candidate("away", link=LinkState.DOWN)
     candidates = make_candidates(broken, away, "tried", "one", "other")
     rng, policy = random.Random(1), policy_of(name)
-    routes = [policy.choose(candidates, 0.0, rng, tried=(NodeId("tried"),)) for _ in range(60)]
+    routes = [
+        policy.choose(candidates, ASKED, 0.0, rng, tried=(NodeId("tried"),)) for _ in range(60)
+    ]
     chosen = {route.replica.node_name for route in routes if route is not None}
     assert chosen <= {"one", "other"}
     assert len([route for route in routes if route is not None]) == 60
@@ -103,27 +109,27 @@ def test_regions_that_failed_are_avoided_while_there_is_another(
     both = make_candidates(
         make_candidate("here", region="eu"), make_candidate("there", region="us")
     )
-    route = policy.choose(both, 0.0, rng, avoid_regions=("eu",))
+    route = policy.choose(both, ASKED, 0.0, rng, avoid_regions=("eu",))
     assert route is not None
     assert (route.replica.node_name, route.reason) == ("there", "only-candidate")
     alone = make_candidates(make_candidate("here", region="eu"))
-    assert policy.choose(alone, 0.0, rng, avoid_regions=("eu",)) is not None
-    assert policy.choose(make_candidates(), 0.0, rng) is None
+    assert policy.choose(alone, ASKED, 0.0, rng, avoid_regions=("eu",)) is not None
+    assert policy.choose(make_candidates(), ASKED, 0.0, rng) is None
 
 
 @pytest.mark.parametrize("name", CHOOSING)
 def test_a_replica_whose_model_raised_is_the_last_resort(
     name: str, make_candidate: Callable[..., Candidate], make_candidates: Callable[..., Candidates]
 ) -> None:
-    def open_breaker(breaker: Breaker) -> None:
+    def open_breaker(breaker: Guard) -> None:
         for _ in range(3):
             breaker.record(breaker.take(0.0), Verdict.FAILURE, 0.0, InferenceFailed.code)
 
     raising = make_candidate("raising")
     open_breaker(raising.breaker)
     policy, rng = policy_of(name), random.Random(1)
-    assert policy.choose(make_candidates(raising), 0.0, rng) is not None
-    route = policy.choose(make_candidates(raising, "sound"), 0.0, rng)
+    assert policy.choose(make_candidates(raising), ASKED, 0.0, rng) is not None
+    route = policy.choose(make_candidates(raising, "sound"), ASKED, 0.0, rng)
     assert route is not None
     assert route.replica.node_name == "sound"
 
@@ -131,9 +137,9 @@ def test_a_replica_whose_model_raised_is_the_last_resort(
 def test_a_route_carries_the_meshs_own_estimate(make_candidates: Callable[..., Candidates]) -> None:
     """The time given to a first byte is made from it, so it must not depend on the policy."""
     candidates = make_candidates("one", "other")
-    route = Random().choose(candidates, 0.0, random.Random(1))
+    route = Random().choose(candidates, ASKED, 0.0, random.Random(1))
     assert route is not None
-    assert route.expected_ms == route.candidate.expected_ms(0.0)
+    assert route.expected_ms == route.candidate.expected_ms(ASKED, 0.0)
     assert route.candidates == 2
 
 
@@ -158,6 +164,14 @@ def test_weighted_random_takes_each_by_its_capacity(
     assert abs(counts["plain"] - 500) < 100
 
 
+def test_the_weights_of_a_random_split_do_not_follow_the_last_runs(
+    make_candidate: Callable[..., Candidate], make_candidates: Callable[..., Candidates]
+) -> None:
+    lucky = make_candidate("lucky", service_ms=5.0, measured_ms=10.0)
+    counts = picks(WeightedRandom(), make_candidates(lucky, "plain"), 4000)
+    assert abs(counts["lucky"] - 2000) < 150
+
+
 def test_round_robin_takes_turns(make_candidates: Callable[..., Candidates]) -> None:
     counts = picks(RoundRobin(), make_candidates("a", "b", "c"), 300)
     assert counts == {"a": 100, "b": 100, "c": 100}
@@ -167,7 +181,9 @@ def test_round_robin_begins_anywhere_so_that_gateways_are_not_in_step(
     make_candidates: Callable[..., Candidates],
 ) -> None:
     rng = random.Random(1)
-    firsts = [RoundRobin().choose(make_candidates("a", "b", "c"), 0.0, rng) for _ in range(30)]
+    firsts = [
+        RoundRobin().choose(make_candidates("a", "b", "c"), ASKED, 0.0, rng) for _ in range(30)
+    ]
     assert len({route.replica.node_name for route in firsts if route is not None}) == 3
 
 

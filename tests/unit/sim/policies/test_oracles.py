@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode.routing.request import RoutedRequest
 from meshnode.routing.table import Replica
 from meshnode.sim.mesh import SimMesh
 from meshnode.sim.network import NetworkConfig
@@ -22,6 +23,9 @@ from meshnode.sim.policies.oracles import (
 from meshnode.sim.policies.policy import Job, ProbeReply, key_of
 from meshnode.sim.serving import ModelBehaviour, sim_manifest
 from meshnode.types import NodeId, ReplicaState
+
+ASKED = RoutedRequest("digits")
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +81,7 @@ def chosen_by(
 ) -> set[str]:
     oracle.facing(work_s)
     rng = random.Random(1)
-    routes = [oracle.choose(candidates, 0.0, rng) for _ in range(draws)]
+    routes = [oracle.choose(candidates, ASKED, 0.0, rng) for _ in range(draws)]
     return {route.replica.node_name for route in routes if route is not None}
 
 
@@ -133,11 +137,11 @@ def test_the_omniscient_oracle_sends_nothing_that_would_be_late(
     fill(truth, FAR, 0.7)
     rng = random.Random(1)
     oracle.facing(0.3, good_until=0.6)
-    assert oracle.choose(three, 0.0, rng) is not None  # at the fast one: 0.5 s + 0.03 s
+    assert oracle.choose(three, ASKED, 0.0, rng) is not None  # at the fast one: 0.5 s + 0.03 s
     oracle.facing(1.1, good_until=0.6)
-    assert oracle.choose(three, 0.0, rng) is None
+    assert oracle.choose(three, ASKED, 0.0, rng) is None
     oracle.facing(1.1)
-    assert oracle.choose(three, 0.0, rng) is not None  # no deadline
+    assert oracle.choose(three, ASKED, 0.0, rng) is not None  # no deadline
 
 
 def test_the_omniscient_oracle_declines_an_only_replica_too(
@@ -149,11 +153,11 @@ def test_the_omniscient_oracle_declines_an_only_replica_too(
     oracle = Omniscient(truth, ME)
     rng = random.Random(1)
     oracle.facing(0.1, good_until=0.5)  # half a second there and back
-    assert oracle.choose(only, 0.0, rng) is None
+    assert oracle.choose(only, ASKED, 0.0, rng) is None
     oracle.facing(0.1, good_until=0.7)  # and a little to spare
-    assert oracle.choose(only, 0.0, rng) is None
+    assert oracle.choose(only, ASKED, 0.0, rng) is None
     oracle.facing(0.1, good_until=0.8)
-    assert oracle.choose(only, 0.0, rng) is not None
+    assert oracle.choose(only, ASKED, 0.0, rng) is not None
 
 
 def test_the_omniscient_oracle_avoids_who_fails_unless_the_others_are_late(
@@ -164,7 +168,7 @@ def test_the_omniscient_oracle_avoids_who_fails_unless_the_others_are_late(
     assert chosen_by(oracle, three, work_s=0.1) == {"slow"}
     rng = random.Random(1)
     oracle.facing(2.0, good_until=0.5)
-    route = oracle.choose(three, 0.0, rng)
+    route = oracle.choose(three, ASKED, 0.0, rng)
     assert route is not None
     assert route.replica.node == FAST
 

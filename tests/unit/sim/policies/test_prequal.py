@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meshnode.routing.request import RoutedRequest
 from meshnode.sim.policies.policy import Job, ProbeReply, ReplicaKey, key_of
 from meshnode.sim.policies.prequal import (
     MOST_COUNTED,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshnode.routing.choice import Candidate, Candidates
+
+ASKED = RoutedRequest("digits")
 
 HERE = ReplicaKey(NodeId("here"), "digits", 1)
 
@@ -44,7 +47,7 @@ class Gateway:
         self.policy.probed(self.key(number), ProbeReply(in_flight, latency_s), now, rtt_s)
 
     def choose(self, now: float = 0.0) -> str:
-        route = self.policy.choose(self.candidates, now, self.rng)
+        route = self.policy.choose(self.candidates, ASKED, now, self.rng)
         assert route is not None
         return route.replica.node_name
 

@@ -14,14 +14,17 @@ from meshnode.sim.scenario.reading import read
 FLEET = Path(__file__).parents[4] / "bench" / "reference-fleet.toml"
 
 
+def compared(policies: tuple[str, ...], seed: int) -> Comparison:
+    """Seven and a half seconds at 0.7 load, of which the first three do not count: 2,150 requests."""
+    scenario = msgspec.structs.replace(read(str(FLEET)), duration_s=7.5, seed=seed)
+    return compare(
+        scenario, policies, "A", seed, lambda policy: play(scenario, policy=policy), after_s=3.0
+    )
+
+
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    """Seven and a half seconds at 0.7 load, of which the first three do not count: 2,150 requests."""
-    scenario = msgspec.structs.replace(read(str(FLEET)), duration_s=7.5)
-    policies = ("weighted-random", "mesh")
-    return compare(
-        scenario, policies, "A", 1, lambda policy: play(scenario, policy=policy), after_s=3.0
-    )
+    return compared(("weighted-random", "mesh"), 1)
 
 
 def p99_ms(comparison: Comparison, policy: str) -> float:
@@ -38,12 +41,20 @@ def test_the_99th_percentile_is_that_of_the_reference_simulation(
     assert p99_ms(comparison, policy) == pytest.approx(reference_ms, rel=within)
 
 
-def test_the_mesh_is_near_the_oracles_and_far_from_a_static_split(comparison: Comparison) -> None:
-    """What keeps it from 1.15 is told in bench/policies.py; this bound tells when it gets worse."""
-    assert p99_ms(comparison, "mesh") < 1.6 * p99_ms(comparison, "size-blind")
+def test_the_mesh_is_far_from_a_static_split(comparison: Comparison) -> None:
     assert p99_ms(comparison, "mesh") < 0.3 * p99_ms(comparison, "weighted-random")
     assert comparison.ok
     assert [each.figures["errors"] for each in comparison.standings] == [0.0] * 4
+
+
+def test_the_mesh_is_near_the_oracles(comparison: Comparison) -> None:
+    """What keeps it from 1.15 is told in bench/policies.py; this bound tells when it gets worse.
+
+    So short a run has 20 requests beyond its 99th percentile, so several seeds are taken together.
+    """
+    runs = [comparison, *(compared(("mesh",), seed) for seed in (2, 3))]
+    ratios = [p99_ms(each, "mesh") / p99_ms(each, "size-blind") for each in runs]
+    assert sum(ratios) / len(ratios) < 1.6, ratios
 
 
 def test_the_oracles_leave_the_slow_nodes_alone(comparison: Comparison) -> None:

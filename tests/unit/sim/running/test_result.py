@@ -21,6 +21,7 @@ from meshnode.sim.stage import (
     Sample,
 )
 from meshnode.sim.trace import Record
+from meshnode.types import RoutingHints
 from tests.unit.sim.running.stand_in_stage import small
 
 
@@ -68,6 +69,12 @@ RESULT = Result(
     events=[
         Record(5.0, "n-2", "member.dead", "n-1", "did not refute in time"),
         Record(50.0, "n-1", "member.dead", "n-2", "did not refute in time"),
+        Record(6.0, "n-1", "steward.changed", "m", "n-1 takes over from nobody"),
+        Record(7.0, "n-1", "scale.up", "m", "1 -> 2 replicas"),
+        Record(7.5, "n-1", "scale.down", "other", "2 -> 1 replicas"),
+        Record(8.0, "n-1", "scale.up", "m", "2 -> 3 replicas"),
+        Record(8.0, "n-2", "scale.heard", "m", "3 replicas"),
+        Record(9.0, "n-1", "scale.down", "m", "3 -> 2 replicas"),
     ],
 )
 
@@ -93,6 +100,7 @@ FIGURES = {
     "busiest_share": 2 / 3,
     "served_share": 1,
     "local_share": 1 / 3,
+    "outside_region": 0,
     "oldest_version": 1,
     "utilisation": (2 + 2 + 2 + 1) / 13,
     "utilisation_of_busiest": 0.75,
@@ -102,6 +110,9 @@ FIGURES = {
     "alive_seen": 1,
     "agree": 0.5,
     "detection_s": 0,
+    "scalings": 4,
+    "scaling_turns": 1,
+    "stewards": 1,
     "false_deaths": 1,
 }
 
@@ -134,6 +145,17 @@ def test_the_share_of_some_nodes_is_that_of_the_answers_they_gave() -> None:
 def test_answers_of_another_gateway_than_the_first_are_neither_near_nor_far() -> None:
     elsewhere = made(9, 6.0, OK, 0.1, served_by="n-1", gateways=2)
     result = dataclasses.replace(RESULT, calls=[*RESULT.calls, elsewhere])
+    assert METRICS["local_share"].find(choose(result)) == pytest.approx(1 / 3)
+
+
+def test_answers_from_outside_the_region_that_was_demanded_are_counted_and_are_not_far() -> None:
+    inside, outside = (made(9, 6.0, OK, 0.1, served_by=node) for node in ("n-1", "n-2"))
+    ruled = [
+        (dataclasses.replace(call, hints=RoutingHints(region="eu")), outcome)
+        for call, outcome in (inside, outside)
+    ]
+    result = dataclasses.replace(RESULT, calls=[*RESULT.calls, *ruled])
+    assert METRICS["outside_region"].find(choose(result)) == 1
     assert METRICS["local_share"].find(choose(result)) == pytest.approx(1 / 3)
 
 

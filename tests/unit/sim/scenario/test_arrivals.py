@@ -18,6 +18,7 @@ from meshnode.sim.scenario.model import (
     Scenario,
     ServiceTime,
 )
+from meshnode.types import NO_HINTS
 
 if TYPE_CHECKING:
     from meshnode.sim.stage import Call
@@ -53,6 +54,11 @@ def drawn(*loads: Load, seed: int = 1, duration_s: float = 100.0) -> list[Call]:
 
 def count(found: list[Call], after_s: float, before_s: float) -> int:
     return sum(after_s <= call.made_at_s < before_s for call in found)
+
+
+def test_a_load_with_a_region_makes_calls_that_must_run_there() -> None:
+    assert {call.hints.region for call in drawn(Load(model="digits", region="us"))} == {"us"}
+    assert {call.hints for call in drawn(Load(model="digits"))} == {NO_HINTS}
 
 
 def test_the_same_scenario_and_seed_give_the_same_calls_and_another_seed_others() -> None:

@@ -249,6 +249,21 @@ def test_a_client_without_another_gateway_waits_its_time_and_gives_up(
     assert outcome.took_s == pytest.approx(3.25)
 
 
+def test_a_client_whose_time_is_over_before_it_reaches_anybody_has_given_up(
+    started: Callable[..., VirtualMesh],
+) -> None:
+    mesh = started()
+    mesh.nodes["a"].power_off()
+    mesh.nodes["b"].power_off()
+    outcome = ask(mesh, call("b", "a", timeout_s=1.0))
+    assert (outcome.code, outcome.gateways) == (TIMED_OUT, 2)
+    assert outcome.took_s == pytest.approx(1.0, abs=0.01)
+    mesh.nodes["c"].crash()
+    refused = ask(mesh, call("c", timeout_s=1.0))
+    assert refused.code == GATEWAY_LOST
+    assert refused.took_s < 0.9
+
+
 # What goes wrong on a node that runs on.
 
 

@@ -268,6 +268,19 @@ def test_a_clock_that_runs_fast_makes_timers_early(
     assert near.clock.now() == pytest.approx(18 * 1.25 + 10)
 
 
+@pytest.mark.parametrize("rate", [0.7, 1.1, 1.0 / 3.0])
+def test_a_timer_never_finds_its_own_clock_a_hair_too_early(
+    loop: VirtualLoop, near: VirtualHost, rate: float
+) -> None:
+    """Who then sets it again for the same time would do so for ever."""
+    loop.run_for(0.1)
+    near.clock.set_rate(rate)
+    loop.run_for(0.1)
+    for number in range(2_000):
+        shown_s = near.clock.now() + 0.001 * number
+        assert near.clock.read(near.clock.when(shown_s)) >= shown_s
+
+
 def test_a_wall_clock_jumps_and_the_monotonic_one_does_not(
     loop: VirtualLoop, near: VirtualHost, far: VirtualHost
 ) -> None:

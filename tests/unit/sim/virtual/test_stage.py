@@ -187,8 +187,9 @@ def test_tasks_that_a_daemon_leaves_behind_are_found(stage: Callable[..., Virtua
 def test_a_request_that_nobody_waits_for_is_found(stage: Callable[..., VirtualStage]) -> None:
     played = stage()
     node = played.mesh.nodes["us-1"]
-    asked = played.mesh.ask(Call(0, 0.0, "us-1", "digits", 60.0, 90.0, 90.0))
-    with pytest.raises(InvariantBroken, match="1 runs of us-1 have not ended"):
+    asked = played.mesh.ask(Call(0, 0.0, "us-1", "digits", 60.0, 2.0, 2.0))
+    # It is slow, so another node was asked beside the first: a run is left at either.
+    with pytest.raises(InvariantBroken, match=r"1 runs of (us|eu)-[12] have not ended"):
         played.settle(5.0)
     assert asked.done()
     assert node.state == "up"

@@ -1,0 +1,1 @@
+"""A detector of vehicles in aerial pictures, and how it was trained."""

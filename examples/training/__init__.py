@@ -1,0 +1,1 @@
+"""Tiny models of several training frameworks, to convert and optimise."""

@@ -1,0 +1,1 @@
+"""Model files as the mesh keeps and moves them: blobs, chunks, and the plan of a transfer."""

@@ -1,0 +1,1 @@
+"""Models where people keep them: folders, Triton repositories, buckets, and their configuration."""

@@ -1,0 +1,1 @@
+"""How requests are executed: queues, batches, instances, and the versions that a node serves."""
