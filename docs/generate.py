@@ -6,9 +6,10 @@ repository's root. tests/unit/docs compares every page with what its function re
 
 from __future__ import annotations
 
+import ast
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshnode import reference
 from meshnode.settings import document
@@ -210,7 +211,7 @@ where a higher place overrides it. Only what Kubernetes tells a pod of a service
 over (such as `MESHNODE_PORT=tcp://10.0.0.9:8470` and `MESHNODE_SERVICE_HOST`), in a pod only.
 
 `--data-dir` (`MESHNODE_DATA_DIR`, from the environment or `.env`) names the data folder, for every command.
-It cannot stand in a TOML file, since it says where that file is. `MESHNODE_GATEWAY`,
+It cannot stand in a TOML file, since it says where that file is. `MESHNODE_GATEWAY` (or `MESHNODE_URL`),
 `MESHNODE_API_KEY`, `MESHNODE_API_KEY_FILE` and `MESHNODE_CA_FILE`, which commands use to reach a gateway
 (see [cli.md](cli.md)), work from `.env` as well, with one exception. An `.env` in the working folder that no
 option and no variable names may be anybody's. It may name a gateway together with `MESHNODE_API_KEY` in the same
@@ -377,8 +378,86 @@ def _codes(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+_CONFORMANCE = """
+What clients that already exist can use, dialect by dialect. Every line is a test with the client that the heading
+names, against a mesh of three nodes, through the gateway of the node that does *not* hold the model
+(`tests/conformance`): "yes" is a test that the feature works, "no" one that it is refused as the dialect's own clients
+expect. In CI a test that is skipped fails. [protocols.md](protocols.md) tells each dialect's paths and what is
+particular to them.
+"""
+
+
+class Shown(NamedTuple):
+    """A feature of a dialect that a test shows."""
+
+    dialect: str
+    feature: str
+    is_supported: bool
+    test: str
+
+
+def shown_features(folder: Path = ROOT / "tests" / "conformance") -> list[Shown]:
+    """Return what the decorators `conforms` in tests/conformance say, read from the source.
+
+    Raises:
+        ValueError: if one has arguments that are no literals, or two tests of a feature contradict each other.
+    """
+    found: dict[tuple[str, str], Shown] = {}
+    for path in sorted(folder.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                # The one nearest to the function is its first.
+                for decorator in reversed(node.decorator_list):
+                    each = _shown(decorator, f"{path.name}::{node.name}")
+                    if each is None:
+                        continue
+                    other = found.setdefault((each.dialect, each.feature), each)
+                    if other.is_supported != each.is_supported:
+                        raise ValueError(f"{other.test} and {each.test} contradict each other")
+    return list(found.values())
+
+
+def _shown(decorator: ast.expr, test: str) -> Shown | None:
+    match decorator:
+        case ast.Call(func=ast.Name("conforms"), args=arguments, keywords=named):
+            said = {each.arg: ast.literal_eval(each.value) for each in named}
+            dialect, feature = (ast.literal_eval(each) for each in arguments)
+            return Shown(dialect, feature, said.get("supported", True), test)
+    return None
+
+
+def _judges() -> dict[str, str]:
+    """Return the dialects in their order, and what judges each, from tests/conformance/table.py."""
+    text = (ROOT / "tests" / "conformance" / "table.py").read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name("DIALECTS"), value=ast.Dict() as table_):
+                found: dict[str, str] = ast.literal_eval(table_)
+                return found
+    raise ValueError("tests/conformance/table.py has no DIALECTS")
+
+
+def conformance() -> str:
+    """docs/conformance.md: dialect by feature, yes or no."""
+    shown = shown_features()
+    sections = []
+    for dialect, judge in _judges().items():
+        rows = [each for each in shown if each.dialect == dialect]
+        body = table(
+            ["feature", "works", "test"],
+            (
+                [each.feature, "yes" if each.is_supported else "no", f"`{each.test}`"]
+                for each in rows
+            ),
+        )
+        if rows:
+            sections.append(section(dialect, f"Judged by {judge}.\n\n{body}"))
+    return page("Conformance", _CONFORMANCE, *sections)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "docs/configuration.md": configuration,
+    "docs/conformance.md": conformance,
     "docs/errors.md": errors,
     "docs/limits.md": limits,
     "docs/metrics.md": metrics,
