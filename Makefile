@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Tests go to so many processes at once; tests/conftest.py says how.
 WORKERS ?= 2
 
-.PHONY: help demo test check docs format install bench bench-failover bench-idle bench-membership bench-models bench-policies bench-routing bench-sim soak clean coverage
+.PHONY: help demo test test-failed check docs format install bench bench-failover bench-idle bench-membership bench-models bench-policies bench-routing bench-sim soak clean coverage
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,7 +18,13 @@ demo: $(RUN_STAMP) ## three nodes, a real model, a killed node: see the mesh wor
 	$(BIN)/meshnode demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope || { echo $$? > $(VENV)/.tests-ended; exit 1; }
+
+# Of a run that came to its end (1: with failures); and at most five tests, for more are no accident.
+test-failed: $(STAMP) ## the tests that failed in the last run, one after the other
+	@test "$$(cat $(VENV)/.tests-ended)" = 1
+	@test "$$($(BIN)/python -m pytest --last-failed --last-failed-no-failures none --collect-only -q | grep -c ::)" -le 5
+	$(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -374,7 +374,7 @@ def _read_plan() -> tuple[Plan, bytes]:
     return PLAN_DECODER.decode(line), rest
 
 
-def _follow_orders(node: Node, loop: asyncio.AbstractEventLoop, taken: bytes) -> None:
+def _follow_orders(node: Node, plan: Plan, loop: asyncio.AbstractEventLoop, taken: bytes) -> None:
     """Read orders until there is nobody to give them; runs in a thread of its own."""
     while True:
         *lines, taken = taken.split(b"\n")
@@ -388,6 +388,7 @@ def _follow_orders(node: Node, loop: asyncio.AbstractEventLoop, taken: bytes) ->
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(node.orphaned)
         time.sleep(ORPHAN_LIMIT_S)
+        _clean_up(plan)
         os._exit(1)
 
 
@@ -408,7 +409,9 @@ def _teller() -> Callable[[Report], None]:
 
 
 def _clean_up(plan: Plan) -> None:
-    """Remove what this node had of the rehearsal's folder, and the folder if it was the last."""
+    """Remove what this node had of the rehearsal's folder, and the folder if it was the last, if nobody keeps it."""
+    if plan.keep:
+        return
     folder = Path(plan.folder)
     shutil.rmtree(folder / plan.name, ignore_errors=True)
     running = folder / RUNNING
@@ -428,7 +431,7 @@ def main() -> int:
     node = Node(plan, _teller())
 
     def follow(node: Node, loop: asyncio.AbstractEventLoop) -> None:
-        threading.Thread(target=_follow_orders, args=(node, loop, rest), daemon=True).start()
+        threading.Thread(target=_follow_orders, args=(node, plan, loop, rest), daemon=True).start()
 
     code = 1
     try:
@@ -438,7 +441,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
     except KeyboardInterrupt:  # told to go before the daemon took signals
         code = 0
-    if node.is_orphan and not plan.keep:
+    if node.is_orphan:
         _clean_up(plan)
     return code
 

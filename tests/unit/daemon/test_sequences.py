@@ -72,7 +72,7 @@ async def reaches(gateway: Running, *names: str) -> bool:
         for replica in model["replicas"]
         if replica["state"] == "ready"
     }
-    return ready == set(names) and all(seen[name]["linked"] for name in names)
+    return ready == set(names) and all(name in seen and seen[name]["linked"] for name in names)
 
 
 async def test_a_sequence_is_one_through_any_gateway_until_its_node_is_gone(
