@@ -28,7 +28,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from meshnode.limits import MAX_CLAIMED_REQUESTS, MAX_CLAIMED_SERVICE_MS
+from meshnode.routing.doubts import Doubts
 from meshnode.routing.queues import UsualQueue
+from meshnode.routing.trials import Trials
 from meshnode.routing.waits import LEAST_ANSWERS, Waits
 
 if TYPE_CHECKING:
@@ -50,28 +52,8 @@ ASSUMED_ANSWERS: Final = 4.0
 ANOTHER_SPEED: Final = 1.5
 """A replica that says that it has become so many times faster is judged anew: what was seen was another speed."""
 
-TRIAL_AFTER_S: Final = 2.0
-"""An idle replica that was slow is given one request after so many seconds without an answer: nothing else can show
-that it is well again. Each trial that is slow doubles the time, so that who stays slow costs next to nothing."""
-
-TRIAL_AFTER_MOST_S: Final = 10.0
-"""The longest time between two trials."""
-
-TRIED_FACTOR: Final = 1.6
-"""An idle replica that says that its runs take so many times what they usually took is slow for the time being: so much
-more keeps it from being chosen, and then nothing it says will change."""
-
 QUICK_FACTOR: Final = 3.0
 """A trial that takes up to so many times the usual run time was quick: run times differ by chance."""
-
-USUAL_S: Final = 120.0
-"""Seconds over which the usual run time is averaged: who is slow for longer is a slow replica, and not tried in vain
-for ever."""
-
-USUAL_LEAST_S: Final = 5.0
-"""Seconds of reports before there is a usual run time."""
-
-_USUAL_STEP_S: Final = 0.5  # between two steps of that average
 
 RAMP: Final = 2.0
 """A replica that has just begun to serve seems so many times slower at first, and less each moment, as its first runs
@@ -89,6 +71,12 @@ MAX_ERROR: Final = 0.95
 OVERHEAD_MS: Final = 1.0
 """Loop, codec and kernel time in an observed answer that no prediction covers; without it the
 ratio of a model that takes microseconds would be noise."""
+
+WITH_ANSWER_S: Final = 0.01
+"""A report that is heard of at most so long before an answer's end came with it."""
+
+HALF_BUSY: Final = 0.5
+"""Share of the slots that are taken to be in use where a request had not to wait."""
 
 MIN_SERVICE_MS: Final = 1e-3
 """A tiny model takes a few microseconds; zero would make any queue look free."""
@@ -159,31 +147,32 @@ class ReplicaLoad:
         reported_at: When that report was made (local monotonic seconds); -inf for never.
         outstanding: This gateway's requests in flight there.
         waits: How long its own requests waited there.
+        trials: Whether it was slow, and is tried again.
+        doubts: Whether its reports count what is there. While they do not, `in_system` is what own requests met.
         alike: Replicas that should be as fast; None if none is known.
         usual_queue: What it has on average.
     """
 
     __slots__ = (
         "_answers",
+        "_counted_at",
         "_error",
         "_error_at",
+        "_open",
         "_open_from",
         "_open_weight",
         "_seen_at",
         "_seen_ms",
         "_since_report",
-        "_trial_after_s",
-        "_usual_at",
-        "_usual_from",
-        "_usual_log_ms",
         "alike",
+        "doubts",
         "in_system",
         "outstanding",
         "ramp_until",
         "reported_at",
         "service_ms",
         "slots",
-        "slow_above_ms",
+        "trials",
         "usual_queue",
         "waits",
     )
@@ -200,6 +189,10 @@ class ReplicaLoad:
         # Own requests that the last report cannot have counted, oldest first. Each is in flight,
         # so these are `outstanding` at most, which the link's stream limit bounds.
         self._since_report: deque[Flight] = deque()
+        self._open: dict[Flight, None] = {}  # all of them, in the same order
+        self._counted_at = -math.inf  # when `in_system` was what it says
+        self.doubts = Doubts()
+        self.trials = Trials()
         # What was observed, in service times (see the module's text): of those that ended, faded to
         # `_seen_at`, and of those in flight as sums of weights, and of weights times their beginnings.
         self._answers = 0.0
@@ -209,10 +202,6 @@ class ReplicaLoad:
         self._open_from = 0.0
         self._error = 0.0
         self._error_at = -math.inf
-        self._trial_after_s = TRIAL_AFTER_S
-        self._usual_log_ms = 0.0
-        self._usual_from = self._usual_at = -math.inf
-        self.slow_above_ms = math.inf
         self.ramp_until = -math.inf
 
     def __repr__(self) -> str:
@@ -241,18 +230,22 @@ class ReplicaLoad:
         """Return the wait, in service times, that the last report makes expect, and what was sent since."""
         slots, usual = self.slots, self.usual_queue
         queued: float = self.in_system
+        sent = len(self._since_report)
         if usual.is_known:
             level = usual.level
-            if queued != level and now > self.reported_at:
+            # What is there lies between the two: where neither fills the slots, nobody waits.
+            if queued + sent < slots and level + sent + 1 <= slots and self.outstanding < slots:
+                return 0.0
+            if queued != level and now > self._counted_at:
                 # As `UsualQueue.expected`, written out: it is done for each candidate of each request.
-                queued = level + math.exp((self.reported_at - now) / usual.kept_s) * (
+                queued = level + math.exp((self._counted_at - now) / usual.kept_s) * (
                     queued - level
                 )
         elif self.alike is not None and self.alike.crowd is not None:
             queued = (
                 self.alike.crowd * slots
             )  # nothing was heard of it, which is not to say that it is idle
-        queued += len(self._since_report)
+        queued += sent
         if self.outstanding > queued:
             queued = self.outstanding
         return (queued + 1 - slots) / slots if queued + 1 > slots else 0.0
@@ -260,12 +253,17 @@ class ReplicaLoad:
     def rho(self, now: float) -> float:
         """Return how many times slower than predicted answers are, 1 to `MAX_RHO`."""
         seen_ms, service_ms = self._seen_ms, self.service_ms
-        if not self.outstanding and (seen_ms <= 0.0 or now - self._seen_at >= self._trial_after_s):
+        if not self.outstanding and (seen_ms <= 0.0 or now - self._seen_at >= self.trials.after_s):
             return 1.0
-        open_ms = max(0.0, now * self._open_weight - self._open_from) * 1000
+        open_ms = (now * self._open_weight - self._open_from) * 1000
+        if open_ms < 0.0:
+            open_ms = 0.0
+        excess_ms = seen_ms - self._answers * service_ms
+        if excess_ms < 0.0:
+            excess_ms = 0.0
         # However little has faded: with up to four runs more than there were answers the formula below gives no
         # more than 1. That is nearly always so, and the exponential is what costs.
-        if max(0.0, seen_ms - self._answers * service_ms) + open_ms <= ASSUMED_ANSWERS * service_ms:
+        if excess_ms + open_ms <= ASSUMED_ANSWERS * service_ms:
             return 1.0
         fade = math.exp((self._seen_at - now) / DECAY_S)
         answers = ASSUMED_ANSWERS + fade * self._answers
@@ -275,13 +273,14 @@ class ReplicaLoad:
 
     def tried_ms(self, now: float) -> float:
         """Return the run time to reckon with: what it says, or what is usual of one that is due for a trial."""
+        trials = self.trials
         if (
-            self.service_ms <= self.slow_above_ms
-            or self.queued
-            or now - self._seen_at < self._trial_after_s
+            self.service_ms <= trials.slow_above_ms
+            or self.queued > trials.quick
+            or now - self._seen_at < trials.after_s
         ):
             return self.service_ms
-        return self.slow_above_ms / TRIED_FACTOR
+        return trials.usual_ms
 
     def ramp(self, now: float) -> float:
         """Return the factor for a replica that has just begun to serve, 1 to `RAMP`."""
@@ -309,15 +308,20 @@ class ReplicaLoad:
         own_ms = self.service_ms if service_ms is None else service_ms
         flight = Flight(self, now, rtt_ms, self.wait_ms(now) + own_ms)
         flight.told_wait = self._told_wait(now)
-        if not self.outstanding and now - self._seen_at >= self._trial_after_s:
-            usual_ms = self.tried_ms(now)
-            if usual_ms < self.service_ms or self._seen_ms > self._answers * self.service_ms:
-                flight.trial_ms = own_ms * usual_ms / self.service_ms
+        tried_ms = self.tried_ms(now)
+        if tried_ms < self.service_ms or self._overlooks_rho(now):
+            flight.trial_ms = own_ms * tried_ms / self.service_ms
         self.outstanding += 1
         self._open_weight += flight.weight
         self._open_from += flight.weight * (now + rtt_ms / 1000)
         self._since_report.append(flight)
+        self._open[flight] = None
         return flight
+
+    def _overlooks_rho(self, now: float) -> bool:
+        """Whether it was slower than it says, and is due for a trial."""
+        is_due = not self.outstanding and now - self._seen_at >= self.trials.after_s
+        return is_due and self._seen_ms > self._answers * self.service_ms
 
     def finish(
         self,
@@ -342,6 +346,7 @@ class ReplicaLoad:
                 its link may be to blame, and the breaker and the error rate count it.
         """
         self.outstanding -= 1
+        del self._open[flight]
         if not flight.counted:
             self._since_report.remove(flight)
         self._observe(flight, now, ok, timed=timed and ok is not False)
@@ -351,6 +356,38 @@ class ReplicaLoad:
             self._count_error(now, 0.0 if ok else 1.0)
         if report is not None:
             self.report(report, now - flight.rtt_ms / 2000, flight.rtt_ms)
+        if ok and run_ms > 0.0 and self.service_ms > OVERHEAD_MS:
+            self._check_report(flight, now, run_ms)
+
+    def _check_report(self, flight: Flight, now: float, run_ms: float) -> None:
+        """Hold the report that came with an answer against what is there for certain; take what was met instead, if need be."""
+        rtt_s = flight.rtt_ms / 1000
+        if now - self.reported_at <= rtt_s + WITH_ANSWER_S:
+            self.doubts.check((each.started_at for each in self._open), rtt_s, now)
+        arrived_at = flight.started_at + rtt_s / 2
+        if not self.doubts.are_grave or arrived_at < self._counted_at:
+            return
+        took_ms = (now - flight.started_at) * 1000
+        waited_ms = took_ms - flight.rtt_ms - run_ms
+        if waited_ms > OVERHEAD_MS:
+            found = self.slots - 1 + self.slots * waited_ms / self.service_ms
+        else:
+            found = HALF_BUSY * self.slots
+        self._count(min(MAX_CLAIMED_REQUESTS, round(found)), arrived_at)
+        self._since_report.clear()
+        for each in self._open:
+            each.counted = each.started_at <= flight.started_at
+            if not each.counted:
+                self._since_report.append(each)
+
+    def _count(self, in_system: int, at: float) -> None:
+        """So many requests were there at that time."""
+        if -math.inf < self._counted_at < at:
+            self.usual_queue.held(self.in_system, at - self._counted_at)
+        self._counted_at = at
+        self.in_system = in_system
+        crowd = None if self.alike is None else self.alike.crowd
+        self.usual_queue.told(self.slots, self.service_ms, crowd)
 
     def report(self, report: LoadReport, made_at: float, rtt_ms: float) -> None:
         """Take what a replica says about its load; older word than the last one is ignored.
@@ -362,15 +399,15 @@ class ReplicaLoad:
         """
         if made_at < self.reported_at:
             return
-        if made_at - self._usual_at >= _USUAL_STEP_S:
-            self._learn_usual(made_at)
         if self.reported_at > -math.inf:
-            self.usual_queue.held(self.in_system, made_at - self.reported_at)
+            self.trials.held(self.service_ms, made_at)
+        else:
+            self.trials.begins(made_at)
         self.reported_at = made_at
-        self.in_system = min(MAX_CLAIMED_REQUESTS, max(0, report.in_system))
+        told = self.doubts.told = min(MAX_CLAIMED_REQUESTS, max(0, report.in_system))
         self.slots = min(MAX_CLAIMED_REQUESTS, max(1, report.slots))
         if self.alike is not None:
-            self.alike.heard(self.in_system / self.slots)
+            self.alike.heard(told / self.slots)
         if math.isfinite(report.service_ms):
             before_ms = self.service_ms
             told_ms = min(MAX_CLAIMED_SERVICE_MS, max(MIN_SERVICE_MS, report.service_ms))
@@ -378,8 +415,9 @@ class ReplicaLoad:
             self.service_ms = told_ms if alike is None else alike.evened(self, told_ms, made_at)
             if self.service_ms * ANOTHER_SPEED < before_ms:
                 self._answers = self._seen_ms = 0.0
-        crowd = None if self.alike is None else self.alike.crowd
-        self.usual_queue.told(self.slots, self.service_ms, crowd)
+        if self.doubts.are_grave:
+            return
+        self._count(told, made_at)
         sent_before = made_at - rtt_ms / 2000
         since = self._since_report
         while since and since[0].started_at <= sent_before:
@@ -397,37 +435,14 @@ class ReplicaLoad:
         observed_ms = max(0.0, (now - flight.started_at) * 1000 - flight.rtt_ms)
         most_ms = 2 * MAX_RHO * flight.load.service_ms  # one outlier must not cost it minutes
         if flight.trial_ms > 0.0:
-            self._judge_trial(flight, observed_ms, ok=bool(ok))
+            quick_ms = QUICK_FACTOR * (flight.trial_ms + OVERHEAD_MS)
+            self.trials.ended(quick=bool(ok) and observed_ms <= quick_ms)
+            if self.trials.quick:  # as good as ever: what was seen before counts no more
+                self._answers = self._seen_ms = 0.0
         fade = math.exp((self._seen_at - now) / DECAY_S)
         self._seen_ms = fade * self._seen_ms + min(most_ms, observed_ms * flight.weight)
         self._answers = fade * self._answers + (1.0 if ok else 0.0)
         self._seen_at = now
-
-    def _judge_trial(self, flight: Flight, observed_ms: float, *, ok: bool) -> None:
-        """Take what one request to an idle replica showed that was slow before."""
-        if ok and observed_ms <= QUICK_FACTOR * (flight.trial_ms + OVERHEAD_MS):
-            # As good as ever: what was seen before counts no more, and until the replica's own average has
-            # followed, it gets one request after the other.
-            self._answers = self._seen_ms = 0.0
-            self._trial_after_s = 0.0
-        else:
-            self._trial_after_s = min(
-                TRIAL_AFTER_MOST_S, max(TRIAL_AFTER_S, 2 * self._trial_after_s)
-            )
-
-    def _learn_usual(self, now: float) -> None:
-        """The run time that was said last has held until now; the average is geometric."""
-        if self.reported_at == -math.inf:
-            self._usual_from = self._usual_at = now
-            return
-        known_s = now - self._usual_from
-        share = (now - self._usual_at) / min(USUAL_S, known_s)
-        self._usual_log_ms += min(1.0, share) * (math.log(self.service_ms) - self._usual_log_ms)
-        self._usual_at = now
-        if known_s >= USUAL_LEAST_S:
-            self.slow_above_ms = TRIED_FACTOR * math.exp(self._usual_log_ms)
-        if self.service_ms <= self.slow_above_ms:
-            self._trial_after_s = TRIAL_AFTER_S
 
     def _ran(self, flight: Flight, now: float, run_ms: float) -> None:
         """Learn from how long a request ran what its size costs, and how long it had waited."""

@@ -37,13 +37,16 @@ class Waits:
     Attributes:
         level: Average wait of this gateway's last requests there.
         answers: How many it has seen.
+        slope: By how much more is waited where one more is told, 0 to 1. It is asked for each candidate of each request,
+            and changes with an answer.
     """
 
-    __slots__ = ("_at", "_together", "_told", "_told_spread", "answers", "level")
+    __slots__ = ("_at", "_together", "_told", "_told_spread", "answers", "level", "slope")
 
     def __init__(self) -> None:
         self.level = 0.0
         self.answers = 0
+        self.slope = 1.0
         self._at = -math.inf
         self._told = 0.0  # average of what was told
         self._told_spread = 0.0  # sum of its squared distances from that, the older the less
@@ -54,19 +57,13 @@ class Waits:
             f"<Waits {self.level:.2g} after {self.answers} answers, told is worth {self.slope:.0%}>"
         )
 
-    @property
-    def slope(self) -> float:
-        """By how much more is waited where one more is told, 0 to 1."""
-        slope = (self._together + TRUSTED) / (self._told_spread + TRUSTED)
-        return min(1.0, max(0.0, slope))
-
     def expected(self, told: float, now: float) -> float:
         """Return the wait to expect, given the one that the replica's report makes expect."""
         if self.answers < LEAST_ANSWERS:
             return told
         known = math.exp((self._at - now) / FADES_S)
-        met = max(0.0, self.level + self.slope * (told - self._told))
-        return known * met + (1.0 - known) * told
+        met = self.level + self.slope * (told - self._told)
+        return known * met + (1.0 - known) * told if met > 0.0 else (1.0 - known) * told
 
     def observe(self, told: float, waited: float, now: float) -> None:
         """Take how long a request waited.
@@ -84,4 +81,6 @@ class Waits:
         rest = 1.0 - gain
         self._told_spread = (1.0 - GAIN) * self._told_spread + rest * more_told * more_told
         self._together = (1.0 - GAIN) * self._together + rest * more_told * more_waited
+        slope = (self._together + TRUSTED) / (self._told_spread + TRUSTED)
+        self.slope = min(1.0, max(0.0, slope))
         self._at = now

@@ -378,3 +378,43 @@ def test_the_terms_make_up_the_score(pool: list[Candidate], now: float) -> None:
     for each in pool:
         terms = each.terms(ASKED, now)
         assert terms.expected_ms == pytest.approx(each.expected_ms(ASKED, now))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_those_out_of_reach_are_spared_the_formula_and_no_pick_is_another_for_it(
+    order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(5)
+    asked: list[Candidate] = []
+    candidates = 0
+    whole = Candidate.expected_ms
+
+    def counted(self: Candidate, request: RoutedRequest, now: float) -> float:
+        asked.append(self)
+        return whole(self, request, now)
+
+    for _ in range(50):
+        pool = [
+            candidate(f"n{number}", queued=rng.randrange(9), slots=4, service_ms=service_ms)
+            for number, service_ms in enumerate((20.0, 100.0, 1000.0) * 5)
+        ][::order]
+        scores = [whole(each, ASKED, 0.1) for each in pool]
+        seed = rng.getrandbits(32)
+        index, how = pick(scores, pool, ASKED, random.Random(seed))
+        with monkeypatch.context() as patch:
+            patch.setattr(Candidate, "expected_ms", counted)
+            route = choose(Candidates(tuple(pool)), ASKED, 0.1, random.Random(seed))
+        assert route is not None
+        assert (route.candidate, route.reason) == (pool[index], how)
+        assert (route.expected_ms, route.candidates) == (scores[index], len(pool))
+        candidates += len(pool)
+    assert len(asked) < candidates / 2
+
+
+def test_a_slow_replica_that_is_due_for_a_trial_is_not_out_of_reach() -> None:
+    slow, other = candidate("slow", service_ms=10.0), candidate("other", service_ms=12.0)
+    for second in range(1, 9):
+        slow.load.report(LoadReport(0, 1, 10.0), float(second), 0.0)
+    slow.load.report(LoadReport(0, 1, 100.0), 9.0, 0.0)
+    assert slow.load.trials.slow_above_ms < 100.0
+    assert names([other, slow], now=9.0)["slow"] > 0
