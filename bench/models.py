@@ -1,6 +1,6 @@
 """The model plane: what it adds to a runtime, what batching gains, processes, transfers, memory.
 
-    make bench-models     or  python -m bench.models [cnn overhead batching hop transfer swarm reloads]
+    make bench-models     or  python -m bench.models [cnn overhead batching hop transfer swarm reloads bake]
                                                      [--seconds 4] [--rounds 5] [--json]
 
 Each part runs in a process of its own, next to its baseline in the same run, interleaved: only ratios mean
@@ -60,7 +60,7 @@ class Figure:
 
 def _parts() -> dict[str, Callable[[float, int], list[Figure]]]:
     """Return the parts by name; each gets seconds for one round, and rounds."""
-    from bench import model_execution, model_transfer
+    from bench import baked_start, model_execution, model_transfer
 
     return {
         "cnn": model_execution.cnn,
@@ -70,10 +70,11 @@ def _parts() -> dict[str, Callable[[float, int], list[Figure]]]:
         "reloads": model_execution.reloads,
         "transfer": model_transfer.transfer,
         "swarm": model_transfer.swarm,
+        "bake": baked_start.bake,
     }
 
 
-PARTS = ("cnn", "overhead", "batching", "hop", "transfer", "swarm", "reloads")
+PARTS = ("cnn", "overhead", "batching", "hop", "transfer", "swarm", "reloads", "bake")
 
 
 def _run_apart(part: str, seconds: float, rounds: int) -> list[Figure]:

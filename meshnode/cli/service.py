@@ -68,6 +68,15 @@ def install(
     show: Annotated[
         bool, typer.Option("--print", help="Print the file and change nothing.")
     ] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="With --print: for systemd, launchd or windows.",
+            show_default="this machine's",
+        ),
+    ] = None,
     name: Name = None,
     system: ForSystem = None,
     data_dir: DataDir = None,
@@ -80,12 +89,18 @@ def install(
     else those that MESHNODE_CONFIG and MESHNODE_ENV_FILE name, else .env, else those of the service as
     it is. Variables of this shell do not reach it.
     """
+    if kind is not None and not show:
+        raise ConfigError(
+            "--kind goes with --print: what installs a service is the machine's own supervisor"
+        )
     loaded = load_settings({}, data_dir=data_dir, config=config, env_file=env_file)
     folder = loaded.data_dir
-    existing = _supervisor(folder, name=name, system=system)
-    files = _files(loaded, existing.installed_text())
+    installed = (
+        _supervisor(folder, name=name, system=system).installed_text() if kind is None else ""
+    )
+    files = _files(loaded, installed)
     _warn_of_what_stays_here(loaded, files)
-    made = _supervisor(folder, name=name, system=system, files=files)
+    made = _supervisor(folder, name=name, system=system, files=files, kind=kind)
     if show:
         typer.echo(made.text, nl=False)
         return
@@ -155,6 +170,7 @@ def _supervisor(
     name: str | None,
     system: bool | None,
     files: dict[str, str] | None = None,
+    kind: str | None = None,
 ) -> Supervisor:
     command = [sys.executable, "-m", "meshnode", "join", "--rejoin", "--data-dir", str(folder)]
     for option, path in (files or {}).items():
@@ -162,7 +178,7 @@ def _supervisor(
     called = service_files.NAME
     if name is not None:
         called += f"-{check_name('--name', name)}"
-    return supervisor(called, command, folder, system=system)
+    return supervisor(called, command, folder, system=system, kind=kind)
 
 
 def _files(loaded: "Loaded", installed: str) -> dict[str, str]:

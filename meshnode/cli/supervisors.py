@@ -10,7 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshnode.cli import service_files
 from meshnode.cli.output import plain
@@ -19,6 +19,9 @@ from meshnode.limits import SERVICE_TOOL_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+KINDS: Final = ("systemd", "launchd", "windows")
+"""Supervisors by the word that `--kind` takes."""
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
 """Where an administrator's units lie (systemd.unit(5))."""
@@ -270,21 +273,34 @@ class TaskScheduler(Supervisor):
 
 
 def supervisor(
-    name: str, command: Sequence[str], folder: Path, *, system: bool | None
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    *,
+    system: bool | None,
+    kind: str | None = None,
 ) -> Supervisor:
-    """Return the supervisor of this platform, with nothing changed yet.
+    """Return the supervisor of this platform, or of another one for its text, with nothing changed yet.
 
     Args:
         name: What the service is called.
         command: Program (an absolute path) and arguments.
         folder: The node's data folder.
         system: Whether it is the machine's; None for that where this is root.
+        kind: One of `KINDS`; None for this platform's.
+
+    Raises:
+        ConfigError: if there is no such kind.
     """
-    if sys.platform == "darwin":
+    if kind is None:
+        kind = {"darwin": "launchd", "win32": "windows"}.get(sys.platform, "systemd")
+    if kind not in KINDS:
+        raise ConfigError(f"--kind is {kind!r}; there are {', '.join(KINDS)}")
+    if kind == "launchd":
         return Launchd(name, command)
-    if sys.platform == "win32":
+    if kind == "windows":
         return TaskScheduler(name, command, folder)
-    is_root = os.geteuid() == 0
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return Systemd(name, command, folder, system=is_root if system is None else system)
 
 

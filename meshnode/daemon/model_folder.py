@@ -21,6 +21,7 @@ import msgspec
 from meshnode.errors import MeshError
 from meshnode.limits import SOURCE_POLL_S, UNLOAD_PATIENCE_S
 from meshnode.models.repository.folder_watch import Changes, FolderWatch, Key
+from meshnode.models.repository.local_archive import is_local_archive, unpacked
 from meshnode.models.repository.scanning import FoundModel, FoundVersion, passed_over, scan
 from meshnode.models.repository.server_models import SERVER_MODELS
 from meshnode.models.repository.source_urls import is_url, shown
@@ -64,7 +65,7 @@ class ModelFolder:
         """Follow a place.
 
         Args:
-            place: Absolute path of a folder, or a URL.
+            place: Absolute path of a folder or of an archive, or a URL.
             models: Loads and unloads.
             copies: The folder where copies of buckets and web servers are kept.
             poll_s: Seconds between two looks; 0 for a single one.
@@ -74,6 +75,8 @@ class ModelFolder:
         self._place = place
         self._models = models
         models.is_settled = False  # before the first look
+        if not is_url(place):
+            models.baked_is_known.clear()
         self._copies = copies
         self._poll_s = poll_s
         self._now = now
@@ -81,6 +84,7 @@ class ModelFolder:
         self._watch = FolderWatch()
         self._source: Source | None = None
         self._path: Path | None = None if is_url(place) else Path(place)
+        self._baked_from: Path | None = None
         self._fetched_at = float("-inf")
         self._stamp = b""
         # Warnings, each logged once; bounded by what the folder has.
@@ -120,7 +124,7 @@ class ModelFolder:
         Raises:
             MeshError: if the place as a whole cannot be read; what serves goes on serving.
         """
-        path = await self._current_path()
+        path = await self._prepared_path()
         stamp = await asyncio.to_thread(_stamp, path)
         if stamp == self._stamp and self._watch.is_settled:
             return
@@ -138,8 +142,21 @@ class ModelFolder:
         await self._carry_out(changes, look)
         self._models.is_settled = True
 
+    async def _prepared_path(self) -> Path:
+        """Return where the models lie, after reading what was compiled of them ahead of time."""
+        try:
+            path = await self._current_path()
+            if path != self._baked_from:
+                self._baked_from = path
+                await asyncio.to_thread(self._models.read_baked, path)
+        finally:
+            self._models.baked_is_known.set()
+        return path
+
     async def _current_path(self) -> Path:
         """Return where the models lie on this disk, after fetching what is new."""
+        if self._path is not None and is_local_archive(Path(self._place)):
+            return await asyncio.to_thread(unpacked, Path(self._place), self._copies)
         is_due = self._now() - self._fetched_at >= max(self._poll_s, SOURCE_POLL_S)
         if self._path is not None and (not is_url(self._place) or not is_due):
             return self._path

@@ -6,7 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meshnode.errors import MeshError
+from meshnode.errors import MeshError, ModelError
+from meshnode.models.baking.folder import BakedFolder, is_baked
+from meshnode.models.baking.machine import machine_here
 from meshnode.models.manifest import Manifest
 from meshnode.models.repository.config_backend import ONNX_RUNTIME
 from meshnode.models.repository.publish import describe
@@ -16,6 +18,7 @@ from meshnode.types import ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from meshnode.daemon.replicas import ReplicaReports
     from meshnode.events import Event
@@ -51,8 +54,13 @@ class OwnModels:
 
         Attributes:
             is_settled: Whether every version is told that the folder holds; true while no folder is followed.
+            baked: What the folder holds that was compiled and measured ahead of time; None for nothing.
+            baked_is_known: Clear only while a folder on this disk has not been looked at yet.
         """
         self.is_settled = True
+        self.baked: BakedFolder | None = None
+        self.baked_is_known = asyncio.Event()
+        self.baked_is_known.set()
         self._models = models
         self._replicas = replicas
         self._runtimes = runtimes
@@ -72,6 +80,23 @@ class OwnModels:
         """Whether a version is ready here."""
         return self._models.serves(model, version)
 
+    def read_baked(self, path: Path) -> None:
+        """Use what a folder says was compiled and measured ahead of time, if it is baked; blocks.
+
+        Versions that are deployed use it too, as far as they are the same.
+        """
+        if not is_baked(path):
+            return
+        try:
+            baked = BakedFolder.read(path, machine_here(cores=self._models.cores))
+        except ModelError as error:
+            log.warning("%s", error)
+            return
+        for warning in baked.warnings:
+            log.warning("%s", warning)
+        self.baked = baked
+        self._models.prepared = baked.prepared
+
     async def load(self, model: FoundModel, version: FoundVersion) -> None:
         """Load a version where it lies; what is wrong with it is told, not raised.
 
@@ -84,7 +109,8 @@ class OwnModels:
         self.mended(model.name)
         try:
             runtime = runtime_named(self._runtimes, version.runtime)
-            manifest = await asyncio.to_thread(describe, model, version, runtime)
+            known = () if self.baked is None else (self.baked.manifest_of,)
+            manifest = await asyncio.to_thread(describe, model, version, runtime, *known)
         except MeshError as error:
             self._failed(*key, version.runtime, str(error))
             return

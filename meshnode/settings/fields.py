@@ -187,7 +187,7 @@ _FIELDS: Final = (
         help="Serve every model of this folder, s3://, gs:// or http(s):// URL; '' for none.",
         meaning="A model repository whose every model this node serves: on this machine, in a bucket or on a "
         "web server.",
-        unit="a folder that holds one folder per model, or the URL of one",
+        unit="a folder that holds one folder per model, an archive of one, such as `meshnode bake` writes, or a URL",
         trade_off="Serves without a deployment, but on this node only; `meshnode deploy` places models "
         "on the nodes that suit.",
         sane="None, a folder of models that are prepared on this machine, or a bucket that they are put into.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.datafolder import kept_options
 from meshnode.errors import ConfigError
+from meshnode.models.repository.local_archive import is_local_archive
 from meshnode.models.repository.source_urls import is_url
 from meshnode.options import Chosen
 from meshnode.settings.environment import absolute, read_env_file, read_text
@@ -139,15 +140,16 @@ def this_machine() -> Machine:
 
 
 def _checked(settings: Settings) -> Settings:
-    """Add what only the disk tells: a folder of models that was named now must exist."""
+    """Add what only the disk tells: a folder or archive of models that was named now must exist."""
     models = settings.by_key["models"]
     if models.value is None or models.source.kind is Kind.KEPT or is_url(models.value):
         return settings
-    if Path(models.value).is_dir():
+    place = Path(models.value)
+    if place.is_dir() or is_local_archive(place):
         return settings
     message = (
         f"{models.source.spelled(models.field)} {models.value!r} is not a folder; it must hold one "
-        "folder per model, such as DIR/digits/1/model.onnx, or be the URL of one"
+        "folder per model, such as DIR/digits/1/model.onnx, or be an archive of such a folder, or a URL"
     )
     return replace(
         settings, faults=(*settings.faults, Fault(message, models.source, models.field.key))

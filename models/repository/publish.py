@@ -23,11 +23,12 @@ from meshnode.models.repository.signatures import Signature, reconcile
 from meshnode.models.runtimes.base import opening_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from meshnode.models.artifacts.store import BlobStore
     from meshnode.models.execution import Execution
+    from meshnode.models.repository.config import ModelConfig
     from meshnode.models.repository.scanning import FoundModel, FoundVersion
     from meshnode.models.repository.version_files import FoundFile
     from meshnode.models.runtimes.base import Opening, Runtime
@@ -38,19 +39,31 @@ _TENSORS_IN_FILE = frozenset({ONNX_RUNTIME, LITERT_RUNTIME})
 """Runtimes whose files state all their tensors, so that a configuration is compared with them."""
 
 
-def describe(model: FoundModel, version: FoundVersion, runtime: Runtime) -> Manifest:
+def describe(
+    model: FoundModel,
+    version: FoundVersion,
+    runtime: Runtime,
+    known: Callable[[Manifest, ModelConfig | None], Manifest | None] = lambda _manifest, _config: (
+        None
+    ),
+) -> Manifest:
     """Return the manifest of a version as it lies on disk.
 
     Args:
         model: What `scan` found; its `name` becomes the public name.
         version: One of its versions.
         runtime: The runtime that will execute it.
+        known: Returns what opening it came to earlier, of its files and settings and its configuration; then it is
+            not opened. None if it has to be.
 
     Raises:
         ModelError: if a file cannot be read, the runtime cannot open the model, or its
             configuration disagrees with it.
     """
-    return _complete(hashed(model, version, runtime), model, version.folder, runtime)
+    provisional = hashed(model, version, runtime)
+    return known(provisional, model.config) or _complete(
+        provisional, model, version.folder, runtime
+    )
 
 
 def hashed(model: FoundModel, version: FoundVersion, runtime: Runtime) -> Manifest:

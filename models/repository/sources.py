@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Final
 from meshnode.errors import InvalidRequest, MeshError, ModelError, TransferFailed
 from meshnode.limits import MAX_MODEL_FILE_BYTES, UPLOAD_RESERVE_BYTES
 from meshnode.models.repository.config_backend import BARE_SUFFIXES
+from meshnode.models.repository.local_archive import only_root, stem_of
 from meshnode.models.repository.source_copy import SourceCopy, md5_of
 from meshnode.models.repository.source_stores import Listing, RemoteFile, Store
 from meshnode.models.repository.source_urls import check_url, last_part, shown
 from meshnode.models.repository.unpacking import ARCHIVE_SUFFIXES, is_archive, unpack
 from meshnode.models.repository.upload_paths import check_names
-from meshnode.models.repository.version_names import read_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -225,13 +225,13 @@ class Source:
         if not place.exists():
             shutil.rmtree(folder / "unpacking", ignore_errors=True)
             room = self.free_bytes(self.folder) - UPLOAD_RESERVE_BYTES
-            unpack(copy.files / name, folder / "unpacking" / _stem(name), max(0, room))
+            unpack(copy.files / name, folder / "unpacking" / stem_of(name), max(0, room))
             place.parent.mkdir(exist_ok=True)
             (folder / "unpacking").replace(place)
             for old in place.parent.iterdir():
                 if old != place:
                     shutil.rmtree(old, ignore_errors=True)
-        return _root(place / _stem(name))
+        return only_root(place / stem_of(name))
 
 
 @dataclass(slots=True)
@@ -268,17 +268,3 @@ def _folder_name(url: str) -> str:
     except InvalidRequest:
         return "models"
     return name
-
-
-def _stem(name: str) -> str:
-    lower = name.lower()
-    suffix = max((each for each in ARCHIVE_SUFFIXES if lower.endswith(each)), key=len)
-    return name[: -len(suffix)] or "models"
-
-
-def _root(folder: Path) -> Path:
-    """Return the only folder in an archive, if it has nothing else: people pack a model's folder so."""
-    children = list(folder.iterdir())
-    if len(children) == 1 and children[0].is_dir() and read_version(children[0].name) is None:
-        return children[0]
-    return folder

@@ -44,6 +44,9 @@ class Opening:
         execution: All settings.
         instance: Which of the version's instances this is, from 0.
         cache_folder: Where the model may keep what it compiled, across restarts; None for nowhere.
+        graphs: Folder of the file's graph in the form that this very build of the runtime made of it; None for none.
+            A runtime that has no such form passes it over.
+        writes_graphs: Whether that form is written to `graphs` now, instead of read from there.
         files_stay: Whether the files are the node's own copies, which nobody changes. Other files must not be
             mapped into memory: one that is cut short or overwritten meanwhile would end the process.
     """
@@ -60,6 +63,8 @@ class Opening:
     execution: Execution = DEFAULT_EXECUTION
     instance: int = 0
     cache_folder: Path | None = None
+    graphs: Path | None = None
+    writes_graphs: bool = False
     files_stay: bool = False
 
 

@@ -4,6 +4,9 @@ Models are opened by path, so that external data is found beside the file; ONNX 
 refuses external data that lies outside the model's folder, by path or by link. The file itself it reads; external
 data it maps, so that of files that others may change (`Opening.files_stay`) this is read into memory instead.
 
+A graph that was optimised ahead of time (`Opening.graphs`, by `meshnode bake`) is opened as it is, without optimising
+it again; where it does not open, the file itself is, with a warning.
+
 The execution provider is chosen by `meshnode.models.runtimes.providers`. One that is there but does not
 start (a driver that is too old, memory that is full) is passed over with a warning, and the next is tried.
 """
@@ -14,11 +17,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.errors import ModelError
+from meshnode.limits import MAX_COMPILED_GRAPH_BYTES
 from meshnode.models.repository.config import ONNX_PLATFORM, ONNX_RUNTIME
 from meshnode.models.runtimes.base import Capability, Described
 from meshnode.models.runtimes.onnx_file import external_files
 from meshnode.models.runtimes.onnx_graph import read_facts
-from meshnode.models.runtimes.providers import ACCELERATORS, CPU, choose
+from meshnode.models.runtimes.providers import ACCELERATORS, CPU, CUDA, choose
 from meshnode.models.runtimes.reasons import clean_reason
 
 if TYPE_CHECKING:
@@ -39,6 +43,9 @@ _SESSION_ENTRIES: Final = frozenset({
     "session.set_denormal_as_zero", "session.use_device_allocator_for_initializers",
 })  # fmt: skip
 """Configuration entries that a model may set: none of them names a place on the disk."""
+
+_KEPT_GRAPHS: Final = frozenset({CPU, CUDA})
+"""Providers whose graphs ONNX Runtime can write: others compile parts of them into what no file holds."""
 
 _IDENTITY: Final = (
     b'\x08\x07:7\n\x10\n\x01x\x12\x01z"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04'
@@ -98,25 +105,27 @@ class OnnxRuntime:
             options.add_external_initializers_from_files_in_memory(
                 [name], [content], [len(content)]
             )
+        size_bytes = path.stat().st_size + sum(len(content) for _, content in external)
+        opener = _Opener(onnxruntime, opening, path, options, size_bytes)
         chosen = choose(opening, self._available)
         for warning in chosen.warnings:
             log.warning("model %s version %d: %s", opening.model, opening.version, warning)
         for choice in chosen.choices[:-1]:
             try:
-                session = _open(onnxruntime, path, options, choice)
+                session = opener.open(choice)
             # Whatever a provider throws: the file may still run on the next one.
             except Exception as error:  # noqa: BLE001
                 _tell_passed_over(opening, choice, clean_reason(error))
                 continue
             if choice.providers[0][0] in session.get_providers():
-                return _model(session, choice.device, path, options)
+                return _model(session, choice.device, path, options, is_baked=opener.is_baked)
             _tell_passed_over(opening, choice, "it did not start")
         try:
-            session = _open(onnxruntime, path, options, chosen.choices[-1])
+            session = opener.open(chosen.choices[-1])
         # Any of a dozen classes that derive from Exception alone.
         except Exception as error:  # noqa: BLE001
             raise ModelError(f"{entry!r} cannot be loaded: {clean_reason(error)}") from None
-        return _model(session, chosen.choices[-1].device, path, options)
+        return _model(session, chosen.choices[-1].device, path, options, is_baked=opener.is_baked)
 
     def _library(self) -> Any:
         """Return ONNX Runtime, imported and quiet.
@@ -191,14 +200,82 @@ def _external(path: Path) -> tuple[tuple[str, bytes], ...]:
         return ()  # ONNX Runtime says what is wrong with the file
 
 
-def _open(onnxruntime: Any, path: Path, options: Any, choice: Choice) -> Any:
-    # Without ONNX Runtime's own fall-back, which prints to the terminal and does not say why.
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=_as_taken(choice.providers), enable_fallback=0
-    )
+class _Opener:
+    """Makes sessions of one file, from or with its optimised graph where that is wanted.
+
+    Attributes:
+        is_baked: Whether the last one was made from a graph that was there.
+    """
+
+    def __init__(
+        self, onnxruntime: Any, opening: Opening, path: Path, options: Any, size_bytes: int
+    ) -> None:
+        self._onnxruntime = onnxruntime
+        self._opening = opening
+        self._path = path
+        self._options = options
+        self._size_bytes = size_bytes
+        self.is_baked = False
+
+    def open(self, choice: Choice) -> Any:
+        """Return a session on these providers; raises whatever ONNX Runtime raises."""
+        graph = self._graph(choice)
+        self.is_baked = False
+        if graph is None:
+            return self._session(self._path, self._options, choice)
+        if self._opening.writes_graphs:
+            return self._written(graph, choice)
+        return self._read(graph, choice)
+
+    def _graph(self, choice: Choice) -> Path | None:
+        """Return the file of the optimised graph for these providers; None if there can be none, or is none."""
+        folder = self._opening.graphs
+        if folder is None or any(name not in _KEPT_GRAPHS for name, _ in choice.providers):
+            return None
+        graph = folder / f"graph-{choice.device.partition(' ')[0].replace(':', '-')}.onnx"
+        if self._opening.writes_graphs:
+            return graph if self._size_bytes <= MAX_COMPILED_GRAPH_BYTES else None
+        return graph if graph.is_file() else None
+
+    def _read(self, graph: Path, choice: Choice) -> Any:
+        options = session_options(self._onnxruntime, self._opening)
+        options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        opening = self._opening
+        try:
+            session = self._session(graph, options, choice)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the file itself is there
+            log.warning(
+                "model %s version %d: its baked graph cannot be opened, so it is optimised anew: %s",
+                opening.model, opening.version, clean_reason(error),
+            )  # fmt: skip
+            return self._session(self._path, self._options, choice)
+        self.is_baked = True
+        log.info(
+            "model %s version %d is opened from the graph that was baked, for %s",
+            opening.model, opening.version, choice.device,
+        )  # fmt: skip
+        return session
+
+    def _written(self, graph: Path, choice: Choice) -> Any:
+        graph.parent.mkdir(parents=True, exist_ok=True)
+        self._options.optimized_model_filepath = str(graph)
+        try:
+            return self._session(self._path, self._options, choice)
+        except Exception as error:  # noqa: BLE001 - it may be the writing alone that failed
+            graph.unlink(missing_ok=True)
+            log.warning("its optimised graph cannot be kept: %s", clean_reason(error))
+        finally:
+            self._options.optimized_model_filepath = ""
+        return self._session(self._path, self._options, choice)
+
+    def _session(self, path: Path, options: Any, choice: Choice) -> Any:
+        # Without ONNX Runtime's own fall-back, which prints to the terminal and does not say why.
+        return self._onnxruntime.InferenceSession(
+            str(path), options, providers=_as_taken(choice.providers), enable_fallback=0
+        )
 
 
-def _model(session: Any, device: str, path: Path, options: Any) -> OnnxModel:
+def _model(session: Any, device: str, path: Path, options: Any, *, is_baked: bool) -> OnnxModel:
     # On demand, as ONNX Runtime itself: it brings NumPy with it.
     from meshnode.models.runtimes.onnx_session import OnnxModel
 
@@ -209,6 +286,7 @@ def _model(session: Any, device: str, path: Path, options: Any) -> OnnxModel:
         works_by_values=facts.works_by_values,
         value_readers=facts.value_readers,
         has_arena=options.enable_cpu_mem_arena,
+        is_baked=is_baked,
     )
 
 

@@ -65,6 +65,7 @@ class OnnxModel:
         outputs: Output tensors as the file states them.
         device: Where it runs.
         works_by_values: Whether values in its inputs may decide how long it runs.
+        is_baked: Whether it was opened from a graph that was optimised ahead of time.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class OnnxModel:
         "_value_readers",
         "device",
         "inputs",
+        "is_baked",
         "outputs",
         "works_by_values",
     )
@@ -88,6 +90,7 @@ class OnnxModel:
         works_by_values: bool = True,
         value_readers: frozenset[str] = frozenset(),
         has_arena: bool = False,
+        is_baked: bool = False,
     ) -> None:
         """Take ownership of a session.
 
@@ -97,6 +100,7 @@ class OnnxModel:
             works_by_values: As the attribute.
             value_readers: Operators that read clients' values only, as they were sent.
             has_arena: Whether it keeps the memory of its runs for the next ones.
+            is_baked: As the attribute.
 
         Raises:
             ModelError: if an input or output is not a tensor of a type that can be sent.
@@ -104,6 +108,7 @@ class OnnxModel:
         self._session = session
         self.device = device
         self.works_by_values = works_by_values
+        self.is_baked = is_baked
         self.inputs = tuple(_spec("input", node) for node in session.get_inputs())
         self.outputs = tuple(_spec("output", node) for node in session.get_outputs())
         self._all_outputs = tuple(spec.name for spec in self.outputs)

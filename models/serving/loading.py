@@ -4,6 +4,9 @@ The first instance decides how many there are: what one run takes says whether r
 cores or done side by side (`thread_plan`). Where the plan gives each run more threads than the first
 instance was opened with, that one is closed and opened again: two at once would need twice the memory.
 
+A version that was baked (`meshnode.models.baking`) is opened from what was compiled then, and what was measured then is
+not measured again: it runs once, for what it allocates on first use.
+
 Models in processes of their own run their author's code, so nobody asks them anything but what their
 author configured, and a TorchScript model (whose batches are joined rows) zeros as others.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
+    from meshnode.models.baking.folder import Prepared
+    from meshnode.models.baking.index import Measured
     from meshnode.models.manifest import Manifest
     from meshnode.models.runtimes.base import LoadedModel, Opening, Runtime
     from meshnode.models.serving.profile import Profile
@@ -60,6 +66,7 @@ class Loader:
         cores: Processor cores to use.
         timer: Seconds; called in worker threads too.
         cache_folder: Where a version of this digest may keep what it compiles; None for nowhere.
+        prepared: Returns what need not be done again for a version; None if all has to be. Blocks.
     """
 
     runtimes: Mapping[str, Runtime]
@@ -67,6 +74,7 @@ class Loader:
     cores: int
     timer: Callable[[], float]
     cache_folder: Callable[[str], Path | None] = lambda _digest: None
+    prepared: Callable[[Manifest], Prepared | None] = lambda _manifest: None
 
     async def open(self, manifest: Manifest, folder: Path, gpus: int = 0) -> Opened:
         """Open, warm up and measure a version.
@@ -111,9 +119,12 @@ class _Attempt:
         self._open: list[LoadedModel | ProcessModel] = []
         self._run_time = RunTime(first_runs(manifest))
         self._first_s = 0.0
+        self._settled = Pace.SHORT
+        self._prepared: Prepared | None = None
 
     async def run(self) -> Opened:
         requests = await asyncio.to_thread(warm_up_requests, self._manifest, self._folder)
+        await asyncio.to_thread(self._prepare)
         plan = await self._open_first()
         rest = plan.instances[1:]
         for number, each in enumerate(rest, 1):
@@ -140,23 +151,52 @@ class _Attempt:
             self._run_time,
             profile,
             await self._why_apart(),
+            self._first_s,
+            self._settled,
             await asyncio.to_thread(self._initial_states),
         )
 
     def _slots(self, model: LoadedModel | ProcessModel, planned: InstancePlan) -> int:
         return model.concurrency if isinstance(model, ProcessModel) else planned.slots
 
+    # What is there already
+
+    def _prepare(self) -> None:
+        """Find out what need not be done, and let the model's code find what it kept."""
+        manifest = self._manifest
+        self._prepared = self._loader.prepared(manifest)
+        kept = None if self._prepared is None else self._prepared.cache
+        folder = self._loader.cache_folder(manifest.digest)
+        if kept is None or folder is None or folder.exists():
+            return
+        try:
+            shutil.copytree(kept, folder)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            log.warning(
+                "model %s version %d compiles anew: what was baked cannot be copied: %s",
+                manifest.model, manifest.version, error,
+            )  # fmt: skip
+
+    @property
+    def _known(self) -> Measured | None:
+        return None if self._prepared is None else self._prepared.measured
+
     # Opening
 
     async def _open_first(self) -> ThreadPlan:
         """Open the first instance with the threads that fit it; return the plan for all."""
-        plan = self._plan(Pace.SHORT)
+        known = self._known
+        plan = self._plan(Pace.SHORT if known is None else known.pace)
         model = await asyncio.to_thread(self._open_and_warm, plan.instances[0])
         if isinstance(model, ProcessModel):
             self._kind = Kind.PROCESS
             await self._warm_process(model)
             return self._plan(Pace.SHORT)
-        settled = self._plan(self._pace())
+        self._settled = self._pace() if known is None else known.pace
+        if known is not None:
+            return plan
+        settled = self._plan(self._settled)
         if settled.instances[0].threads == plan.instances[0].threads:
             return settled
         model.close()  # before the second is opened: two would need twice the memory
@@ -195,6 +235,8 @@ class _Attempt:
             device=planned.device,
             instance=number,
             cache_folder=loader.cache_folder(manifest.digest),
+            graphs=None if self._prepared is None else self._prepared.graphs,
+            writes_graphs=self._prepared is not None and self._prepared.writes,
         )
         model = self._runtime.load(opening)
         self._open.append(model)
@@ -204,11 +246,20 @@ class _Attempt:
     def _open_and_warm(self, planned: InstancePlan) -> LoadedModel | ProcessModel:
         model = self._open_one(planned, 0)
         if not isinstance(model, ProcessModel):
-            config = self._loader.config
+            runs, known = self._loader.config.warm_up_runs, self._known
+            run_time = self._run_time if known is None else RunTime()
             self._first_s = warm_up(
-                self._manifest, model, self._run_time, config.warm_up_runs, self._loader.timer
+                self._manifest, model, run_time, runs if known is None else 1, self._loader.timer
             )
+            self._recall()
         return model
+
+    def _recall(self) -> None:
+        """Take the time that was measured when the version was baked: one run alone is no measurement."""
+        if self._known is not None and self._first_s > 0:
+            self._first_s = self._known.first_s
+            if self._first_s > 0:
+                self._run_time.observe(self._first_s, 1)
 
     async def close(self) -> None:
         for model in self._open:
@@ -228,14 +279,16 @@ class _Attempt:
         if inputs is None:
             return
         times = []
-        for _ in range(self._loader.config.warm_up_runs):
+        for _ in range(self._loader.config.warm_up_runs if self._known is None else 1):
             took_s = await self._timed(model, inputs)
             if took_s is None:
                 return
             times.append(took_s)
         if profile_sizes(self._manifest):
             self._first_s = min(times)
-            self._run_time.observe(self._first_s, 1)
+            if self._known is None:
+                self._run_time.observe(self._first_s, 1)
+            self._recall()
 
     def _takes_zeros(self, model: ProcessModel) -> bool:
         """Whether zeros may be tried on a model in a process: not on what only its author knows."""
@@ -310,6 +363,8 @@ class _Attempt:
     # Measuring
 
     async def _profile(self) -> Profile:
+        if self._known is not None:
+            return self._known.profile
         model, budget_s = self._open[0], self._loader.config.profile_s
         if not isinstance(model, ProcessModel):
             return await asyncio.to_thread(
@@ -327,6 +382,8 @@ class _Attempt:
 
     async def _why_apart(self) -> str:
         """Return why requests must not be joined without a configuration; empty if they may."""
+        if self._known is not None:
+            return self._known.apart
         execution, model = self._manifest.execution, self._open[0]
         if (
             execution.batching is not None

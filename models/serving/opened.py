@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshnode.models.serving.thread_plan import Pace
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -41,6 +43,8 @@ class Opened:
         profile: Service time by batch size.
         apart: Why requests must not be joined to batches that nobody configured; empty if joined rows
             were seen to give the answers that they give alone.
+        first_s: Seconds of one run of one row, as the warm-up measured; 0 if that is unknown.
+        pace: Which plan of threads that asked for.
         initial_states: Of a sequence model's states: the bytes of the first, by the input's name.
     """
 
@@ -48,4 +52,6 @@ class Opened:
     run_time: RunTime
     profile: Profile = ()
     apart: str = ""
+    first_s: float = 0.0
+    pace: Pace = Pace.SHORT
     initial_states: Mapping[str, bytes] = field(default_factory=dict)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from meshnode.models.baking.folder import Prepared
     from meshnode.models.manifest import Manifest
     from meshnode.models.runtimes.base import Runtime
     from meshnode.models.serving.instances import Workers
@@ -107,6 +108,7 @@ class ModelServer:
         gpus: Accelerators of the machine.
         room_bytes: Returns the memory that models may still take, or None for no limit.
         cache_root: Folder below which models may keep what they compile, by digest; None for nowhere.
+        prepared: Returns what need not be done again for a version that was baked; called in a thread.
     """
 
     def __init__(
@@ -134,10 +136,12 @@ class ModelServer:
         self.on_change = on_change
         self.room_bytes: Callable[[], int | None] = lambda: None
         self.cache_root: Path | None = None
+        self.prepared: Callable[[Manifest], Prepared | None] = lambda _manifest: None
         self._config = config or ServerConfig()
         self._loader = Loader(
-            runtimes, self._config, cores or available_cores(), timer, self._cache_folder
-        )
+            runtimes, self._config, cores or available_cores(), timer, self._cache_folder,
+            self._prepared,
+        )  # fmt: skip
         self._timer = timer
         self._make_workers = make_workers
         self._give_back = give_back
@@ -156,6 +160,11 @@ class ModelServer:
 
     def __repr__(self) -> str:
         return f"<ModelServer ready={len(self._ready)} known={len(self._status)}>"
+
+    @property
+    def cores(self) -> int:
+        """Processor cores that models use here."""
+        return self._loader.cores
 
     # What is known
 
@@ -499,6 +508,9 @@ class ModelServer:
 
     def _cache_folder(self, digest: str) -> Path | None:
         return None if self.cache_root is None else self.cache_root / digest
+
+    def _prepared(self, manifest: Manifest) -> Prepared | None:
+        return self.prepared(manifest)
 
     def _retire(self, served: Served) -> None:
         """Close a replica that was replaced once nothing runs on it, in the background."""

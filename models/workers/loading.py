@@ -51,6 +51,8 @@ def prepare(surroundings: WorkerSurroundings, folder: Path) -> Path:
         os.environ.setdefault("XDG_CACHE_HOME", str(cache))
         os.environ.setdefault("HF_HOME", str(cache / "huggingface"))
         os.environ.setdefault("POPTORCH_CACHE_DIR", str(cache / "poptorch"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     _link_all(folder, place)
     os.chdir(place)
     sys.path.insert(0, str(folder))

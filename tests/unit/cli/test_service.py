@@ -105,6 +105,32 @@ def test_windows_gets_a_task() -> None:
     assert action.findtext(f"{space}Arguments") == 'join "a \\"b\\" \\\\" plain'
 
 
+def test_the_files_of_other_platforms_are_printed_on_this_one(
+    meshnode: Run, tmp_path: Path
+) -> None:
+    def printed(kind: str) -> str:
+        done = meshnode(
+            "service", "install", "--print", "--kind", kind, "--data-dir", str(tmp_path)
+        )
+        assert done.exit_code == 0
+        return done.stdout
+
+    job = plistlib.loads(printed("launchd").encode())
+    assert job["ProgramArguments"][1:] == [
+        "-m", "meshnode", "join", "--rejoin", "--data-dir", str(tmp_path),
+    ]  # fmt: skip
+    root = ET.fromstring(printed("windows").partition("\n")[2])
+    assert root.tag.endswith("Task")
+    assert "[Service]\nType=notify" in printed("systemd")
+
+
+def test_a_kind_is_only_to_be_printed_and_one_that_exists(meshnode: Run) -> None:
+    assert "goes with --print" in meshnode("service", "install", "--kind", "launchd").stderr
+    done = meshnode("service", "install", "--print", "--kind", "upstart")
+    assert done.exit_code == 2
+    assert "there are systemd, launchd, windows" in done.stderr
+
+
 class Systemctl:
     """A stand-in on PATH that notes its calls, and answers with what `answer` names."""
 
