@@ -22,7 +22,8 @@ deployment has the same one, its files need not come again. `"dry_run"` changes 
 `"files": "needed"` in its answer says that the files must come.
 
 `"revision"`, here and in the other changes, is the revision that the change was made from. If another one counts by
-now, the answer is 409 with who changed what (`stale_revision`), unless `"force"` is true or nothing would change.
+now, the answer is 409 with who changed what (`stale_revision`), unless `"force"` is true or nothing would change. With
+`"retry"` a release that was rolled back begins once more.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Definition:
         base: The revision that it was made from; None for whichever counts.
         dry_run: Only say what would change.
         force: Whatever it was made from.
+        retry: Try a release once more that was rolled back, though nothing else changes.
     """
 
     spec: DeploymentSpec
@@ -75,6 +77,7 @@ class Definition:
     base: str | None = None
     dry_run: bool = False
     force: bool = False
+    retry: bool = False
 
 
 class DeploymentsControl(Protocol):
@@ -141,6 +144,7 @@ class _Definition(_Files, forbid_unknown_fields=True):
     revision: _Word | None = None
     dry_run: bool = False
     force: bool = False
+    retry: bool = False
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -184,7 +188,9 @@ async def apply(
     elsewhere = control.forward(Role.OPERATOR, http, request_id, wish.upload)
     if elsewhere is not None:
         return await elsewhere
-    definition = Definition(spec, places, wish.source, wish.revision, wish.dry_run, wish.force)
+    definition = Definition(
+        spec, places, wish.source, wish.revision, wish.dry_run, wish.force, wish.retry
+    )
     answer = await control.definitions.apply(definition, http.caller)
     return json_response(answer, 202 if answer["changed"] and not wish.dry_run else 200)
 

@@ -28,6 +28,7 @@ from meshnode.gateway import torchserve_routes
 from meshnode.gateway.docs_page import DocsPage
 from meshnode.gateway.endpoint_routes import EndpointRoutes
 from meshnode.gateway.event_streams import EventStreams
+from meshnode.gateway.feedback_api import FeedbackRoutes
 from meshnode.gateway.inference import Inference
 from meshnode.gateway.jobs_api import prefers_later
 from meshnode.gateway.jobs_routes import JobsRoutes
@@ -106,6 +107,7 @@ class Dispatcher:
         self.add(self._endpoint.routes())
         self.add(MeshRoutes(control, metrics).routes())
         self.add(NativeRoutes(self.inference, control, self.streams).routes())
+        self.add(FeedbackRoutes(pipeline).routes())
         self.add(
             DocsPage(lambda: self.operations, lambda: pipeline.table, self.error_form).routes()
         )

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from meshnode.errors import DeadlineExceeded, MeshError
 from meshnode.gateway.inference import with_cache_control
-from meshnode.gateway.pipeline import Answered
+from meshnode.gateway.targets import Answered
 from meshnode.limits import FAN_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meshnode.gateway.pipeline import Pipeline, Target
+    from meshnode.gateway.pipeline import Pipeline
     from meshnode.gateway.protocols.http import HttpRequest
+    from meshnode.gateway.targets import Target
     from meshnode.types import InferRequest, InferResponse
 
 _R = TypeVar("_R")
@@ -49,7 +50,7 @@ async def fan_out(
 
     async def work() -> None:
         for index, request in waiting:
-            answered = pipeline.answer(with_cache_control(request, http), target)
+            answered = pipeline.answer(with_cache_control(request, http), target, http.headers)
             if not isinstance(answered, Answered):
                 answered = await answered
             try:

@@ -426,6 +426,18 @@ def version_in(text: str) -> int | None:
     return version_of(text) if text else None
 
 
+def request_id_of(call: str, own: str, number: int) -> str:
+    """Return the id of one request of a stream.
+
+    Args:
+        call: Of the stream.
+        own: As its client calls it, or empty.
+        number: Which of the stream's requests it is.
+    """
+    named = f"{call}:{own}"
+    return named if own and _REQUEST_ID.fullmatch(named) else f"{call}:{number}"
+
+
 def peer_host(peer: str) -> str:
     """Return the address in what gRPC calls a peer, such as `ipv4:127.0.0.1:5000`; empty if there is none."""
     kind, _, rest = peer.partition(":")

@@ -8,6 +8,9 @@ What is promised of the order, as in Triton: the requests of a sequence run one 
 in one part are answered in the order in which they were asked. Answers of several parts go out as they are made,
 among the others.
 
+The id of a request, in logs and for feedback, is that of the call (`x-request-id` in the initial metadata), a colon, and
+its own `id`, or else its number, from 1 on.
+
 What goes wrong with one request is told in its place, and the call goes on. It ends when its caller sends no more
 and all is answered, or at once when the caller goes away or does not take what it is sent.
 """
@@ -23,7 +26,7 @@ from grpc.aio import InternalError, UsageError
 
 from meshnode.errors import Cancelled, MeshError, NotServing, Saturated
 from meshnode.gateway.caller_shares import CallerShares
-from meshnode.gateway.grpc_calls import parse, version_in
+from meshnode.gateway.grpc_calls import parse, request_id_of, version_in
 from meshnode.gateway.protocols.dialect import Asked
 from meshnode.gateway.protocols.grpc_messages import Streamed, error_in_stream
 from meshnode.gateway.protocols.http import HttpResponse, HttpStream
@@ -71,6 +74,7 @@ class InferStreams:
         with self._shares.one_of(asking.caller):
             self._running += 1
             try:
+                await context.send_initial_metadata((("x-request-id", asking.request_id),))
                 await _Stream(self._calls, asking, context).run()
             finally:
                 self._running -= 1
@@ -90,6 +94,7 @@ class _Stream:
         self._last: asyncio.Event | None = None  # set when all single answers so far are written
         self._sequences: dict[object, asyncio.Event] = {}  # of the last request of each
         self._working = 0
+        self._read = 0
         self._is_idle = False
         # The call itself was counted for its caller's key: one request for the rate, and one place.
         self._has_token = self._has_place = True
@@ -106,7 +111,8 @@ class _Stream:
             async with asyncio.TaskGroup() as group:
                 while (found := await self._next()) is not None:
                     data, held = found
-                    group.create_task(self._one(data, held))
+                    self._read += 1
+                    group.create_task(self._one(data, held, self._read))
         except* TimeoutError:
             gave_up = True
         if gave_up:
@@ -145,17 +151,17 @@ class _Stream:
                 reading.cancel()
                 leaving.cancel()
 
-    async def _one(self, data: bytes, held: Body) -> None:
+    async def _one(self, data: bytes, held: Body, number: int) -> None:
         """Answer one request, in its turn."""
         self._working += 1
         try:
-            await self._in_turn(data)
+            await self._in_turn(data, number)
         finally:
             self._working -= 1
             held.end()
             self._room.release()
 
-    async def _in_turn(self, data: bytes) -> None:
+    async def _in_turn(self, data: bytes, number: int) -> None:
         try:
             message = parse("ModelInferRequest", data)
         except MeshError as error:
@@ -171,7 +177,9 @@ class _Stream:
         try:
             if previous is not None:
                 await previous.wait()
-            await self._answer(message, data, before if self._last is not before else None)
+            in_order = self._last is not before
+            request_id = request_id_of(self._asking.request_id, message.id, number)
+            await self._answer(message, data, request_id, before if in_order else None)
         finally:
             mine.set()
             if self._sequences.get(sequence) is mine:
@@ -183,14 +191,16 @@ class _Stream:
         manifest = pipeline.announced(message.model_name, _known_version(message.model_version))
         return manifest is not None and manifest.execution.decoupled
 
-    async def _answer(self, message: Any, data: bytes, before: asyncio.Event | None) -> None:
+    async def _answer(
+        self, message: Any, data: bytes, request_id: str, before: asyncio.Event | None
+    ) -> None:
         """Run one request and write its answer, after that of `before`, if it is given."""
         parts = self._calls.parts
         own_place, self._has_place = self._has_place, False
         counted = False
         try:
             counted = self._count(takes_place=not own_place)
-            stream = await self._begun(message, data)
+            stream = await self._begun(message, data, request_id)
             async with aclosing(_generator(stream)) as pieces:
                 async for piece in pieces:
                     await self._write_after(before, piece)
@@ -201,8 +211,7 @@ class _Stream:
         except (TimeoutError, asyncio.CancelledError):
             raise
         except Exception:
-            request_id = self._asking.request_id
-            log.exception("a request of the stream %s failed", request_id)
+            log.exception("request %s of a stream failed", request_id)
             sentence = (
                 f"the gateway failed to handle this request; its log has request {request_id}"
             )
@@ -228,14 +237,14 @@ class _Stream:
         limits = self._calls.parts.key_limits
         return limits.begin(caller, now, takes_token=takes_token, takes_place=takes_place)
 
-    async def _begun(self, message: Any, data: bytes) -> HttpStream:
+    async def _begun(self, message: Any, data: bytes, request_id: str) -> HttpStream:
         asking = self._asking
         remaining_s = self._context.time_remaining()
         http = self._calls.http_of(asking._replace(remaining_s=remaining_s), data)
         version = version_in(message.model_version)
         asked = Asked(http, message.model_name, version, message)
         inference = self._calls.parts.dispatcher.inference
-        reply = inference.answer(self._dialect, asked, asking.request_id)
+        reply = inference.answer(self._dialect, asked, request_id)
         assert not isinstance(reply, HttpResponse)  # `Streamed` has streams only
         found = await reply
         assert isinstance(found, HttpStream)

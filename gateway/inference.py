@@ -17,20 +17,21 @@ import msgspec
 from meshnode.cache_control import read_cache_control
 from meshnode.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, MeshError
 from meshnode.gateway.metrics import OTHER, GatewayMetrics
-from meshnode.gateway.pipeline import Answered, Pipeline
 from meshnode.gateway.protocols.dialect import Enough
 from meshnode.gateway.protocols.hints import hints_of
 from meshnode.gateway.protocols.http import HttpResponse, HttpStream
 from meshnode.gateway.taking_up import take_up
+from meshnode.gateway.targets import Answered
 from meshnode.limits import DEFAULT_REQUEST_TIMEOUT_S, JOB_TIMEOUT_S, MODEL_CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from meshnode.gateway.matching import Reply
-    from meshnode.gateway.pipeline import Target
+    from meshnode.gateway.pipeline import Pipeline
     from meshnode.gateway.protocols.dialect import Asked, Call, Dialect, PartEncoder
     from meshnode.gateway.protocols.http import HttpRequest
+    from meshnode.gateway.targets import Target
     from meshnode.models.manifest import Manifest
     from meshnode.tracing import Trace
     from meshnode.types import (
@@ -80,7 +81,7 @@ class Inference:
             return self._once_known(dialect, asked, request_id)
         target, call = self.decoded(asked, request_id, dialect.decode)
         call = _for_job(call, asked.http)
-        answered = self.pipeline.answer(call.request, target)
+        answered = self.pipeline.answer(call.request, target, asked.http.headers)
         if not isinstance(answered, Answered) or call.stream is not None:
             return _later(dialect, answered, call, asked.http)
         part = answered.response.single
@@ -102,7 +103,7 @@ class Inference:
             MeshError: as `answer`.
         """
         target, call = self._decoded_stream(dialect, asked, request_id, keep)
-        answer = self.pipeline.answer(call.request, target)
+        answer = self.pipeline.answer(call.request, target, asked.http.headers)
         answered = answer if isinstance(answer, Answered) else await answer
         assert call.stream is not None
         try:
@@ -137,7 +138,8 @@ class Inference:
         await self.pipeline.cold_starts.until_known(asked.model, asked.version)
         target, call = self.decoded(asked, request_id, dialect.decode)
         call = _for_job(call, asked.http)
-        return await _later(dialect, self.pipeline.answer(call.request, target), call, asked.http)
+        answer = self.pipeline.answer(call.request, target, asked.http.headers)
+        return await _later(dialect, answer, call, asked.http)
 
     def manifest(self, model: str, version: int | None = None) -> Manifest | None:
         """Return what is known of a model version that is served; None if there is none, which `answer` tells."""

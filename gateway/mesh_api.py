@@ -9,7 +9,7 @@
 | `/mesh/v1/deployments` | POST `{"upload", "name"?, "replicas"?, "on"?}` | deploy | 202 and the model's entry |
 | `/mesh/v1/deployments` | POST `{"path", "name"?, "replicas"?, "on"?}` | owner | 202 and the model's entry |
 | `/mesh/v1/deployments` | POST `{"artifact", "version"?, "replicas"?, "on"?}` | deploy | 202 and the model's entry |
-| `/mesh/v1/deployments` and below | GET, PUT, PATCH, DELETE | | what is deployed, and its history: `deployments_api` |
+| `/mesh/v1/deployments` and below | GET, PUT, PATCH, DELETE | | what is deployed, and its history: `deployments_api`; how a release stands: `rollout_api` |
 | `/mesh/v1/artifacts` | GET, POST; `/NAME/VERSION`: DELETE | | published versions: `artifacts_api` |
 | `/mesh/v1/uploads` | GET | admin | a list of `{"id", "piece_bytes", "expires_at", "key_id", "size_bytes", "received_bytes"}`, of this node |
 | `/mesh/v1/uploads` | POST `{"files": [{"path", "size_bytes"}, ...]}` | deploy | 201 `{"id", "piece_bytes", "expires_at"}` |
@@ -61,7 +61,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from meshnode.deployment_file import read_autoscaling
+from meshnode.deployment_file import read_autoscaling, release_plan
 from meshnode.errors import Forbidden, InvalidRequest, ModelError, TooLarge
 from meshnode.gateway.operations import Operation
 from meshnode.gateway.protocols.body import decode_body
@@ -100,9 +100,11 @@ if TYPE_CHECKING:
     from meshnode.gateway.pairing_api import JoinDeskControl
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.gateway.repository_api import RepositoryControl
+    from meshnode.gateway.rollout_api import RolloutControl
     from meshnode.gateway.trust_api import TrustControl
     from meshnode.metrics import Metric
     from meshnode.models.serving.statistics import ModelStatistics
+    from meshnode.state.release import Release
     from meshnode.state.scaling import Scaling
     from meshnode.types import Buffer
 
@@ -156,6 +158,11 @@ class MeshControl(Protocol):
     @property
     def definitions(self) -> DeploymentsControl:
         """What is deployed, as definitions with their history."""
+        ...
+
+    @property
+    def rollouts(self) -> RolloutControl:
+        """Releases on their way."""
         ...
 
     @property
@@ -234,6 +241,7 @@ class MeshControl(Protocol):
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model from a path of this machine and return its entry."""
         ...
@@ -249,6 +257,7 @@ class MeshControl(Protocol):
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model that was uploaded, and return its entry; the upload is gone then."""
         ...
@@ -262,6 +271,7 @@ class MeshControl(Protocol):
         caller: Caller,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a version that was published (None: the newest); ModelNotFound if there is none."""
         ...
@@ -381,6 +391,7 @@ class _Deployment(msgspec.Struct):
     tasks: Annotated[list[_Task], msgspec.Meta(max_length=MAX_TASKS)] | None = None
     cache: bool | None = None
     autoscaling: dict[str, Any] | None = None
+    release: dict[str, Any] | None = None
 
 
 class _Examination(msgspec.Struct):
@@ -423,13 +434,14 @@ async def deploy(control: MeshControl, http: HttpRequest, request_id: str) -> Ht
     said = Said(tuple(sorted(wish.metrics.items())), wish.note)
     offer = _offer(wish)
     scaling = None if wish.autoscaling is None else read_autoscaling(wish.autoscaling)
+    release = None if wish.release is None else release_plan(wish.release)
     if wish.artifact is not None:
         elsewhere = control.forward(Role.OPERATOR, http, request_id)
         if elsewhere is not None:
             return await elsewhere
         name = check_model_name(wish.artifact)
         entry = control.deploy_published(
-            name, wish.version, wish.replicas, wish.on, http.caller, offer, scaling
+            name, wish.version, wish.replicas, wish.on, http.caller, offer, scaling, release
         )
         return json_response(entry, 202)
     if wish.path is None:
@@ -447,6 +459,7 @@ async def deploy(control: MeshControl, http: HttpRequest, request_id: str) -> Ht
             said,
             offer,
             scaling,
+            release,
         )
         return json_response(entry, 202)
     if http.caller.scope is not Scope.OWNER:
@@ -457,7 +470,7 @@ async def deploy(control: MeshControl, http: HttpRequest, request_id: str) -> Ht
     if "\0" in wish.path:
         raise InvalidRequest("the path contains a NUL character")
     entry = await control.deploy(
-        wish.path, wish.name, wish.replicas, wish.on, wish.variant, said, offer, scaling
+        wish.path, wish.name, wish.replicas, wish.on, wish.variant, said, offer, scaling, release
     )
     return json_response(entry, 202)
 

@@ -9,7 +9,7 @@ can name its place, and so has a `gap`: the id of the newest event that is misse
 | event | data, besides `id`, `kind` and `time` (RFC 3339) |
 |---|---|
 | `member` | `node`, `node_id`, `state`: `alive`, `suspect`, `refuted`, `dead`, `left`, `evicted`, `updated` |
-| `deployment` | `name`, `change`: `written`, `removed`, or `overwritten` by somebody who had not seen it, with the `reason` |
+| `deployment` | `name`, `change`: `written`, `removed`, `overwritten` by somebody who had not seen it, `scaled` or `release`, with the `reason` |
 | `model` | `model`, `version`, `node`, `node_id`, `state` (as of a replica, or `gone`), `reason` |
 | `node` | `state`: `paused` or `resumed`, and `reason`; of the node that is asked |
 | `gap` | `missed`: how many events are not told any more; null if that is unknown |

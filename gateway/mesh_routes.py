@@ -14,6 +14,7 @@ from meshnode.gateway import (
     explain_api,
     mesh_api,
     pairing_api,
+    rollout_api,
     trust_api,
 )
 from meshnode.gateway.matching import (
@@ -75,6 +76,7 @@ class MeshRoutes:
             *mesh_api.OPERATIONS,
             *artifacts_api.OPERATIONS,
             *deployments_api.OPERATIONS,
+            *rollout_api.OPERATIONS,
             *drain_api.OPERATIONS,
             *explain_api.OPERATIONS,
             *pairing_api.OPERATIONS,
@@ -174,6 +176,14 @@ class MeshRoutes:
                 "GET": Match(
                     lambda http, _: deployments_api.diff(definitions, http, name), Scope.INFER
                 )
+            }
+        if what == "rollout":
+            rollouts = control.rollouts
+            return {
+                **get(lambda: rollout_api.show(rollouts, name)),
+                "POST": self._shared(
+                    Scope.DEPLOY, lambda http: rollout_api.ask(rollouts, http, name)
+                ),
             }
         if what == "rollback":
             return {

@@ -43,6 +43,7 @@ class GatewayMetrics:
         """What callers with API keys ask of this node's entrances."""
         self.cache_answers = Counter.of(catalogue.HTTP_CACHE_ANSWERS)
         self.replays = Counter.of(catalogue.HTTP_IDEMPOTENT)
+        self.mirrored = Counter.of(catalogue.MIRRORED_REQUESTS)
         self.connections = 0
         self.request_body_bytes = 0
         self.response_body_bytes = 0
@@ -54,7 +55,7 @@ class GatewayMetrics:
     def __iter__(self) -> Iterator[Metric]:
         """All of them, for an exposition."""
         yield from (self.requests, self.duration, self.attempts, self.responses, self.errors)
-        yield from (self.cache_answers, self.replays, self.key_limits.refused)
+        yield from (self.cache_answers, self.replays, self.key_limits.refused, self.mirrored)
         yield single(catalogue.HTTP_CONNECTIONS, self.connections)
         yield single(catalogue.HTTP_REQUEST_BODY_BYTES, self.request_body_bytes)
         yield single(catalogue.HTTP_RESPONSE_BODY_BYTES, self.response_body_bytes)

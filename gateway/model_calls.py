@@ -19,10 +19,10 @@ from meshnode.errors import InferenceFailed, InvalidRequest, MeshError, TooLarge
 from meshnode.gateway.access import key_shown
 from meshnode.gateway.inference import Inference, with_cache_control
 from meshnode.gateway.matching import Match, Methods
-from meshnode.gateway.pipeline import Answered
 from meshnode.gateway.protocols.dialect import Asked
 from meshnode.gateway.protocols.endpoint import GUARDS, decode_document
 from meshnode.gateway.protocols.http import HttpRequest, HttpResponse, HttpStream
+from meshnode.gateway.targets import Answered
 from meshnode.limits import MAX_BODY_BYTES, MODEL_CALL_TIMEOUT_S
 from meshnode.models.http_calls import (
     HttpCall,
@@ -162,7 +162,7 @@ class ModelCalls:
             )
 
         target, request = self._inference.decoded(Asked(http, model), request_id, decode)
-        answered = self._pipeline.answer(with_cache_control(request, http), target)
+        answered = self._pipeline.answer(with_cache_control(request, http), target, http.headers)
         if not isinstance(answered, Answered):
             answered = await answered
         try:

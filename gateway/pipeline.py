@@ -1,6 +1,7 @@
 """One inference request's way over the replicas of its model.
 
     resolve    which version, and what the model is     ModelNotFound, NoReplica
+    release    a new version is taking its place: which of the two (`meshnode.gateway.releasing`)
     check      does the request fit the model           InvalidRequest
     inline     a small model that this node serves: run it here and now, without a task
     tries      otherwise: send it to replicas as the plan of routing says, until one answers
@@ -23,9 +24,11 @@ from meshnode.gateway.admission import Admission, Admitted
 from meshnode.gateway.answer_streams import HUNG_UP, AnswerStream, Continued, rest_of, with_seed
 from meshnode.gateway.cold_starts import ColdStarts
 from meshnode.gateway.inline import InlineReplicas, form_of
+from meshnode.gateway.releasing import NO_HEADERS, Releasing
 from meshnode.gateway.request_log import RequestLog
 from meshnode.gateway.routed_requests import part_of_sequence, routed, variant
 from meshnode.gateway.sending import Sending
+from meshnode.gateway.targets import Answered, Arm, Target
 from meshnode.limits import MAX_REQUESTS_IN_FLIGHT
 from meshnode.models.manifest import Manifest, check_request
 from meshnode.models.serving.response_cache import AGE_PARAMETER, CACHE_PARAMETER, HIT
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from meshnode.gateway.taking_up import KeptElsewhere
     from meshnode.routing.attempts import Attempts
     from meshnode.routing.router import Router
-    from meshnode.routing.table import ReplicaGroup, ReplicaTable
+    from meshnode.routing.table import ReplicaTable
     from meshnode.tracing import TraceIds
 
 
@@ -52,21 +55,6 @@ _DEFECT = MeshError("the gateway failed")  # until something else is known to ha
 _REFUSED_WITHIN_S = 5.0  # who waited in vain is told why no replica is ready
 
 _REPORT_EVERY_S = 1.0  # inline answers refresh what routing believes about this node so often
-
-
-class Target(NamedTuple):
-    """What a request is for.
-
-    Attributes:
-        manifest: The model version that will answer, unless its last replica is lost meanwhile
-            and the caller did not insist on it.
-        asked: The version that the caller insists on, or None.
-        group: Its replicas.
-    """
-
-    manifest: Manifest
-    asked: int | None
-    group: ReplicaGroup
 
 
 class Running(NamedTuple):
@@ -79,29 +67,6 @@ class Running(NamedTuple):
 
     ended: Callable[[MeshError | None, Attempts | None], None]
     goes_on: Continue | None
-
-
-class Answered(NamedTuple):
-    """An answer, and where it came from.
-
-    Attributes:
-        response: The answer.
-        route_header: The `Mesh-Route` header: which replica gave it, and why that one.
-        cache: `hit`, `miss` or `bypass` if the model's answers are kept; else empty.
-        age_s: How long ago a kept answer was made.
-    """
-
-    response: InferResponse
-    route_header: str
-    cache: str = ""
-    age_s: float = 0.0
-
-    @property
-    def cache_headers(self) -> Mapping[str, str]:
-        """The headers about kept answers; none where the model keeps none."""
-        if self.cache == HIT:
-            return {"Mesh-Cache": HIT, "Age": str(int(self.age_s))}
-        return {"Mesh-Cache": self.cache} if self.cache else {}
 
 
 class Pipeline:
@@ -120,6 +85,7 @@ class Pipeline:
         """Serve as node `me`; everything else is owned by the caller."""
         self._me = me
         self._router = router
+        self._releases = router.releases.live
         self._local = local
         self.now = clock.now
         """Returns monotonic seconds."""
@@ -132,6 +98,8 @@ class Pipeline:
         self.admission = Admission()
         """How much may be in flight, and what was refused."""
         self._inline = InlineReplicas(me, router, local)
+        self.releasing = Releasing(me, self, router, self._sending, metrics)
+        """Which of two versions answers while one takes the other's place, and how they compare."""
         self.cold_starts = ColdStarts(router, clock.now)
         """Requests that wait for a replica."""
         self.kept: KeptElsewhere | None = None
@@ -180,8 +148,7 @@ class Pipeline:
     def announced(self, model: str, version: int | None) -> Manifest | None:
         """Return what a model version is, ready or not; the newest if None, and None if that is not known."""
         table = self._router.table
-        wanted = version or max(table.versions(model), default=0)
-        return table.manifest(model, wanted) if wanted else None
+        return table.usual(model) if version is None else table.manifest(model, version)
 
     async def infer(self, request: InferRequest) -> Answered:
         """Answer a request from the best replica, retrying elsewhere until an answer has begun.
@@ -196,18 +163,28 @@ class Pipeline:
         answer = self.answer(request, target)
         return answer if isinstance(answer, Answered) else await answer
 
-    def answer(self, request: InferRequest, target: Target) -> Answered | Awaitable[Answered]:
+    def answer(
+        self,
+        request: InferRequest,
+        target: Target,
+        headers: Mapping[str, str] = NO_HEADERS,
+        arm: Arm | None = None,
+    ) -> Answered | Awaitable[Answered]:
         """Answer at once where an inline model of this node can; else return what to await.
 
         Args:
             request: Its `version` is that of the target's manifest.
             target: What `resolve` returned.
+            headers: Of the request, for releases that look at one; lookups ignore case, or all keys are lower case.
+            arm: What a release decided; None to let it decide, where the model is in one.
 
         Raises:
             MeshError: as `infer` does; at once, or when awaited.
         """
         manifest = target.manifest
         model = manifest.model
+        if model in self._releases and arm is None and target.asked is None:
+            return self.releasing.answer(request, target, self._releases[model], headers)
         started = self.now()
         self._router.arrivals.came(model)
         if request.cache_control and not manifest.keeps_answers:
@@ -219,18 +196,19 @@ class Pipeline:
             form = form_of(request)
             if inline is None:
                 check_request(manifest, request)
-                return self._infer(request, target, started)
+                return self._infer(request, target, started, arm)
             if form != inline.accepted:
                 check_request(manifest, request)
                 inline.accepted = form
             part = self._local.try_infer_inline(request)
         except (NotServing, Saturated):  # this node refuses for now; another may take it
-            return self._infer(request, target, started)
+            return self._infer(request, target, started, arm)
         except MeshError as error:
-            self._failed(request, error, self.now() - started)
+            if arm is None or arm.fallback is None:
+                self._failed(request, error, self.now() - started)
             raise
         if part is None:
-            return self._infer(request, target, started)
+            return self._infer(request, target, started, arm)
         if started - inline.reported_at > _REPORT_EVERY_S:
             self._inline.refresh(inline, manifest, started)
         took_s = self.now() - started
@@ -250,7 +228,9 @@ class Pipeline:
             self._failed(request, error, self.now() - started)
             raise error
 
-    async def _infer(self, request: InferRequest, target: Target, started: float) -> Answered:
+    async def _infer(
+        self, request: InferRequest, target: Target, started: float, arm: Arm | None
+    ) -> Answered:
         if request.trace is None:  # from here on others hear of it
             trace = self.request_log.traces.begin()
             request = variant(request, target.manifest.version, request.timeout_s, trace)
@@ -271,7 +251,7 @@ class Pipeline:
                 request.model, request.hints, request.timeout_s, started
             )
             part = part_of_sequence(target.manifest, request)
-            attempts = self._router.plan(routed(request, target.asked, part), started)
+            attempts = self._router.plan(routed(request, target.asked, part, arm), started)
             try:
                 response = await self._sending.first_answer(attempts, request)
             except MeshError as error:
@@ -282,7 +262,10 @@ class Pipeline:
                 admitted.began(self.now(), attempts.alone_s)
                 response = self._streamed(request, response, attempts, started, admitted)
             failure = None
-            return self._answered(attempts.header, response, request, target.manifest)
+            answered = self._answered(attempts.header, response, request, target.manifest)
+            if arm is None or attempts.route is None:
+                return answered
+            return answered._replace(node=attempts.route.replica.node)
         except MeshError as error:
             failure = error
             raise

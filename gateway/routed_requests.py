@@ -10,6 +10,7 @@ from meshnode.routing.request import RoutedRequest
 from meshnode.types import InferRequest
 
 if TYPE_CHECKING:
+    from meshnode.gateway.targets import Arm
     from meshnode.models.manifest import Manifest
     from meshnode.routing.affinity import SequencePart
     from meshnode.tracing import Trace
@@ -43,8 +44,13 @@ def variant(
     )
 
 
-def routed(request: InferRequest, version: int | None, part: SequencePart | None) -> RoutedRequest:
-    """Return what routing needs to know of a request that insists on a version, or not."""
+def routed(
+    request: InferRequest,
+    version: int | None,
+    part: SequencePart | None,
+    arm: Arm | None = None,
+) -> RoutedRequest:
+    """Return what routing needs to know of a request that insists on a version, or for which a release chose one, or neither."""
     return RoutedRequest(
         request.model,
         version,
@@ -54,6 +60,8 @@ def routed(request: InferRequest, version: int | None, part: SequencePart | None
         _most_tokens(request),
         hints=request.hints,
         part=part,
+        fallback=None if arm is None else arm.fallback,
+        is_arm=arm is not None,
     )
 
 

@@ -9,9 +9,10 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from meshnode.errors import DeadlineExceeded, MeshError
+from meshnode.errors import DeadlineExceeded, MeshError, NoReplica
 from meshnode.gateway.racing import Race
 from meshnode.gateway.routed_requests import variant
+from meshnode.models.serving.response_cache import CACHE_PARAMETER, HIT
 from meshnode.routing.tries import GiveUp, Try, Wait
 
 if TYPE_CHECKING:
@@ -77,6 +78,31 @@ class Sending:
             if not begun:
                 attempts.close(self._now())
 
+    async def only_try(self, attempts: Attempts, request: InferRequest) -> InferResponse:
+        """Try one replica and no other; a stream is not read, and none of it is answered.
+
+        Raises:
+            MeshError: why there is no answer.
+        """
+        try:
+            step = attempts.next(self._now())
+            if isinstance(step, GiveUp):
+                raise step.error
+            if not isinstance(step, Try):
+                raise NoReplica(f"no replica of model {request.model!r} can take a request now")
+            try:
+                response = await self._send(step, request)
+            except MeshError as error:
+                attempts.failed(error, self._now(), None, step)
+                raise
+            if response.single is not None:
+                attempts.succeeded(self._now(), None, step, response.run_ms)
+            else:
+                await aiter(response).aclose()
+            return response
+        finally:
+            attempts.close(self._now())
+
     async def _answer_of(
         self, step: Try, attempts: Attempts, request: InferRequest
     ) -> InferResponse | None:
@@ -94,7 +120,8 @@ class Sending:
                 attempts.first_byte(self._now(), step)
             else:
                 report = self._report(step) if local else None
-                attempts.succeeded(self._now(), report, step, response.run_ms)
+                kept = response.single.parameters.get(CACHE_PARAMETER) == HIT
+                attempts.succeeded(self._now(), report, step, response.run_ms, kept=kept)
 
         def failed(step: Try, error: MeshError) -> None:
             local, now = self._is_local(step), self._now()

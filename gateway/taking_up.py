@@ -13,7 +13,8 @@ from meshnode.errors import MeshError, NotFound, PeerError
 from meshnode.gateway.answer_streams import HUNG_UP, AnswerStream, Delivered
 
 if TYPE_CHECKING:
-    from meshnode.gateway.pipeline import Pipeline, Target
+    from meshnode.gateway.pipeline import Pipeline
+    from meshnode.gateway.targets import Target
     from meshnode.routing.attempts import Attempts
     from meshnode.types import InferRequest, InferResponse, KeptAs, NodeId
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from meshnode.gateway.matching import Reply
     from meshnode.gateway.mesh_api import MeshControl
     from meshnode.gateway.protocols.http import HttpRequest, HttpStream
+    from meshnode.gateway.repository_api import IndexEntry
     from meshnode.models.manifest import Manifest
 
 _MODELS: Final = "/models"
@@ -153,9 +154,16 @@ class TorchServeRoutes:
             number = "" if version is None else f" version {version}"
             raise ModelNotFound(f"no node of this mesh has a model {name!r}{number}")
         if not every and version is None:
-            ready = [each for each in entries if each.state == "READY"]
-            entries = [max(ready or entries, key=lambda each: each.version)]
+            entries = [self._usual(name, entries)]
         return described([self._version(name, each.version) for each in entries])
+
+    def _usual(self, name: str, entries: list[IndexEntry]) -> IndexEntry:
+        """Return the version that answers those who name none; where none is served the newest in the store."""
+        try:
+            usual = self._control.manifest(name, None).version
+        except ModelNotFound:
+            usual = 0
+        return max(entries, key=lambda each: (each.version == usual, each.version))
 
     def _version(self, name: str, version: int) -> dict[str, Any]:
         control = self._control

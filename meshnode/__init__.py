@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         ReplicaInfo,
         TensorInfo,
     )
+    from meshnode.client.rollout_results import RolloutInfo
     from meshnode.client.tensors import InputTensor
     from meshnode.client.trust_results import (
         Eviction,
@@ -90,6 +91,7 @@ __all__ = [
     "PlainResult",
     "ReplicaInfo",
     "RevokedNode",
+    "RolloutInfo",
     "Route",
     "Stream",
     "TensorInfo",
@@ -114,6 +116,7 @@ if not TYPE_CHECKING:  # for a type checker every name is here already, and no o
         "MeshError": "meshnode.errors",
         "PeerError": "meshnode.errors",
         "PlainResult": "meshnode.client.native",
+        "RolloutInfo": "meshnode.client.rollout_results",
         "Route": "meshnode.client.infer",
         "Stream": "meshnode.client.blocking_calls",
         "UsageError": "meshnode.errors",

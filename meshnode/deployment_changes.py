@@ -9,6 +9,7 @@ from meshnode.deployment_file import DeploymentSpec
 from meshnode.deployment_writing import constraints_document, resources_document, scaling_document
 from meshnode.models.tasks import written
 from meshnode.owner_limits import size_text
+from meshnode.release_file import plan_of, release_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from meshnode.models.exposure import Exposure
     from meshnode.models.manifest import Manifest
     from meshnode.state.deployment import Deployment
+    from meshnode.state.release import Release
     from meshnode.types import NodeId
 
     NameOf = Callable[[NodeId], str]
@@ -58,7 +60,9 @@ def spec_of_deployment(
         name_of: A node's name.
         known: How the mesh's store has its versions offered, by number and variant: what is otherwise is said.
     """
-    first = deployment.manifests[0]
+    release = deployment.release
+    asked = asked_manifests(deployment)
+    first = asked[0]
     exposure = first.exposure
     base = (known or {}).get((first.version, first.variant), exposure)
     is_same = base.path == exposure.path and not exposure.path
@@ -66,7 +70,7 @@ def spec_of_deployment(
     return DeploymentSpec(
         name=deployment.name,
         model=deployment.name,
-        versions=tuple(sorted(deployment.versions)),
+        versions=tuple(sorted({each.version for each in asked})),
         replicas=deployment.replicas,
         on=tuple(name_of(node) for node in deployment.on),
         enabled=deployment.enabled,
@@ -78,14 +82,23 @@ def spec_of_deployment(
         resources=deployment.resources,
         env=deployment.env,
         scaling=deployment.scaling,
+        release=None if release is None else plan_of(release),
     )
+
+
+def asked_manifests(deployment: Deployment) -> tuple[Manifest, ...]:
+    """Return the versions that a deployment's definition is about: of a release that to which it leads."""
+    release = deployment.release
+    if release is None:
+        return deployment.manifests
+    return tuple(each for each in deployment.manifests if each.version == release.candidate)
 
 
 def described(deployment: Deployment | None, name_of: NameOf) -> dict[str, Any]:
     """Return everything that a deployment says, by flat keys; nothing of none."""
     if deployment is None:
         return {}
-    exposure = deployment.manifests[0].exposure
+    exposure = asked_manifests(deployment)[0].exposure
     said: dict[str, Any] = {_version_key(each): _version(each) for each in deployment.manifests}
     said |= {
         "replicas": deployment.replicas,
@@ -100,12 +113,20 @@ def described(deployment: Deployment | None, name_of: NameOf) -> dict[str, Any]:
         "where": constraints_document(deployment.constraints),
         "resources": resources_document(deployment.resources),
         "autoscaling": scaling_document(deployment.scaling),
+        "release": _release(deployment),
         "env": dict(deployment.env),
     }
     said |= {
         f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _release(deployment: Deployment) -> dict[str, Any]:
+    release = deployment.release
+    if release is None:
+        return {}
+    return {"from": release.baseline, "to": release.candidate, **release_document(release)}
 
 
 def _version_key(manifest: Manifest) -> str:
@@ -153,11 +174,25 @@ def summary(found: Sequence[Change], before: Deployment | None, after: Deploymen
         return f"deployed version {versions}, {count}"
     if not found:
         return "nothing that is served"
+    release = after.release
+    if release is not None and _is_begun(before.release, release):
+        told_begun = (
+            f"release of version {release.candidate} from {release.baseline}, {release.strategy}"
+        )
+        others = [each for each in found if not each.key.startswith(("release.", "version "))]
+        count = f"; {len(others)} more change{'s' if len(others) != 1 else ''}" if others else ""
+        return told_begun + count
     if [each.key for each in found] == ["enabled"]:
         return "resumed" if after.enabled else "paused"
     told = [_told(each) for each in found[:_TOLD]]
     more = len(found) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _is_begun(before: Release | None, after: Release) -> bool:
+    if before is None:
+        return True
+    return (before.baseline, before.candidate) != (after.baseline, after.candidate)
 
 
 def _told(change: Change) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from meshnode.deployment_tables import Fault, read_table
 from meshnode.deployment_values import (
-    Wrong,
     amount,
     flag,
     metric_table,
@@ -45,14 +45,17 @@ from meshnode.limits import (
     MAX_STABLE_WINDOW_S,
     MAX_STANDBY_REPLICAS,
 )
-from meshnode.settings.readers import nearest
+from meshnode.release_file import RELEASE_KEYS, read_release
 from meshnode.state.constraints import ANYWHERE, ESTIMATED, Constraints, Resources, flaws
 from meshnode.state.deployment import environment_flaw
+from meshnode.state.release import Release
 from meshnode.state.scaling import LEAST_WINDOW_S, SHARES, TARGETS, Scaling, scaling_flaws
 from meshnode.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from meshnode.deployment_tables import Readers
 
 Format = Literal["toml", "yaml"]
 
@@ -84,6 +87,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
         resources: What one replica takes.
         env: Variables, (name, value), sorted.
         scaling: What the number of replicas follows; None for a fixed number.
+        release: How a new version takes the place of the old one, without their numbers; None for directly.
         revision: The revision that this was made from; empty for whichever is there.
     """
 
@@ -104,26 +108,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = ESTIMATED
     env: tuple[tuple[str, str], ...] = ()
     scaling: Scaling | None = None
+    release: Release | None = None
     revision: str = ""
-
-
-class Fault(NamedTuple):
-    """A mistake.
-
-    Attributes:
-        key: The key that it is about, such as `where.regions`; empty for all of it.
-        sentence: What is wrong.
-        line: Where; 0 if that is not known.
-    """
-
-    key: str
-    sentence: str
-    line: int = 0
-
-    def told(self, source: str) -> str:
-        """Return the mistake with where it is."""
-        place = f"{source}, line {self.line}" if self.line else source
-        return ": ".join(filter(None, (place, self.key, self.sentence)))
 
 
 class Found(NamedTuple):
@@ -199,20 +185,27 @@ _FIELDS: Final = {
 SCALING_FIELDS: Final = {"min": "min_replicas", "max": "max_replicas"}
 """The same of autoscaling."""
 
-KEYS: Final = (*_READERS, *(f"{table}.{key}" for table, keys in _TABLES.items() for key in keys))
+_KEYS_BELOW: Final = {**_TABLES, "release": RELEASE_KEYS}
+KEYS: Final = (
+    *_READERS,
+    *(f"{table}.{key}" for table, keys in _KEYS_BELOW.items() for key in keys),
+)
 """All keys of a deployment."""
 
 
 # Reading
 
 
-def read_file(text: str, kind: Format, source: str) -> tuple[list[Found], list[str]]:
+def read_file(
+    text: str, kind: Format, source: str, drafts: list[Found] | None = None
+) -> tuple[list[Found], list[str]]:
     """Read the deployments of a file, and every mistake in it; what has one is left out.
 
     Args:
         text: What the file holds.
         kind: `toml` or `yaml`.
         source: Its name, for messages.
+        drafts: Where to put what is left out, as far as it could be read: there may be more to say of it.
     """
     if len(text.encode(errors="replace")) > MAX_DEPLOYMENT_FILE_BYTES:
         return [], [f"{source}: the file has more than {MAX_DEPLOYMENT_FILE_BYTES} bytes"]
@@ -220,13 +213,15 @@ def read_file(text: str, kind: Format, source: str) -> tuple[list[Found], list[s
     found: list[Found] = []
     told = [fault.told(source) for fault in faults]
     for document, prefix, lines in documents:
-        spec, wrongs = read_document(document)
+        spec, wrongs = read_draft(document)
         told += [
             Fault(prefix + each.key, each.sentence, _line(lines, each.key)).told(source)
             for each in wrongs
         ]
-        if spec is not None:
+        if spec is not None and not wrongs:
             found.append(Found(spec, source, prefix, lines))
+        elif spec is not None and drafts is not None:
+            drafts.append(Found(spec, source, prefix, lines))
     if not documents and not told:
         told = [f"{source}: there is no deployment in it; write at least name = … and model = …"]
     if len(documents) > MAX_DEPLOYMENTS_PER_FILE:
@@ -282,30 +277,44 @@ def spec_of(document: object) -> DeploymentSpec:
 
 def read_document(document: object) -> tuple[DeploymentSpec | None, list[Fault]]:
     """Read one deployment; return None for it if there is any mistake, and the mistakes."""
+    spec, faults = read_draft(document)
+    return (None if faults else spec), faults
+
+
+def read_draft(document: object) -> tuple[DeploymentSpec | None, list[Fault]]:
+    """Read one deployment; return what can be read of it in spite of its mistakes, None without name and model."""
     if not isinstance(document, dict):
         return None, [Fault("", "a deployment is a table of keys, such as name and model")]
     faults: list[Fault] = []
-    said = _table(document, "", _READERS, faults, tables=tuple(_TABLES))
+    said = _table(document, "", _READERS, faults, tables=tuple(_KEYS_BELOW))
     where = _table(document.get("where", {}), "where", _WHERE, faults)
     resources = _table(document.get("resources", {}), "resources", _RESOURCES, faults)
     scaling = _scaling(document, faults)
+    release = None
+    if "release" in document:
+        release = read_release(document["release"], faults, KEYS)
     missing = (key for key in ("name", "model") if key not in document)
     faults += [Fault(key, "this is missing") for key in missing]
     constraints, claim = Constraints(**where), Resources(**resources)
     faults += [Fault("where", each) for each in flaws(constraints, ESTIMATED)]
     faults += [Fault("resources", each) for each in flaws(ANYWHERE, claim)]
-    flaw = environment_flaw(said.get("env", ()))
-    if flaw:
-        faults.append(Fault("env", flaw))
+    env = said.get("env", ())
+    wrong = [flaw for each in env if (flaw := environment_flaw((each,)))]
+    faults += [Fault("env", flaw) for flaw in wrong or filter(None, [environment_flaw(env)])]
     on = said.get("on", ())
     replicas = said.setdefault("replicas", usual_replicas(on, scaling))
     if on and replicas > len(on) and "replicas" in document:
         faults.append(
             Fault("replicas", f"{replicas} replicas do not fit on the {len(on)} nodes of on")
         )
-    if faults:
+    if release is not None and len(said.get("versions", ())) > 1:
+        faults.append(Fault("version", "a release leads to one version: name one, or none"))
+    if not said.keys() >= {"name", "model"}:
         return None, faults
-    return DeploymentSpec(**said, where=constraints, resources=claim, scaling=scaling), []
+    spec = DeploymentSpec(
+        **said, where=constraints, resources=claim, scaling=scaling, release=release
+    )
+    return spec, faults
 
 
 def _scaling(document: Mapping[str, object], faults: list[Fault]) -> Scaling | None:
@@ -334,52 +343,33 @@ def read_autoscaling(table: object) -> Scaling:
     return scaling
 
 
-def usual_replicas(on: Sequence[str], scaling: Scaling | None) -> int:
-    """Return the number of replicas, with autoscaling the number to begin with, if none is given."""
-    return max(1, len(on) if scaling is None else scaling.min_replicas)
+def release_plan(table: object) -> Release | None:
+    """Return how a new version takes the place of the old one, of the table `release`; None for directly.
+
+    Raises:
+        InvalidRequest: with every mistake.
+    """
+    faults: list[Fault] = []
+    release = read_release(table, faults, KEYS)
+    if faults:
+        raise InvalidRequest("; ".join(each.told("") for each in faults))
+    return release
 
 
 def _table(
     table: object,
     prefix: str,
-    readers: Mapping[str, Callable[[object], Any]],
+    readers: Readers,
     faults: list[Fault],
     tables: Sequence[str] = (),
     fields: Mapping[str, str] = _FIELDS,
 ) -> dict[str, Any]:
-    """Return what a table says by the fields of its struct; note what is wrong with it."""
-    if not isinstance(table, dict):
-        faults.append(
-            Fault(
-                prefix, f"this is no table; write [{prefix}], and one KEY = VALUE per line below it"
-            )
-        )
-        return {}
-    said: dict[str, Any] = {}
-    for key, raw in ((str(key), raw) for key, raw in table.items()):
-        place = f"{prefix}.{key}" if prefix else key
-        if key in readers:
-            try:
-                said[fields.get(key, key)] = readers[key](raw)
-            except Wrong as mistake:
-                faults.append(Fault(place, str(mistake)))
-        elif key not in tables:
-            faults.append(Fault(place[:_SHOWN], _unknown(key, prefix)))
-    return said
+    return read_table(table, prefix, readers, faults, known=KEYS, tables=tables, fields=fields)
 
 
-def _unknown(key: str, table: str) -> str:
-    leaf = key.replace("-", "_")
-    here = [each.rpartition(".")[2] for each in KEYS if each.rpartition(".")[0] == table]
-    elsewhere = [each for each in KEYS if each.rpartition(".")[2] == leaf]
-    if leaf in here:
-        return f"unknown key; did you mean {leaf!r}?"
-    if elsewhere:
-        home = elsewhere[0].rpartition(".")[0]
-        return f"unknown key; it belongs {f'into [{home}]' if home else 'to the top, above every table'}"
-    # One that is written wrongly here comes before one of another table.
-    near = nearest(leaf, here if table else [*here, *_TABLES]) or nearest(leaf, KEYS)
-    return f"unknown key{near}"
+def usual_replicas(on: Sequence[str], scaling: Scaling | None) -> int:
+    """Return the number of replicas, with autoscaling the number to begin with, if none is given."""
+    return max(1, len(on) if scaling is None else scaling.min_replicas)
 
 
 _Read = tuple[list[tuple[object, str, dict[str, int]]], list[Fault]]

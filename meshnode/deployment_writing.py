@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.deployment_file import SCALING_FIELDS, SEVERAL, usual_replicas
 from meshnode.deployment_values import size_text
+from meshnode.release_file import release_document
 from meshnode.state.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def document_of(spec: DeploymentSpec) -> dict[str, Any]:
         "where": constraints_document(spec.where),
         "resources": resources_document(spec.resources),
         "autoscaling": scaling_document(spec.scaling),
+        "release": release_document(spec.release),
         "env": dict(spec.env),
     }
     return made | {key: table for key, table in tables.items() if table}

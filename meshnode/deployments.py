@@ -7,19 +7,19 @@ Where they belong is `meshnode.fleet`'s to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import structs
 
 from meshnode.errors import MeshError
 from meshnode.models.variables import TAKING_RUNTIMES, with_variables
-from meshnode.state.deployment import KEY_PREFIX, Deployment, removal_of
+from meshnode.state.deployment import KEY_PREFIX, Deployment, release_id, removal_of
 from meshnode.suitability import mark_of
 from meshnode.types import ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from meshnode.models.manifest import Manifest
     from meshnode.reconcile import OwnReplica
@@ -51,10 +51,38 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A deployment, decoded, and its versions: all variants of each, by number."""
+    """A deployment, decoded.
+
+    Attributes:
+        deployment: It.
+        versions: All variants of each of its versions, by number.
+        release_id: Which release of it this is (`meshnode.state.deployment.release_id`).
+    """
 
     deployment: Deployment
     versions: Mapping[int, tuple[Target, ...]]
+    release_id: tuple[int, int] = (0, 0)
+
+    def only(self, versions: Container[int]) -> Known:
+        """Return it with these of its versions alone."""
+        kept = {number: each for number, each in self.versions.items() if number in versions}
+        return self if len(kept) == len(self.versions) else replace(self, versions=kept)
+
+
+class Resident(NamedTuple):
+    """Which of a deployment's versions are wanted now.
+
+    Attributes:
+        versions: Those that are placed as the deployment is; None for all.
+        candidate: One of a release on its way, which has a place of its own; None for none.
+    """
+
+    versions: frozenset[int] | None = None
+    candidate: int | None = None
+
+
+ALL_RESIDENT: Final = Resident()
+"""Of a deployment without a release."""
 
 
 def known_of(deployment: Deployment) -> Known:
@@ -63,7 +91,7 @@ def known_of(deployment: Deployment) -> Known:
         version: tuple(_target(manifest, deployment) for manifest in variants)
         for version, variants in deployment.versions.items()
     }
-    return Known(deployment, versions)
+    return Known(deployment, versions, release_id(deployment))
 
 
 def environment_warnings(deployment: Deployment) -> list[str]:

@@ -19,14 +19,16 @@ from meshnode.errors import (
     InvalidRequest,
     MeshError,
     ModelNotFound,
+    ProtocolError,
     TooLarge,
     UsageError,
 )
-from meshnode.limits import MAX_ENTRIES_KEPT, MAX_REMOVED_DEPLOYMENTS
+from meshnode.limits import MAX_ENTRIES_KEPT, MAX_RELEASE_REASON_LENGTH, MAX_REMOVED_DEPLOYMENTS
 from meshnode.state.deployment import KEY_PREFIX, Deployment, Origin, Removal, removal_of
 from meshnode.state.deployment_history import base_of
 from meshnode.state.desired import Draft
 from meshnode.state.drain import Drain, drain_key
+from meshnode.state.release import END_PREFIX, ORDER_PREFIX, STEP_PREFIX, STOP_PREFIX, Order
 from meshnode.state.statements import admission_key, revocation_key, role_key
 from meshnode.trust.chain import highest, promote
 from meshnode.trust.descent import Descent
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
 
     from meshnode.authority import Authority
     from meshnode.reconcile import OwnReplica
+    from meshnode.rollout import Progress
     from meshnode.state.api_keys import ApiKey
     from meshnode.state.artifact import Artifact
     from meshnode.state.desired import DesiredState
     from meshnode.state.desired_messages import Entry
+    from meshnode.state.release import Ending, Verb
     from meshnode.trust.chain import VerifiedMember
     from meshnode.trust.identity import Identity
     from meshnode.trust.statements import Statement
@@ -93,8 +97,12 @@ class Drafts:
             advertisement.require_advertisable(manifest)
         base = base_of(self._desired.entry(deployment.key))
         origin = structs.replace(deployment.origin, base=base)
+        release = deployment.release
+        if release is not None and not release.begun_ms:
+            release = structs.replace(release, begun_ms=int(wall_s * 1000))
+        since_ms = self._since_ms(deployment.key, wall_s)
         value = structs.replace(
-            deployment, origin=origin, since_ms=self._since_ms(deployment.key, wall_s)
+            deployment, origin=origin, since_ms=since_ms, release=release
         ).encode()
         self._require_role(deployment.key)
         return self._draft({deployment.key: value}, wall_s)
@@ -130,7 +138,9 @@ class Drafts:
             raise ModelNotFound(f"nothing is deployed under the name {name!r}")
         self._require_role(key)
         removal = Removal(Origin(base_of(self._desired.entry(key)), by))
-        return self._draft({**self._forgotten(), key: removal.encode()}, wall_s)
+        said = [prefix + name for prefix in (ORDER_PREFIX, STOP_PREFIX, STEP_PREFIX, END_PREFIX)]
+        void = {each: b"" for each in said if self._desired.get(each) is not None}
+        return self._draft({**self._forgotten(), **void, key: removal.encode()}, wall_s)
 
     def _forgotten(self) -> dict[str, bytes]:
         """Return what to write so that one more deleted deployment finds room: the oldest are forgotten."""
@@ -143,6 +153,63 @@ class Drafts:
         removed.sort(key=lambda entry: entry.order)
         more = max(0, len(removed) + 1 - MAX_REMOVED_DEPLOYMENTS)
         return {entry.key: b"" for entry in removed[:more]}
+
+    def release_order(
+        self,
+        name: str,
+        verb: Verb,
+        revision: tuple[int, int],
+        wall_s: float,
+        *,
+        by: str = "",
+        reason: str = "",
+    ) -> Draft:
+        """Prepare to ask something of a deployment's release.
+
+        Args:
+            name: The deployment.
+            verb: What.
+            revision: Of the release (`meshnode.state.deployment.release_id`).
+            wall_s: Seconds since the Unix epoch.
+            by: Who asks for it.
+            reason: Why, for people; cut where it is too long.
+
+        Raises:
+            Forbidden: if this node's role does not allow it.
+            TooLarge: if the desired state is full.
+            UsageError: if this node's clock is far behind what it has seen.
+        """
+        key = (STOP_PREFIX if verb in ("abort", "undo") else ORDER_PREFIX) + name
+        self._require_role(key)
+        number = max(
+            1, int(wall_s * 1000)
+        )  # others may ask at the same time, and not know of each other
+        value = self._desired.get(key)
+        if value is not None:
+            with suppress(ProtocolError):
+                number = max(number, Order.decode(value).number + 1)
+        order = Order(number, verb, revision, by, reason[:MAX_RELEASE_REASON_LENGTH])
+        return self._draft({key: order.encode()}, wall_s)
+
+    def release_step(self, name: str, progress: Progress, wall_s: float) -> Draft:
+        """Prepare to keep how far a deployment's release has come.
+
+        Raises:
+            Forbidden, TooLarge, UsageError: as `release_order`.
+        """
+        key = STEP_PREFIX + name
+        self._require_role(key)
+        return self._draft({key: progress.encode()}, wall_s)
+
+    def release_ending(self, name: str, ending: Ending, wall_s: float) -> Draft:
+        """Prepare to settle how a deployment's release came out.
+
+        Raises:
+            Forbidden, TooLarge, UsageError: as `release_order`.
+        """
+        key = END_PREFIX + name
+        self._require_role(key)
+        return self._draft({key: ending.encode()}, wall_s)
 
     def publication(self, artifacts: Iterable[Artifact], wall_s: float) -> Draft:
         """Prepare to tell the mesh of versions that this node keeps for it.

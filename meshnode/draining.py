@@ -282,7 +282,7 @@ class Handover:
         for digest in digests:
             ready |= self._directory.ready(replica.manifest, digest)
             failed |= self._directory.failed(replica.manifest, digest)
-        placement = self._fleet.placement(known.deployment) if known and variants else None
+        placement = None if known is None else self._fleet.placement_of(known, version)
         return Successors(placement, ready - {self._me} - self._drains.nodes, failed)
 
 

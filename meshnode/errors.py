@@ -121,7 +121,7 @@ class StaleRevision(UsageError):
 
 
 class NotFound(UsageError):
-    """No API key, upload or job has this name or id, or no device that asks to join has this code.
+    """No API key, upload, job or remembered answer has this name or id, or no device that asks to join has this code.
 
     Changed: nothing; an upload or a request to join may have expired.
     To do: list what there is (`meshnode keys list`, `meshnode approve`), or begin the upload again.

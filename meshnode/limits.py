@@ -1110,6 +1110,124 @@ MAX_STEWARD_EPOCH: Final = 2**53
 """How often a deployment's steward may have changed: a liar cannot claim a change that nobody can follow, since of two
 words of this epoch that of the better-placed node counts."""
 
+MAX_RELEASE_STEPS: Final = 20
+"""Steps of a release."""
+
+MAX_RELEASE_GATES: Final = 16
+"""Gates of a release; also values of a header that decide who gets the new version."""
+
+MAX_GATE_NAME_LENGTH: Final = 128
+"""Characters of the name of a gate's metric, and of the header that splits requests."""
+
+MAX_RELEASE_REASON_LENGTH: Final = 400
+"""Characters of why a release goes on, waits or is undone."""
+
+MAX_RELEASE_URL_LENGTH: Final = 2048
+"""Characters of the address whose answers a new version is compared with."""
+
+MAX_KEPT_DECISIONS: Final = 32
+"""Decisions about one release that a node can tell again: a few of each of its steps."""
+
+MAX_RELEASES_REMEMBERED: Final = 256
+"""Deployments whose release decisions a node can tell again, those of which it heard last: 3 MB with the longest reasons."""
+
+MAX_RELEASE_S: Final = 30 * 86_400.0
+"""Seconds that a step of a release may take, or wait for answers, or keep the old version: 30 days."""
+
+MAX_RELEASE_LOOKS: Final = 2**32
+"""Times that a release's gates are tried: each takes a fifth more answers than the one before, so that no release sees
+a thousand."""
+
+MAX_RELEASE_FEEDBACK_GATES: Final = 8
+"""Gates of a release on metrics of people's feedback: a gateway tells of so many (`MAX_EVIDENCE_METRICS`)."""
+
+MAX_EVIDENCE_CLASSES: Final = 7
+"""Classes of devices that a gateway tells apart in what it has seen of a release; devices of further ones share one
+class. With all figures at their greatest, two versions on seven classes take 14 KB of `MAX_OWNER_VALUE_BYTES`."""
+
+MAX_EVIDENCE_BUCKETS: Final = 64
+"""Buckets of run times of one version on one class of devices: four octaves at 4.4 %, or more of them more coarsely."""
+
+MAX_EVIDENCE_METRICS: Final = 8
+"""Metrics of people's feedback of which a gateway tells; those with a gate come first."""
+
+MAX_EVIDENCE_COUNT: Final = 2**32 - 1
+"""What a gateway counts of a step of a release: 4 bytes; it stops there."""
+
+MAX_EVIDENCE_DEVICE_BYTES: Final = 64
+"""Of a class of devices, as evidence names it: longer words end with a digest."""
+
+MAX_CLUSTER_VALUES: Final = 64
+"""Values of an attribute of comparisons among which disagreements are looked for; further ones count as one."""
+
+MAX_CLUSTERS: Final = 10
+"""Kinds of requests that are shown as those on which two versions disagree: the clearest come first."""
+
+MAX_MEASURED: Final = 1e9
+"""Amount of a metric of people's feedback: what is greater is counted as so much, since one absurd number would hide
+all others."""
+
+MAX_MIRRORS_IN_FLIGHT: Final = 32
+"""Requests of one gateway that run on a new version besides, for comparison, at once; more are not mirrored, and counted."""
+
+MAX_MIRRORED_BYTES: Final = 8 * MIB
+"""Bytes of the inputs and the answer of a request that is mirrored: both are copied, and what is larger is not."""
+
+MAX_MIRRORS_BYTES: Final = 64 * MIB
+"""Bytes of all requests that are being mirrored, with their answers."""
+
+MIRROR_TIMEOUT_S: Final = 60.0
+"""Seconds that a mirrored request has at most, however patient its client was: nobody waits for it."""
+
+COMPARED_AT_ONCE_BYTES: Final = 256 * KIB
+"""Bytes of an answer that are compared on the event loop, in well under a millisecond; more are compared in a thread."""
+
+MAX_REFERENCE_ANSWER_BYTES: Final = 8 * MIB
+"""Bytes of what the address answers that a new version is compared with."""
+
+MAX_DISAGREEMENTS: Final = 50
+"""Disagreements of two versions that a gateway keeps as examples, for each model."""
+
+MAX_DISAGREEMENT_BYTES: Final = 8 * KIB
+"""Bytes of JSON of one such example: of larger tensors their beginning is kept."""
+
+MAX_COMPARISONS_KEPT: Final = 4096
+"""Comparisons of one release of which a gateway keeps what they were about, without content, to find where disagreements
+cluster: enough to see one in a hundred."""
+
+MAX_REFERENCE_WARNINGS: Final = 16
+"""Reasons for which answers of one release cannot be compared that a gateway logs, each once."""
+
+MAX_LABELLED_INPUTS_BYTES: Final = 4 * KIB
+"""Bytes of the inputs that are remembered with an answer, to be shown where its label disagrees; larger ones are not."""
+
+REMEMBERED_ANSWER_S: Final = 86_400.0
+"""Seconds for which feedback about an answer is taken: people judge what they see today."""
+
+MAX_REMEMBERED_ANSWERS: Final = 50_000
+"""Answers of models in a release that a gateway remembers for feedback, some 20 MB; older ones are forgotten first."""
+
+MAX_LABELLED_ANSWER_BYTES: Final = 64 * KIB
+"""Bytes of an answer that is remembered whole, where people say later what would have been right."""
+
+MAX_LABELLED_ANSWERS_BYTES: Final = 32 * MIB
+"""Bytes of all answers that are remembered whole; the oldest are forgotten first."""
+
+MAX_FEEDBACK_METRICS: Final = 16
+"""Metrics of one feedback: as many as a release has gates."""
+
+MAX_FEEDBACK_BYTES: Final = 64 * KIB
+"""Bytes of the body of a feedback, its label included."""
+
+MAX_FEEDBACK_VALUE: Final = 1e9
+"""Amount of a metric of a feedback: sums of squares stay finite."""
+
+MAX_GATEWAYS_ASKED: Final = 64
+"""Gateways that are asked whether they gave an answer, or which disagreements they saw; those first that saw a release."""
+
+GATEWAY_ASKED_TIMEOUT_S: Final = 3.0
+"""Seconds that another gateway has for that."""
+
 MAX_DEMAND_MODELS: Final = 48
 """Autoscaled models of which a gateway tells how many requests came: with the longest names 7 KB of its load, which
 then names half as many replicas where both do not fit."""
@@ -1240,6 +1358,13 @@ JOIN_SILENCE_S: Final = 35.0
 
 MAX_MODELS: Final = 4096
 """Models that a mesh's tables hold; each costs a few hundred bytes on every node."""
+
+MAX_BAKED_INDEX_BYTES: Final = 64 * MIB
+"""What a baked folder says of its models: 16 KiB for each of `MAX_MODELS`, several times what one takes."""
+
+MAX_COMPILED_GRAPH_BYTES: Final = 1536 * MIB
+"""Files of an ONNX model whose optimised graph is kept: it is one file with all weights in it, and such a file may
+have 2 GiB (protobuf)."""
 
 MAX_MODEL_FILE_BYTES: Final = 64 * 1024 * MIB
 """One file of a model: more than any device of the mesh can hold in memory."""
@@ -2033,6 +2158,10 @@ SERVICE_STOP_TIMEOUT_S: Final = round(DRAIN_LIMIT_S) + 15
 
 SERVICE_START_TIMEOUT_S: Final = 180
 """How long a start may take before it counts as failed: a rejoin tries several addresses in turn."""
+
+PROBE_TIMEOUT_S: Final = 3.0
+"""How long a health check from inside a container waits for its node: less than the five seconds after which
+orchestrators give the check up, so that it says why it failed."""
 
 SERVICE_TOOL_TIMEOUT_S: Final = 90.0
 """How long `systemctl` and its like may take: starting waits until the node is a member."""

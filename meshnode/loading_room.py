@@ -95,10 +95,8 @@ class LoadingRoom:
         """Yield what the replicas here take that stay, or that leave; those of the model that loads stay."""
         for (model, version), replica in self._own.items():
             known = self._deployments.get(model)
-            placed = known is not None and (
-                version in known.versions
-                and self._me in self._fleet.placement(known.deployment).hosts
-            )
+            placement = None if known is None else self._fleet.placement_of(known, version)
+            placed = placement is not None and self._me in placement.hosts
             if (replica.deployed and not placed and model != loads) is not leaving:
                 continue
             if known is not None and version in known.versions:

@@ -227,6 +227,16 @@ HTTP_IDEMPOTENT: Final = MetricSpec(
     {"outcome": "`new`, `replayed`, `replayed_elsewhere` or `mismatch`"},
     'rate(meshnode_http_idempotent_requests_total{outcome="replayed"}[5m])',
 )
+MIRRORED_REQUESTS: Final = MetricSpec(
+    "meshnode_mirrored_requests_total",
+    "counter",
+    "Requests that a release had run on its new version besides, and answers that were compared, by what came of it.",
+    {
+        "outcome": "`agreed`, `disagreed`; `kept_for_labels`; `failed` (the new version did not answer); `no_reference` "
+        "(nothing to compare with); `dropped` (too many at once), `too_large` or `not_repeatable`: not mirrored"
+    },
+    'rate(meshnode_mirrored_requests_total{outcome="dropped"}[5m]) > 0',
+)
 HTTP_KEY_LIMITED: Final = MetricSpec(
     "meshnode_http_key_limited_total",
     "counter",

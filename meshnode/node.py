@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshnode import advertisement, suitability
 from meshnode.advertisement import LOAD_KEY, parse_replica_key
-from meshnode.deployments import Deployments, describe
+from meshnode.deployments import Deployments
 from meshnode.directory import Directory
 from meshnode.drafts import Drafts
 from meshnode.draining import Handover
@@ -41,10 +41,10 @@ from meshnode.effects import Effect, Emit
 from meshnode.events import DatagramReceived, Event, LinkUp, Start, TimerFired
 from meshnode.eviction import Evictions
 from meshnode.fleet import Fleet
+from meshnode.goals import goals_of
 from meshnode.membership.config import LAN, MembershipConfig
 from meshnode.membership.core import Membership
 from meshnode.membership.timers import MembershipTimer
-from meshnode.models.variables import without_variables
 from meshnode.node_events import (
     CapabilitiesChanged,
     DrainReported,
@@ -57,11 +57,11 @@ from meshnode.node_events import (
 from meshnode.overwrites import Overwrites
 from meshnode.own_replicas import OwnReplicas
 from meshnode.reconcile_loop import QUIET_START_S, ReconcileDue, ReconcileLoop
+from meshnode.releases import ReleaseBook, ReleaseView, release_of
 from meshnode.request_links import RequestLinks
 from meshnode.routing.affinity import sequence_hosts
 from meshnode.routing.config import RoutingConfig
 from meshnode.routing.router import Router
-from meshnode.routing.table import Goal
 from meshnode.state.api_keys import is_api_key, why_kept
 from meshnode.state.config import DesiredConfig, OwnerConfig
 from meshnode.state.deployment import KEY_PREFIX, Deployment
@@ -77,12 +77,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from meshnode.authority import Authority
+    from meshnode.deployments import Known
     from meshnode.draining import Kept
+    from meshnode.fleet import Part
     from meshnode.membership.messages import MemberRecord
     from meshnode.reconcile import OwnReplica
     from meshnode.routing.placement import Placement
     from meshnode.state.desired import Draft
     from meshnode.state.desired_messages import Entry
+    from meshnode.state.release import Verb
     from meshnode.trust.identity import Identity
 
 _MEMBER_CHANGES: Final = frozenset(
@@ -221,6 +224,18 @@ class Node:
         self._deployments = Deployments(self.desired)
         self._overwrites = Overwrites(self.desired, self._name_of)
         self.drains = Drains(self.desired)
+        self._releases = ReleaseBook(
+            self.me,
+            deployments=self._deployments,
+            desired=self.desired,
+            owners=self.owners,
+            members=self.membership.members,
+            router=self.router,
+            parts=self._parts,
+            drafts=self.drafts,
+            authority=trust.authority,
+            name_of=self._name_of,
+        )
         self._stewardship = Stewardship(
             self.me,
             deployments=self._deployments,
@@ -229,8 +244,9 @@ class Node:
             members=self.membership.members,
             router=self.router,
             placement=self.placement,
+            releases=self._releases,
         )
-        self._fleet = Fleet(self.drains, self._stewardship.wanted)
+        self._fleet = Fleet(self.drains, self._stewardship.wanted, self._releases.resident)
         self._fleet.update(self.membership.members.values())
         for name in self._deployments.names():
             self._fleet.want(name, self._deployments.get(name))
@@ -299,7 +315,7 @@ class Node:
                 now = max(now, at)
                 self._reconcile.mark_due(at)
             case _:
-                effects = self._begin(now) if isinstance(event, Start) else []
+                effects = self._begin(now, wall_s) if isinstance(event, Start) else []
                 effects += [
                     *self.membership.handle(event, now),
                     *self.owners.handle(event, now),
@@ -310,10 +326,13 @@ class Node:
                     effects += [*self._evictions.count(peer, wall_s), *self._evictions.check_own()]
         return self._settle(effects, now)
 
-    def _begin(self, now: float) -> list[Effect]:
+    def _begin(self, now: float, wall_s: float) -> list[Effect]:
         self._all_stale()
-        scaling = self._stewardship.begin(now + QUIET_START_S * self.has_friends, now)
-        return [*scaling, *(self._reconcile.be_quiet(now) if self.has_friends else ())]
+        quiet_until = now + QUIET_START_S * self.has_friends
+        stewarded = self._stewardship.begin(quiet_until, now, wall_s)
+        for name in self._deployments.names():
+            self._fleet.wanted_changed(name)
+        return [*stewarded, *(self._reconcile.be_quiet(now) if self.has_friends else ())]
 
     def _why_refused(self, entry: Entry) -> str | None:
         """Say why an entry of the desired state is refused, or None."""
@@ -344,9 +363,28 @@ class Node:
         """Compute where a deployment's replicas belong now; the same on every node."""
         return self._fleet.placement(deployment)
 
+    def parts(self, name: str) -> list[Part]:
+        """Return where the versions of a deployment belong that are wanted now; nothing if there is none."""
+        known = self._deployments.get(name)
+        return [] if known is None else self._fleet.parts(known)
+
+    def _parts(self, known: Known) -> list[Part]:
+        return self._fleet.parts(known)
+
     def scaling(self, deployment: Deployment) -> ScalingView:
         """Return how many replicas a deployment is to have now, how many it has, and who decided it why."""
         return self._stewardship.view(deployment)
+
+    def release_view(self, name: str) -> ReleaseView | None:
+        """Return how far a deployment's release has come; None if it has none, or there is no such deployment."""
+        known = self._deployments.get(name)
+        return None if known is None else self._stewardship.release_view(known)
+
+    def release_order(
+        self, name: str, verb: Verb, wall_s: float, *, by: str = "", reason: str = ""
+    ) -> Draft:
+        """Prepare to ask something of a deployment's release: see `ReleaseBook.order`."""
+        return self._releases.order(name, verb, wall_s, by=by, reason=reason)
 
     def is_lasting(self, node: NodeId, deployment: Deployment) -> bool:
         """Whether a node that cannot take a deployment is there, so that waiting changes nothing."""
@@ -440,7 +478,7 @@ class Node:
                     if key == SUITABILITY_KEY:
                         self._suitability_heard(node)
                     for name in self._stewardship.heard(node, key):
-                        self._fleet.wanted_changed(name)
+                        self._wanted_changed(name)
                     if parse_replica_key(key) is not None:
                         self.changed_replicas[node, key] = None
                 else:
@@ -468,6 +506,10 @@ class Node:
             return self._member_changed(NodeId(emit.subject), now)
         if emit.kind == "desired.changed" and is_drain(emit.subject):
             return self._drains_changed(now)
+        if emit.kind == "desired.changed" and (about := release_of(emit.subject)):
+            effects = self._stewardship.release_said(about, now)
+            self._wanted_changed(about)
+            return effects
         name = emit.subject.removeprefix(KEY_PREFIX)
         if name == emit.subject or emit.kind not in ("desired.changed", "desired.outdated"):
             return []
@@ -476,10 +518,20 @@ class Node:
             self._fleet.want(name, self._deployments.get(name))
             self._reconcile.mark((name,))
             self._unrouted.add(name)
+            effects = self._stewardship.deployment_changed(name, now)
+            self._wanted_changed(name)
             flaw = self._deployments.flaw(name)
             told += [Emit("deployment.ignored", name, flaw)] if flaw else []
-            return [*self._stewardship.deployment_changed(name, now), *told]
+            return [*effects, *told]
         return told
+
+    def _wanted_changed(self, name: str) -> None:
+        """Place a deployment anew of which another number of replicas is wanted, or other ones of its versions."""
+        self._fleet.wanted_changed(name)
+        known = self._deployments.get(name)
+        if known is not None and known.deployment.release is not None:
+            self._reconcile.mark((name,))
+            self._unrouted.add(name)
 
     def _member_changed(self, node: NodeId, now: float) -> list[Effect]:
         members = self.membership.members
@@ -540,19 +592,8 @@ class Node:
         while self._unrouted:
             name = self._unrouted.pop()
             known = self._deployments.get(name)
-            goals = {}
-            if known is not None:
-                placement = self._fleet.placement(known.deployment)
-                placed = describe(placement, self._name_of)
-                standby = frozenset(placement.standby)
-                for version, variants in known.versions.items():
-                    digests = frozenset(each.digest for each in variants)
-                    first = variants[0]
-                    plain = without_variables(first.manifest)
-                    goals[version] = Goal(
-                        plain, first.digest, placed, digests, standby, placement.paused
-                    )
-            self.router.wanted_changed(name, goals)
+            parts = [] if known is None else self._fleet.parts(known)
+            self.router.wanted_changed(name, goals_of(parts, self._name_of))
 
     def _name_of(self, node: NodeId) -> str:
         member = self.membership.members.get(node)

@@ -168,6 +168,7 @@ class Wanted:
         ready: The nodes that serve it now with exactly these files, or those of another variant.
         standby: Where it is placed besides, for the case that those nodes cannot answer.
         is_unasked: Whether it is to be served by nobody at present: it is scaled to zero.
+        is_candidate: Whether a release brings it, and others serve meanwhile: nothing that goes waits for it.
     """
 
     digest: str
@@ -175,6 +176,7 @@ class Wanted:
     ready: Collection[NodeId]
     standby: Sequence[NodeId] = ()
     is_unasked: bool = False
+    is_candidate: bool = False
 
     @property
     def served(self) -> bool:
@@ -368,7 +370,7 @@ class Reconciler:
             return False
         target = wanted.get(version)
         if target is None:
-            return all(each.served for each in wanted.values())
+            return all(each.served for each in wanted.values() if not each.is_candidate)
         if self._me not in target.hosts:
             return target.served
         if replica.digest == target.digest:

@@ -202,21 +202,20 @@ class ReconcileLoop:
         return effects
 
     def _wanted(self, known: Known) -> dict[int, Wanted]:
-        placement = self._fleet.placement(known.deployment)
-        if placement.paused:
-            return {}
-        is_unasked = not placement.nodes and not placement.missing
         return {
             version: Wanted(
                 self._fleet.chosen(self._me, known, version).digest,
-                placement.nodes,
+                part.placement.nodes,
                 frozenset().union(
                     *(self._directory.ready(each.manifest, each.digest) for each in variants)
                 ),
-                placement.standby,
-                is_unasked,
+                part.placement.standby,
+                is_unasked=not part.placement.nodes and not part.placement.missing,
+                is_candidate=part.is_candidate,
             )
-            for version, variants in known.versions.items()
+            for part in self._fleet.parts(known)
+            for version, variants in part.versions.items()
+            if not part.placement.paused
         }
 
     def _load(self, target: Target, now: float) -> list[Effect]:
@@ -232,7 +231,8 @@ class ReconcileLoop:
         holders = self._holders(target)
         known = self._deployments.get(manifest.model)
         assert known is not None  # the target is of it
-        placed = self._fleet.placement(known.deployment).hosts
+        placement = self._fleet.placement_of(known, manifest.version)
+        placed = () if placement is None else placement.hosts
         others = companions(placed, self._me)[:MAX_FILE_SOURCES]
         self._links.put(("files", *key), (*holders, *others))
         load = LoadModel(*key, target.digest, holders, others)

@@ -47,6 +47,11 @@ How it works
     Where a link through another node (a relay) broke, the replica itself is not at fault: it may be
     asked again. If there is no other, the request waits for its new link, for `NEW_RELAY_S` at most.
 
+    A request that a release sends to a new version names the old one to fall back on (`fallback`). That is asked next
+    whatever the error is, at no cost to the budget; where no replica of the new version can take the request; and
+    beside a try that is late, or has had half of the caller's time. So nobody gets an error for the sake of a release.
+    What tries show of both versions goes to `meshnode.routing.releasing.witness`.
+
     Each try opens one flight (`Candidate.start`) and takes one breaker permit, and each way out
     of `flying` closes exactly that one: this is where in-flight counts are conserved.
 """
@@ -57,12 +62,11 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from meshnode.errors import (
+    Cancelled,
     DeadlineExceeded,
     InferenceFailed,
     LinkLost,
     MeshError,
-    NoReplica,
-    OutcomeUnknown,
     Saturated,
     SequenceMoved,
 )
@@ -73,6 +77,8 @@ from meshnode.routing.choice import Candidates, Route, drops
 from meshnode.routing.header import mesh_route_header
 from meshnode.routing.hedging import is_worth_it, utilisation
 from meshnode.routing.load import OVERHEAD_MS, LinkState
+from meshnode.routing.refusals import all_busy, is_conclusive, nobody_can, unknown_outcome
+from meshnode.routing.releasing.witness import Witness
 from meshnode.routing.tries import Await, Flying, GiveUp, Source, Try, Wait, patience_s
 
 if TYPE_CHECKING:
@@ -99,13 +105,17 @@ class Attempts:
     """
 
     __slots__ = (
+        "_arm",
         "_beside_is_late",
         "_cut_off",
         "_deadline",
         "_error",
+        "_fallback",
         "_final",
         "_flying",
+        "_forgiven",
         "_hedged",
+        "_is_forgiven",
         "_is_granted",
         "_is_rested",
         "_linked_by",
@@ -115,10 +125,12 @@ class Attempts:
         "_retry_after_s",
         "_sequence",
         "_source",
+        "_stands_in",
         "_streaming",
         "_tried_nodes",
         "_tried_regions",
         "_tries",
+        "_witness",
         "beside_at",
         "route",
         "tried",
@@ -159,6 +171,14 @@ class Attempts:
         self._error: MeshError | None = None
         self._final: GiveUp | None = None
         self._retry_after_s = math.inf
+        self._arm = request.version
+        self._fallback = request.fallback
+        self._stands_in = False  # another version, for the one that was asked first
+        self._is_forgiven = False  # the last error, as another version stands in
+        self._forgiven = 0
+        live = source.releases.of(request.model)
+        counts = live is not None and (request.is_arm or request.version is None)
+        self._witness = Witness(live) if live is not None and counts else None
         self._tried_nodes = tried
         self._tried_regions: tuple[str, ...] = ()
         self._beside_is_late = False
@@ -198,7 +218,7 @@ class Attempts:
             return self._final
         error = self._why_not_again(now) if self._error is not None else None
         if self._flying:
-            return self._give_up(error) if error is not None and _is_conclusive(error) else Await()
+            return self._give_up(error) if error is not None and is_conclusive(error) else Await()
         remaining_s = self._deadline - now
         if error is None and remaining_s <= 0:
             error = DeadlineExceeded("no time was left to run the request")
@@ -231,13 +251,14 @@ class Attempts:
         late = self._beside_is_late
         newest = self._flying[-1]
         self._beside_next(newest, hedge=False, late=not late)
-        other = self._other(now)
+        falls_back = late and self._fall_back()
+        other = self._stand_in(now) if falls_back else self._other(now)
         if other is None:
             return None
         route, candidates = other
         if not late and not self._may_hedge(newest, route, candidates, now):
             return None
-        if late and not self._source.budget.take(now):
+        if late and not falls_back and not self._source.budget.take(now):
             return None
         self._hedged = self._hedged or not late
         route = route._replace(reason="hedge")
@@ -250,6 +271,8 @@ class Attempts:
         flying = self._one(step)
         self._answered(flying, now)
         self._streaming = True
+        if self._witness is not None:
+            self._witness.began(flying, now)
         self._lose(now, flying)
 
     def succeeded(
@@ -258,12 +281,24 @@ class Attempts:
         report: LoadReport | None = None,
         step: Try | None = None,
         run_ms: float = 0.0,
+        *,
+        kept: bool = False,
     ) -> None:
-        """A try's answer is complete (a stream: at its end); it ran so long, as the replica says (0: unknown)."""
+        """A try's answer is complete (a stream: at its end).
+
+        Args:
+            now: Monotonic seconds.
+            report: How busy the replica is, where it says so.
+            step: The try; the only one that is out if None.
+            run_ms: How long it ran, as the replica says; 0 if unknown.
+            kept: Whether the replica had answered the like before, and kept the answer.
+        """
         flying = self._one(step)
         if not self._streaming:
             self._answered(flying, now)
             self._lose(now, flying)
+        if self._witness is not None:
+            self._witness.succeeded(flying, now, run_ms, kept=kept)
         replica = self._land(flying, Verdict.SUCCESS, "", now, report, run_ms)
         self._source.answered(self._request, replica.node, now)
         if self._sequence is not None:
@@ -299,12 +334,26 @@ class Attempts:
     def close(self, now: float) -> None:
         """End the plan: tries without an outcome were cancelled. May be called at any time."""
         self._lose(now, None)
+        if self._witness is not None:
+            self._witness.closed()
         if self._final is None:
             self._final = GiveUp(self._error or MeshError("the request was closed"))
 
     # Choosing and sending.
 
     def _choose(self, now: float) -> tuple[Candidates, Route | None]:
+        """Choose a replica; of the version that stands in, where none of the other one can take the request."""
+        try:
+            candidates, route = self._choice(now)
+        except MeshError:
+            if not self._fall_back():
+                raise
+            return self._choice(now)
+        if route is None and self._fall_back():
+            return self._choice(now)
+        return candidates, route
+
+    def _choice(self, now: float) -> tuple[Candidates, Route | None]:
         source = self._source
         if self._sequence is not None:
             return self._sequence.choose(source, self._request, now, self._tried_nodes)
@@ -333,6 +382,35 @@ class Attempts:
         if route is None or route.reason in ("last-resort", "probe"):
             return None
         return route, candidates
+
+    def _fall_back(self) -> bool:
+        """Have the next try go to the version that stands in for the one that was asked, if it is served."""
+        version, self._fallback = self._fallback, None
+        if version is None or self._sequence is not None:
+            return False
+        try:
+            self._source.candidates(self._request.model, version)
+        except MeshError:
+            return False
+        self._request = self._request._replace(version=version, fallback=None)
+        self._tried_nodes, self._tried_regions = (), ()
+        self._stands_in = self._is_granted = self._is_rested = True
+        return True
+
+    def _stand_in(self, now: float) -> tuple[Route, Candidates] | None:
+        """Choose for a try of the version that stands in: on another node than those that are out, if there is one."""
+        source = self._source
+        self._request = self._request._replace(timeout_s=self._deadline - now)
+        try:
+            candidates = source.candidates(self._request.model, self._request.version)
+        except MeshError:
+            return None
+        out = tuple(each.step.route.replica.node for each in self._flying)
+        for tried in (out, ()):
+            route = source.choose(candidates, self._request, now, source.rng, tried=tried)
+            if route is not None:
+                return route, candidates
+        return None
 
     def _may_hedge(self, newest: Flying, route: Route, candidates: Candidates, now: float) -> bool:
         return (
@@ -369,12 +447,20 @@ class Attempts:
         self.beside_at = math.inf
         config = self._source.config
         alone = self._tries > config.max_retries or newest.step.route.candidates < 2
-        if alone or not self._repeatable or self._sequence is not None or self._streaming:
+        has_stand_in = self._fallback is not None
+        if (
+            (alone and not has_stand_in)
+            or not self._repeatable
+            or self._sequence is not None
+            or self._streaming
+        ):
             return
-        at = newest.hedge_at(config) if hedge else math.inf
+        at = newest.hedge_at(config) if hedge and not alone else math.inf
         self._beside_is_late = late and at == math.inf
         if self._beside_is_late:
             at = newest.late_at
+            if has_stand_in:
+                at = min(at, (newest.flight.started_at + self._deadline) / 2)
         self.beside_at = at if at < self._deadline else math.inf
 
     def _waits_for_link(self, candidates: Candidates, now: float) -> bool:
@@ -409,6 +495,8 @@ class Attempts:
     def _lose(self, now: float, winner: Flying | None) -> None:
         """All other tries are cancelled; one that was late lost by its own fault, if somebody won."""
         for each in [one for one in self._flying if one is not winner]:
+            if winner is not None and self._witness is not None:
+                self._witness.lost(each, now)
             if winner is not None and each.is_late(now):
                 self._land(each, Verdict.FAILURE, LATE, now, None)
             else:
@@ -424,6 +512,8 @@ class Attempts:
         now: float,
         report: LoadReport | None,
     ) -> None:
+        if self._witness is not None:
+            self._witness.failed(flying, error, now)
         replica = self._land(flying, verdict, cause, now, report)
         self._error = error
         self.tried += ((replica.node_name, error.code),)
@@ -437,6 +527,15 @@ class Attempts:
             self._retry_after_s = min(self._retry_after_s, error.retry_after_s)
         if isinstance(error, InferenceFailed):
             self._raised.append((flying.step.route.candidate.breaker, flying.permit))
+        is_over = self._streaming or isinstance(error, Cancelled) or now >= self._deadline
+        self._forgive(replica, error, is_over=is_over)
+
+    def _forgive(self, replica: Replica, error: MeshError, *, is_over: bool) -> None:
+        """Fall back after an error of the version that was asked first, unless the request may not run twice."""
+        if not is_over and (self._repeatable or error.nothing_ran):
+            self._fall_back()
+        self._is_forgiven = self._stands_in and not is_over and replica.version == self._arm
+        self._forgiven += self._is_forgiven
 
     def _land(
         self,
@@ -464,13 +563,15 @@ class Attempts:
         assert self.route is not None
         if self._streaming:
             return error
+        if self._is_forgiven:
+            return None
         if self._sequence is not None:
             final = self._sequence.failed(error, self.route.replica, now)
             if final is not None:
                 return final
         elif not self._repeatable and error.retryable and not error.nothing_ran:
-            return self._unknown(error)
-        over = len(self.tried) > self._source.config.max_retries
+            return unknown_outcome(self._request.model, self.route.replica.node_name, error)
+        over = len(self.tried) - self._forgiven > self._source.config.max_retries
         if isinstance(error, InferenceFailed) and self._sequence is None:
             over = over or not self._repeatable
         else:
@@ -490,35 +591,13 @@ class Attempts:
             for guard, permit in self._raised:
                 guard.pardon(permit, now)
 
-    def _unknown(self, error: MeshError) -> MeshError:
-        assert self.route is not None
-        return OutcomeUnknown(
-            f"no answer came from {self.route.replica.node_name} ({error}). The request may have run, and it "
-            f"was not tried elsewhere, because requests of model {self._request.model!r} must not run twice"
-        )
-
     def _nobody(self, candidates: Candidates, now: float) -> MeshError:
         if any(code == Saturated.code for _, code in self.tried):
-            said = f" ({self._error})" if isinstance(self._error, Saturated) else ""
-            return Saturated(
-                f"every replica of model {self._request.model!r} is busy; try again later{said}",
-                self._retry_after_s,
-            )
-        failed = dict(self.tried)
-        reasons = [
-            f"{name}: {failed.get(name, reason)}"
-            for name, reason in drops(candidates, self._request, now, self._tried_nodes)
-        ]
-        return NoReplica(
-            f"no replica of model {self._request.model!r} can take the request: {'; '.join(reasons)}"
-        )
+            return all_busy(self._request.model, self._error, self._retry_after_s)
+        left_out = drops(candidates, self._request, now, self._tried_nodes)
+        return nobody_can(self._request.model, dict(self.tried), left_out)
 
     def _give_up(self, error: MeshError) -> GiveUp:
         self._final = GiveUp(error)
         self.beside_at = math.inf
         return self._final
-
-
-def _is_conclusive(error: MeshError) -> bool:
-    """Whether an error says all, although another try is out: no other replica would say anything else."""
-    return not error.retryable and not isinstance(error, DeadlineExceeded)

@@ -31,6 +31,10 @@ class RoutedRequest(NamedTuple):
         part: What it says about its sequence; None if it belongs to none.
         saves: Share of its run time that it is spared, by node (`meshnode.routing.stickiness`).
         home: The node that has its session; None for none.
+        fallback: The version that is asked next, at no cost to the retry budget, once a try of `version` fails, takes
+            long, or finds no replica; None for none.
+        is_arm: Whether a release of the model chose the version, and not the caller: what becomes of it then says
+            something about the version, as it does where none was asked for.
     """
 
     model: str
@@ -43,3 +47,5 @@ class RoutedRequest(NamedTuple):
     part: SequencePart | None = None
     saves: Mapping[NodeId, float] = NOTHING_SAVED
     home: NodeId | None = None
+    fallback: int | None = None
+    is_arm: bool = False

@@ -25,6 +25,7 @@ from meshnode.routing.hedging import AnswerTimes
 from meshnode.routing.load import RAMP_S, LinkState
 from meshnode.routing.load_book import LoadBook
 from meshnode.routing.probing import Probe, Probing
+from meshnode.routing.releasing.split import Releases
 from meshnode.routing.stickiness import Stickiness
 from meshnode.routing.table import Goal, Replica, ReplicaTable
 from meshnode.types import ReplicaState
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meshnode.models.execution import Execution
+    from meshnode.rollout import Progress
     from meshnode.routing.conditions import NodeConditions
     from meshnode.routing.request import RoutedRequest
+    from meshnode.state.release import Release
     from meshnode.types import NodeId, NodeState
     from meshnode.wire.messages import LoadReport
 
@@ -52,6 +55,7 @@ class Router:
         sequences: Where sequences of requests are that went through this gateway.
         stickiness: Which replicas spare a request time, as they had others like it.
         probing: Whom to ask how busy it is.
+        releases: The releases under way.
         rng: Draws every pick; the same seed and events give the same routes.
         config: Settings.
         choose: Decides between candidates; the simulator puts other policies in its place.
@@ -76,6 +80,7 @@ class Router:
         self.stickiness = Stickiness()
         self.probing = Probing(me)
         self.arrivals = Arrivals()
+        self.releases = Releases()
         self._me = me
         self._region = region
         self._candidates: dict[tuple[str, int], Candidates] = {}
@@ -124,6 +129,21 @@ class Router:
         self.table.want(model, goals)
         for version in before:
             self._forget_candidates(model, version)
+
+    def release_changed(
+        self,
+        model: str,
+        revision: tuple[int, int],
+        release: Release | None,
+        progress: Progress | None,
+    ) -> None:
+        """A model's release has come so far; without one it has none, and its highest version serves."""
+        if release is None or progress is None:
+            self.releases.drop(model)
+            self.table.prefer(model, None)
+            return
+        self.releases.follow(model, revision, release, progress)
+        self.table.prefer(model, progress.serving(release))
 
     def node_changed(self, node: NodeId, state: NodeState) -> None:
         """Membership has a new opinion of a node."""

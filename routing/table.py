@@ -32,7 +32,7 @@ from meshnode.routing.header import escape
 from meshnode.types import NodeId, NodeState, ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from meshnode.models.manifest import Manifest
 
@@ -255,6 +255,7 @@ class ReplicaTable:
     def __init__(self) -> None:
         self._models: dict[str, dict[int, ReplicaGroup]] = {}
         self._newest: dict[str, ReplicaGroup] = {}
+        self._preferred: dict[str, int] = {}  # bounded by the deployments that have a release
         self._served_by: dict[NodeId, set[tuple[str, int]]] = {}
         self._gone: dict[NodeId, NodeState] = {}
         self._conditions: dict[NodeId, NodeConditions] = {}
@@ -306,6 +307,17 @@ class ReplicaTable:
                 group.goal = goal
                 self._refresh(model, version)
 
+    def prefer(self, model: str, version: int | None) -> None:
+        """Take which version of a model counts as its newest while it is ready; None for the highest."""
+        if self._preferred.get(model) == version:
+            return
+        if version is None:
+            del self._preferred[model]
+        else:
+            self._preferred[model] = version
+        self._newest.pop(model, None)
+        self._revision += 1
+
     def remove(self, node: NodeId, model: str, version: int) -> None:
         """Forget a replica; nothing happens if there is none."""
         group = self.group(model, version)
@@ -356,7 +368,9 @@ class ReplicaTable:
         return self._conditions.get(node, USUAL)
 
     def resolve(self, model: str, version: int | None) -> int:
-        """Return the version to use: the one asked for, or the highest that has a ready replica.
+        """Return the version to use: the one asked for, or the newest that has a ready replica.
+
+        The newest is the highest, or during a release the one that serves meanwhile (`prefer`).
 
         Raises:
             ModelNotFound, NoReplica: as `lookup` does.
@@ -364,7 +378,7 @@ class ReplicaTable:
         return self.lookup(model, version).version
 
     def lookup(self, model: str, version: int | None) -> ReplicaGroup:
-        """Return the group to use: of the version asked for, or the highest that is ready.
+        """Return the group to use: of the version asked for, or the newest that is ready.
 
         Raises:
             ModelNotFound: if the model or the version is neither announced by a node nor deployed.
@@ -383,7 +397,7 @@ class ReplicaTable:
             )
         if version is None:
             raise NoReplica(
-                f"no replica of model {model!r} is ready: {versions[max(versions)].why_none()}"
+                f"no replica of model {model!r} is ready: {self._newest_of(model, versions).why_none()}"
             )
         group = versions.get(version)
         if group is None:
@@ -396,12 +410,12 @@ class ReplicaTable:
         return group
 
     def coming(self, model: str, version: int | None) -> ReplicaGroup | None:
-        """Return the group that may soon have a ready replica: of the version asked for, else the highest; or None.
+        """Return the group that may soon have a ready replica: of the version asked for, else the newest; or None.
 
         One of which a replica loads comes before one that is only wanted.
         """
         versions = self._models.get(model, {})
-        numbers = sorted(versions, reverse=True) if version is None else [version]
+        numbers = self._by_preference(model, versions) if version is None else [version]
         groups = [versions[number] for number in numbers if number in versions]
         groups = [each for each in groups if not each.is_paused]
         loading = next((each for each in groups if each.is_loading), None)
@@ -435,12 +449,23 @@ class ReplicaTable:
         """Differs after every change of who serves or is wanted to serve."""
         return self._revision
 
+    def usual(self, model: str) -> Manifest | None:
+        """Return what a model is to those who name no version, or None if nobody has said so.
+
+        That is the version that answers them, as `lookup` finds it, or else the newest of which is known what it is.
+        """
+        ready = self._newest_ready(model)
+        if ready is not None and ready.manifest is not None:
+            return ready.manifest
+        versions = self._models.get(model, {})
+        told = (versions[number].manifest for number in self._by_preference(model, versions))
+        return next((manifest for manifest in told if manifest is not None), None)
+
     def manifests(self) -> Iterator[Manifest]:
-        """Yield what each model is: its newest ready version, or else the highest that is known."""
-        for name, versions in self._models.items():
-            group = self._newest_ready(name) or versions[max(versions)]
-            if group.manifest is not None:
-                yield group.manifest
+        """Yield what each model is to those who name no version (`usual`)."""
+        for name in self._models:
+            if (manifest := self.usual(name)) is not None:
+                yield manifest
 
     def served_by(self, node: NodeId) -> tuple[tuple[str, int], ...]:
         """Return the (model, version) pairs that a node has announced, sorted."""
@@ -465,12 +490,21 @@ class ReplicaTable:
                 del self._models[model]
 
     def _newest_ready(self, model: str) -> ReplicaGroup | None:
-        """Return the highest version that is ready, or None; found once after each change."""
+        """Return the newest version that is ready, or None; found once after each change."""
         known = self._newest.get(model)
         if known is None:
             versions = self._models.get(model, {})
-            for number in sorted(versions, reverse=True):
+            for number in self._by_preference(model, versions):
                 if versions[number].ready:
                     known = self._newest[model] = versions[number]
                     break
         return known
+
+    def _newest_of(self, model: str, versions: Mapping[int, ReplicaGroup]) -> ReplicaGroup:
+        """Return the group of the newest version, ready or not."""
+        return versions[self._by_preference(model, versions)[0]]
+
+    def _by_preference(self, model: str, versions: Iterable[int]) -> list[int]:
+        """Return versions, the one first that counts as the newest."""
+        preferred = self._preferred.get(model)
+        return sorted(versions, key=lambda number: (number == preferred, number), reverse=True)

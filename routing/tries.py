@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meshnode.routing.config import RoutingConfig
     from meshnode.routing.hedging import AnswerTimes
     from meshnode.routing.load import Flight
+    from meshnode.routing.releasing.split import Releases
     from meshnode.routing.request import RoutedRequest
     from meshnode.types import NodeId
 
@@ -64,6 +65,11 @@ class Source(Protocol):
     @property
     def hedges(self) -> RetryBudget:
         """The hedges that are left."""
+        ...
+
+    @property
+    def releases(self) -> Releases:
+        """The releases under way."""
         ...
 
     @property

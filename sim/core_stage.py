@@ -14,20 +14,18 @@ that are slowed down. All verbs can be done here.
 from __future__ import annotations
 
 import gc
-import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from meshnode.errors import UsageError
-from meshnode.limits import MAX_DEPLOYMENT_REPLICAS
-from meshnode.models.manifest import FileEntry, Manifest, TensorSpec
-from meshnode.owner_limits import LOAD_COPY_BYTES, LOAD_FACTOR, LOAD_OVERHEAD_BYTES, OwnerLimits
+from meshnode.owner_limits import OwnerLimits
+from meshnode.release_file import read_release
 from meshnode.sim.acquaintance import acquaint
 from meshnode.sim.clients import Clients
 from meshnode.sim.core_faults import CoreFaults
+from meshnode.sim.core_releases import GIB, CoreReleases
 from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.fault_steps import cover
-from meshnode.sim.faults import NetworkFault, RegionDown, Release
+from meshnode.sim.faults import NetworkFault, OrderRelease, RegionDown, Release
 from meshnode.sim.invariants import Invariants
 from meshnode.sim.mesh import SimMesh
 from meshnode.sim.network import NetworkConfig, PathConfig
@@ -36,10 +34,9 @@ from meshnode.sim.policies.catalogue import MESH
 from meshnode.sim.scenario.crew import crew
 from meshnode.sim.scenario.geography import matrix
 from meshnode.sim.scenario.selection import select, sides
-from meshnode.sim.serving import ModelBehaviour
 from meshnode.sim.stage import NodeSample, Sample
+from meshnode.sim.standings import standings
 from meshnode.sim.virtual_fleet import sees
-from meshnode.types import DataType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -67,8 +64,6 @@ READY_LIMIT_S: Final = 300.0
 STEP_S: Final = 0.25
 """How often the stage looks whether what it waits for has come about."""
 
-GIB: Final = 1024**3
-
 _RARE_COLLECTIONS: Final = (50_000, 20, 100)  # of `gc`: a world makes hardly any cycles
 
 
@@ -94,7 +89,7 @@ class CoreStage:
         self._faults = CoreFaults(self.mesh)
         self._rules: list[tuple[Fault, Rule]] = []
         self._laid = 0
-        self._versions = {model.name: 0 for model in scenario.models}
+        self._releases = CoreReleases(self.mesh, self.machines, self._up)
         self._seen_busy_s: dict[Daemon, float] = {}
         self._sampled_at = 0.0
         self._disagreeing = ""
@@ -132,7 +127,7 @@ class CoreStage:
         self._until(self._agree, JOIN_LIMIT_S, "not all nodes know all others")
         for model in self.scenario.models:
             progress(f"{model.name} is loaded")
-            self._deploy(model)
+            self._releases.deploy(model)
         for model in self.scenario.models:
             limit_s = model.fetch_s + model.load_s + READY_LIMIT_S
             self._until(partial(self._is_ready, model), limit_s, f"{model.name} is not ready")
@@ -150,35 +145,13 @@ class CoreStage:
             limits=OwnerLimits(only_on_mains=device.battery),
             nat=machine.nat,
             is_acquainted=is_acquainted,
+            device_class=machine.device_class,
         )
         self.mesh.device(machine.name).has_battery = device.battery
 
-    def _deploy(self, model: Model) -> None:
-        """Deploy the next version of a model, from the first node that takes it."""
-        version = self._versions[model.name] + 1
-        on = [machine.name for machine in select(model.on, self.machines)]
-        wanted, scaling = model.begins_with(len(on) or len(self.machines)), model.scaling
-        manifest = manifest_of(model, version)
-        self.mesh.behave(manifest, behaviour_of(model))
-        replicas = min(wanted, MAX_DEPLOYMENT_REPLICAS)
-        refusal = "no node runs that has room on its disk"
-        for by in filter(self.world.has_room, self._up()):
-            try:
-                self.mesh.deploy(
-                    by, manifest, replicas=replicas, on=on, scaling=scaling, standby=model.standby
-                )
-            except UsageError as error:  # its clock is wrong; whoever releases tries another node
-                refusal = f"{by} says: {error}"
-                self.trace.record(self.now(), by, "deploy.refused", model.name, str(error))
-            else:
-                break
-        else:
-            raise UsageError(f"{model.name!r} could not be deployed: {refusal}")
-        self._versions[model.name] = version
-
     def _is_ready(self, model: Model) -> bool:
         """Whether all nodes that are to serve a model do, and all gateways know."""
-        version = self._versions[model.name]
+        version = self._releases.newest[model.name]
         founder = self.mesh.node(self.machines[0].name)
         deployment = founder.deployment(model.name)
         if deployment is None:
@@ -233,7 +206,10 @@ class CoreStage:
         """Do a fault now."""
         cover(self.trace, self.now(), fault, self.machines, undone=False)
         if isinstance(fault, Release):
-            self._deploy(next(m for m in self.scenario.models if m.name == fault.model))
+            model = next(each for each in self.scenario.models if each.name == fault.model)
+            self._releases.deploy(model, fault)
+        elif isinstance(fault, OrderRelease):
+            self._releases.order(fault)
         elif isinstance(fault, NetworkFault):
             self._laid += 1
             sources, targets = (self._ids(side) for side in sides(fault, self.machines))
@@ -255,8 +231,13 @@ class CoreStage:
             self.world.network.mend(laid[1])
 
     def unsupported(self, fault: Fault) -> str | None:
-        """Return None: depth A can do all faults."""
-        del fault
+        """Return why depth A cannot do a fault, or None: it gives no answers that could be compared."""
+        if not isinstance(fault, Release) or not fault.release:
+            return None
+        plan = read_release(fault.release, [], ())
+        mirrors = plan is not None and any(step.mirror for step in plan.steps)
+        if mirrors or fault.differs_share:
+            return "the cores alone give no answers that could be compared; depth B does"
         return None
 
     def _hurt(self, fault: Fault) -> list[str]:
@@ -301,6 +282,7 @@ class CoreStage:
             busy=min(busy, 1.0),
             slots=slots,
             serving=len(host.serving()),
+            releases=standings(daemon.node.router, self._releases.released),
         )
 
     def _why_down(self, name: str) -> str:
@@ -372,27 +354,3 @@ def network_config(scenario: Scenario) -> NetworkConfig:
         loss=network.loss,
         paths=paths,
     )
-
-
-def behaviour_of(model: Model) -> ModelBehaviour:
-    """Return how a scenario's model behaves on a device of speed 1; calls bring their own work."""
-    return ModelBehaviour(
-        service_s=model.service.mean_ms / 1000, fetch_s=model.fetch_s, load_s=model.load_s
-    )
-
-
-def manifest_of(model: Model, version: int) -> Manifest:
-    """Return a version of a scenario's model, as large as placement must take it to be."""
-    sha256 = hashlib.sha256(f"{model.name}/{version}".encode()).digest()
-    spec = TensorSpec("x", DataType.FP32, (-1, 4))
-    files = (FileEntry("model.onnx", files_bytes(model.memory_gb), sha256),)
-    return Manifest(
-        model.name, version, "onnx", "onnxruntime_onnx", (spec,), (spec,), 8, files, "model.onnx"
-    )
-
-
-def files_bytes(memory_gb: float) -> int:
-    """Return how large a model's files are that takes so much memory (see `load_estimate_bytes`)."""
-    room = max(0.0, memory_gb * GIB - LOAD_OVERHEAD_BYTES)
-    small = room / (LOAD_FACTOR + 1)
-    return int(small if small <= LOAD_COPY_BYTES else (room - LOAD_COPY_BYTES) / LOAD_FACTOR) + 1

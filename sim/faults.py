@@ -11,12 +11,13 @@ are all nodes that `nodes` does not name (for `nodes = ["all"]`: all).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import Meta
 
 from meshnode.limits import MAX_CLOCK_JUMP_S
+from meshnode.state.release import Verb
 
 Seconds = Annotated[float, Meta(ge=0)]
 Duration = Annotated[float, Meta(gt=0)]
@@ -174,11 +175,49 @@ class StaleLoad(Fault, tag="stale-load", frozen=True, kw_only=True):
 
 
 class Release(Fault, tag="release-model", frozen=True, kw_only=True):
-    """A new version of a model is deployed, as `meshnode deploy` does."""
+    """A new version of a model is deployed, as `meshnode deploy` and `meshnode apply` do.
+
+    Attributes:
+        model: Of which.
+        node: At which node that is asked for; empty for the first that takes it.
+        release: How it takes the old version's place: the table `release` of a deployment file (docs/releases.md),
+            such as `{ strategy = "canary", steps = [5, 50] }`; empty for directly.
+        slowness: Its runs take so many times as long as the model's `service` says.
+        fail_share: Share of its requests that fail, at once.
+        fails_on: The class of devices on which they do; empty for all.
+        differs_share: Share of the inputs to which its answers are others than those of all other versions; always
+            the same inputs.
+        load_error: Why it can be loaded nowhere; empty where it can.
+        memory_gb: What one of its replicas takes; None for what the model says.
+    """
 
     can_be_undone: ClassVar[bool] = False
 
     model: str
+    node: str = ""
+    release: dict[str, Any] = {}
+    slowness: Annotated[float, Meta(gt=0, le=10_000)] = 1.0
+    fail_share: Share = 0.0
+    fails_on: str = ""
+    differs_share: Share = 0.0
+    load_error: str = ""
+    memory_gb: Annotated[float, Meta(ge=0)] | None = None
+
+
+class OrderRelease(Fault, tag="order-release", frozen=True, kw_only=True):
+    """An operator asks something of a release that is under way, as `meshnode rollout` does.
+
+    Attributes:
+        model: Of which.
+        order: What.
+        node: At which node; empty for the first that runs.
+    """
+
+    can_be_undone: ClassVar[bool] = False
+
+    model: str
+    order: Verb
+    node: str = ""
 
 
 # What happens to the network.
@@ -265,8 +304,8 @@ class GossipDelay(NetworkFault, tag="gossip-delay", frozen=True, kw_only=True):
 
 AnyFault = (
     Crash | PowerOff | Restart | Freeze | Thaw | Sleep | SlowDown | Leave | Flap | ClockSkew | ClockJump
-    | DiskFull | Drain | LyingLoad | FailRequests | StaleLoad | Release | Partition | Hold | Loss
-    | Duplication | Reordering | Latency | Bandwidth | RegionDown | GossipDelay
+    | DiskFull | Drain | LyingLoad | FailRequests | StaleLoad | Release | OrderRelease | Partition | Hold
+    | Loss | Duplication | Reordering | Latency | Bandwidth | RegionDown | GossipDelay
 )  # fmt: skip
 """Every verb."""
 

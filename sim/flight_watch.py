@@ -112,14 +112,14 @@ class FlightWatch:
                 f"{self._name} counts {load.outstanding} requests to {self._target(load)} as in flight",
             )
 
-    def tried(self, plan: Attempts, step: Try, out: tuple[Replica, ...]) -> None:
+    def tried(self, plan: _Plan, step: Try, out: tuple[Replica, ...]) -> None:
         """A request's plan says to send it there, while these replicas have it."""
         replica = step.route.replica
         where = f"{self._name} sends a request for {replica.model!r} to {replica.node_name}"
         tries = len(plan.tried) + plan.flying
-        if tries > 1 + _CONFIG.max_retries:
+        if tries > 1 + _CONFIG.max_retries + plan.fell_back:
             self._broken("attempts-within-budget", f"{where}, and that is try number {tries}")
-        if any(each.node == replica.node for each in out):
+        if any((each.node, each.version) == (replica.node, replica.version) for each in out):
             self._broken("attempts-within-budget", f"{where} beside another try there")
         if not out:
             return
@@ -173,6 +173,10 @@ class FlightWatch:
                 f"{self._name} sent {len(self._hedges)} hedges in {BUDGET_WINDOW_S:g} s; its "
                 f"{len(self._requests)} requests allow {allowed:g}",
             )
+
+    def fell_back(self) -> None:
+        """A request goes on to the version that a release has it fall back on, which costs no budget."""
+        self._granted += 1
 
     def look(self, longest_s: float) -> None:
         """Check that no send has been open for longer than this."""
@@ -323,6 +327,17 @@ class _Plan(Attempts):
             self._watch.tried(self, step, out)
         return step
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether another version stands in for the one that a release chose."""
+        return self._stands_in
+
+    def _fall_back(self) -> bool:
+        falls_back = super()._fall_back()
+        if falls_back:
+            self._watch.fell_back()
+        return falls_back
+
     def first_byte(self, now: float, step: Try | None = None) -> None:
         super().first_byte(now, step)
         self._watch.still_out(self, 1)
@@ -333,8 +348,10 @@ class _Plan(Attempts):
         report: LoadReport | None = None,
         step: Try | None = None,
         run_ms: float = 0.0,
+        *,
+        kept: bool = False,
     ) -> None:
-        super().succeeded(now, report, step, run_ms)
+        super().succeeded(now, report, step, run_ms, kept=kept)
         self._watch.still_out(self, 0)
 
     def close(self, now: float) -> None:

@@ -22,6 +22,7 @@ from meshnode.gateway.admission import Admission, Admitted
 from meshnode.gateway.cold_starts import LOOK_S
 from meshnode.routing.load import LinkState
 from meshnode.routing.probing import Probe
+from meshnode.routing.releasing.arms import choose_arm
 from meshnode.routing.request import RoutedRequest
 from meshnode.routing.tries import Await, GiveUp, Try, Wait
 from meshnode.sim.cold_starts import ColdStarts
@@ -149,7 +150,9 @@ class Gateway:
         return self._plan(request, request.timeout_s, now)
 
     def _plan(self, request: Request, timeout_s: float, now: float) -> list[Effect]:
-        asked = RoutedRequest(request.model, request.version, timeout_s, hints=request.hints)
+        asked = self._arm(
+            RoutedRequest(request.model, request.version, timeout_s, hints=request.hints)
+        )
         try:
             admitted = self._admit(request, timeout_s, now)
         except Saturated as error:
@@ -158,6 +161,28 @@ class Gateway:
         plan = self._router.plan(asked, now)
         opened = self._open[request.number] = _Open(request, plan, admitted)
         return self._next(opened, now)
+
+    def _arm(self, asked: RoutedRequest) -> RoutedRequest:
+        """Let a release choose the version of a request that names none, as `meshnode.gateway.releasing` does."""
+        router = self._router
+        live = router.releases.of(asked.model)
+        if live is None or asked.version is not None:
+            return asked
+        release = live.release
+        version = choose_arm(
+            release,
+            live.progress,
+            model=asked.model,
+            session=asked.hints.session,
+            key_id=asked.hints.caller,
+            header=_no_header,
+            draw=router.rng.random(),
+        )
+        if version != release.candidate or not router.is_reachable(asked.model, version):
+            return asked
+        has_old = router.is_reachable(asked.model, release.baseline)
+        fallback = release.baseline if has_old else None
+        return asked._replace(version=version, fallback=fallback, is_arm=True)
 
     def _admit(self, request: Request, timeout_s: float, now: float) -> Admitted | None:
         """Let a request in as the pipeline does; other policies than the mesh's own refuse nobody."""
@@ -440,3 +465,7 @@ class Gateway:
             opened.attempts.failed(error, now, None, sent.step)
             effects += self._next(opened, now)
         return effects
+
+
+def _no_header(_name: str) -> None:
+    """Calls of a scenario have no headers."""

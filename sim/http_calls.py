@@ -72,13 +72,15 @@ def http_call(call: Call, timeout_s: float | None = None) -> HttpCall:
     )
     length = max(0, spare)
     document = _described(length, left_s)
+    # No two calls ask the same, so that a share of the inputs is a share of the calls.
+    asked = str(call.number).encode()[:length].ljust(length, b".")
     data = b"".join(
         (
             document,
             _F64.pack(call.work_s),
             _I64.pack(call.response_bytes),
             _U32.pack(length),
-            b"." * length,
+            asked,
         )
     )
     return HttpCall(

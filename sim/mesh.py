@@ -32,9 +32,9 @@ from meshnode.node_events import CapabilitiesChanged
 from meshnode.owner_limits import OwnerLimits
 from meshnode.sim.core_world import CoreWorld, NotReachedError
 from meshnode.sim.mesh_daemon import Daemon, Device
+from meshnode.sim.model_behaviour import Library, ModelBehaviour
 from meshnode.sim.policies.catalogue import MESH, regime
 from meshnode.sim.requests import GATEWAY_LOST, Request, RequestMade, Stream
-from meshnode.sim.serving import Library, ModelBehaviour
 from meshnode.sim.trust import Admissions, Papers
 from meshnode.state.deployment import Deployment
 from meshnode.types import NO_HINTS, NodeId, Role, RoutingHints
@@ -139,6 +139,7 @@ class SimMesh:
         limits: OwnerLimits | None = None,
         nat: bool = False,
         is_acquainted: bool = False,
+        device_class: str = "",
     ) -> NodeId:
         """Add a device and boot it; the first founds the mesh, the others join through it.
 
@@ -158,6 +159,7 @@ class SimMesh:
             nat: Whether a router lets nobody dial it.
             is_acquainted: Whether it does not look for the mesh at its first start, since it will be
                 told (`meshnode.sim.acquaintance`).
+            device_class: What a scenario calls such devices.
 
         Raises:
             TrustError: if it is refused.
@@ -179,6 +181,7 @@ class SimMesh:
             memory_bytes,
             limits or OwnerLimits(),
             obedient,
+            device_class=device_class,
         )
         if nat:
             self.world.network.put_behind_router(papers.identity.node_id)

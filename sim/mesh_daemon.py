@@ -107,6 +107,7 @@ class Device:
         faults: What is wrong with its model server.
         has_battery: Whether it runs on one while it is unplugged.
         drained_to: Charge of that while it is off the mains; None on them.
+        device_class: What a scenario calls such devices.
     """
 
     papers: Papers
@@ -122,6 +123,7 @@ class Device:
     faults: ServingFaults = field(default_factory=ServingFaults)
     has_battery: bool = False
     drained_to: float | None = None
+    device_class: str = ""
 
     @property
     def on_mains(self) -> bool:
@@ -177,6 +179,7 @@ class Daemon:
             slots=device.slots,
             faults=device.faults,
             sheds=mesh.regime.sheds,
+            device_class=device.device_class,
         )
         self.gateway = Gateway(
             me,

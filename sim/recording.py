@@ -93,7 +93,9 @@ class Recording:
 
     def mark(self, fault: Fault, *, undone: bool) -> None:
         """Note that a fault is done or undone now."""
-        self.invariants.models += isinstance(fault, Release) and not undone
+        if isinstance(fault, Release) and not undone:
+            self.invariants.models += 1
+            self.invariants.falls_back.add(fault.model)
         self.marks.append(FaultMark(self.now(), fault.verb, fault_text(fault), undone))
 
     def result(self) -> Result:

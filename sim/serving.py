@@ -33,7 +33,9 @@ from meshnode.wire.messages import LoadReport
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+
+    from meshnode.sim.model_behaviour import Library, ModelBehaviour
 
 MAX_WAITING: Final = 256
 """Requests that may wait for one version, as in the real model server."""
@@ -45,27 +47,6 @@ ENVELOPE_BYTES: Final = 200
 """What a request and an answer take beside their bodies: frames, names, records, TCP and IP, about."""
 
 _FREE_MEMORY_BYTES: Final = 8 * 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class ModelBehaviour:
-    """What a model does on a device of speed 1.
-
-    Attributes:
-        service_s: Mean seconds of one run, above 0.
-        spread: Standard deviation of the run time's logarithm, 0 to 1.
-        slots: Runs at once.
-        fetch_s: Seconds until its files are here, from one peer.
-        load_s: Seconds until it is loaded.
-        load_error: Why every load of it fails, or empty.
-    """
-
-    service_s: float = 0.02
-    spread: float = 0.2
-    slots: int = 2
-    fetch_s: float = 0.5
-    load_s: float = 0.5
-    load_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,40 +105,6 @@ class HostTimer:
     run_s: float = 0.0
 
 
-class Library:
-    """What all hosts of a world share: how models behave, and who has whose files.
-
-    Attributes:
-        behaviours: By digest; what is not named behaves as the default.
-        hosts: The hosts that run now, by node.
-        linked: Which peers a node could fetch from now.
-    """
-
-    def __init__(self, linked: Callable[[NodeId], Iterable[NodeId]]) -> None:
-        """Begin without models and hosts."""
-        self.behaviours: dict[str, ModelBehaviour] = {}
-        self.hosts: dict[NodeId, Host] = {}
-        self.linked = linked
-
-    def __repr__(self) -> str:
-        return f"<Library of {len(self.behaviours)} models, {len(self.hosts)} hosts>"
-
-    def behaviour(self, digest: str) -> ModelBehaviour:
-        """Return how the model with these files behaves."""
-        return self.behaviours.get(digest, ModelBehaviour())
-
-    def source_of(
-        self, digest: str, for_node: NodeId, holders: tuple[NodeId, ...]
-    ) -> NodeId | None:
-        """Return a linked peer that has the files, those named first; None if there is none."""
-        linked = dict.fromkeys(self.linked(for_node))
-        for node in (*(each for each in holders if each in linked), *linked):
-            host = self.hosts.get(node)
-            if host is not None and digest in host.files:
-                return node
-        return None
-
-
 class _Waiting(NamedTuple):
     """A request in a queue, and when nobody waits for it any more."""
 
@@ -179,6 +126,7 @@ class _Served:
     is_draining: bool = False
     running: int = 0
     failing: int = 0  # runs in a row
+    fail_share: float = 0.0  # of its requests, by the model's own fault
     queue: deque[_Waiting] = field(default_factory=deque)
 
     @property
@@ -206,6 +154,7 @@ class Host:
         slots: int | None = None,
         faults: ServingFaults | None = None,
         sheds: bool = True,
+        device_class: str = "",
     ) -> None:
         """Serve nothing yet.
 
@@ -219,6 +168,7 @@ class Host:
             slots: Runs of one version at once; None for what the model's behaviour says.
             faults: What is wrong with it; kept across boots by the caller.
             sheds: Whether it refuses requests that it expects to be late, by its average run.
+            device_class: Of the device, as the scenario calls it.
         """
         self.node = node
         self.files = files
@@ -229,6 +179,7 @@ class Host:
         self.faults = faults or ServingFaults()
         self.refusing = ""
         """Why it takes no requests at present, or empty: its owner's limits."""
+        self._device_class = device_class
         self._full_speed = speed
         self._slots = slots
         self._now = now
@@ -280,12 +231,14 @@ class Host:
         """Begin to fetch, if need be, and load a version; other files of it serve until it is ready."""
         digest = manifest.digest
         behaviour = self._library.behaviour(digest)
-        service_ms = 1000 * behaviour.service_s / self.speed
+        service_ms = 1000 * behaviour.service_s * behaviour.slowness / self.speed
         key = (manifest.model, manifest.version)
         assert key not in self._coming, f"{key} is on its way already"
         slots = self._slots or behaviour.slots
         place = self._coming if key in self._served else self._served
-        place[key] = _Served(manifest, behaviour, slots, RunAverage(service_ms), deployed, holders)
+        served = _Served(manifest, behaviour, slots, RunAverage(service_ms), deployed, holders)
+        served.fail_share = behaviour.failing_on(self._device_class)
+        place[key] = served
         if not deployed:
             self.files.add(digest)
         return self._load_or_fetch(key)
@@ -318,10 +271,13 @@ class Host:
 
     def ask(self, asked: Asked) -> list[Effect]:
         """Run a model in its turn, or refuse."""
+        if self._library.asked is not None:
+            self._library.asked(asked.model, asked.version)
         served = self._served.get((asked.model, asked.version))
         if served is None or not served.is_ready or served.is_draining or self.refusing:
             return [self._answer(asked, NotServing.code, None)]
-        if self.faults.failing and self._rng.random() < self.faults.failing:
+        failing = 1 - (1 - self.faults.failing) * (1 - served.fail_share)
+        if failing and self._rng.random() < failing:
             served.failing += 1
             return [self._answer(asked, InferenceFailed.code, served)]
         if served.running < served.slots:
@@ -425,7 +381,7 @@ class Host:
             spread = behaviour.spread
             factor = self._rng.lognormvariate(-spread * spread / 2, spread)  # its mean is 1
             work_s = behaviour.service_s * factor
-        run_s = work_s / self.speed
+        run_s = work_s * behaviour.slowness / self.speed
         timer = HostTimer("run", asked.model, asked.version, asked, run_s=run_s)
         return [StartTimer(timer, run_s)]
 

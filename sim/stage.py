@@ -121,6 +121,7 @@ class NodeSample:
         busy: Share of its slots that worked since the last sample, 0 to 1.
         slots: Its slots, over all models that are ready.
         serving: Model versions that are ready.
+        releases: How it sees releases stand, a line for each model that ever had one.
     """
 
     state: str
@@ -129,6 +130,7 @@ class NodeSample:
     busy: float = 0.0
     slots: int = 0
     serving: int = 0
+    releases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

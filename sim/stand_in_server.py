@@ -29,7 +29,7 @@ class StandInServer(ModelServer):
     Attributes:
         load_share: It reports this share of its true load; 1 is honest.
         load_age_s: What it reports is as old as this.
-        on_request: Told of each request that it is given, by its id.
+        on_request: Told of each request that it is given.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class StandInServer(ModelServer):
         super().__init__(runtimes, cores=cores, config=config, **options)
         self.load_share = 1.0
         self.load_age_s = 0.0
-        self.on_request: Callable[[str], None] = lambda _request_id: None
+        self.on_request: Callable[[InferRequest], None] = lambda _request: None
         self._now = now
         self._past: dict[tuple[str, int | None], deque[tuple[float, LoadReport]]] = {}
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Run a request in its turn, as every server does; none is so small that it runs at once."""
-        self.on_request(request.request_id)
+        self.on_request(request)
         return await super().infer(request)
 
     def load_report(self, model: str, version: int | None) -> LoadReport:

@@ -13,8 +13,8 @@ from meshnode.cli.arguments import AsJson, AskedMesh, asks_mesh
 from meshnode.cli.deploy import copies_folder
 from meshnode.cli.deploy_display import Display
 from meshnode.cli.output import plain, print_json, print_notes
-from meshnode.client.applying import FORMATS, Orders
 from meshnode.client.deployment_results import DeploymentChange, DeploymentEdit
+from meshnode.client.orders import FORMATS, Orders
 from meshnode.errors import ConfigError, MeshError
 from meshnode.limits import MAX_DEPLOYMENT_FILE_BYTES
 from meshnode.options import parse_duration
@@ -67,6 +67,7 @@ def apply(
                 display.show,
                 dry_run=dry_run,
                 force=force,
+                retry=force,
                 copies=copies_folder(mesh.data_dir),
             )
         )
@@ -160,8 +161,10 @@ def print_edit(edit: DeploymentEdit, *, dry_run: bool = False) -> None:
         typer.echo(f"{name}: nothing changes")
         return
     would = "would be" if dry_run else "is"
+    what = "new" if edit.is_new else "changed"
+    named = f", id {plain(edit.id)}" if edit.id else ""
     typer.echo(
-        f"{name}: {would} changed" + ("" if dry_run else f", revision {plain(edit.revision)}")
+        f"{name}: {would} {what}" + ("" if dry_run else f"{named}, revision {plain(edit.revision)}")
     )
     print_changes(edit.changes)
 

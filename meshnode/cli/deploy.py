@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ from meshnode.client.deploying import Wish
 from meshnode.client.mesh import MeshClient
 from meshnode.client.publishing import ARTIFACTS_PATH
 from meshnode.client.sources import COPIES_FOLDER
-from meshnode.deployment_file import read_autoscaling
+from meshnode.deployment_file import read_autoscaling, release_plan
 from meshnode.errors import ConfigError, InvalidRequest, ModelError, ModelNotFound
 from meshnode.limits import MAX_VERSION
 from meshnode.models.exposure import exposed_path
@@ -141,6 +141,23 @@ def deploy(
             metavar="NAME=NUMBER",
         ),
     ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How it takes the place of the version that serves now: canary, blue_green, shadow or ab "
+            "(docs/releases.md).",
+            metavar="NAME",
+            show_default="directly",
+        ),
+    ] = "",
+    steps: Annotated[
+        str,
+        typer.Option(
+            help="Of canary: the percents of the requests that it gets, one after the other.",
+            metavar="PERCENT,...",
+            show_default="5,20,50",
+        ),
+    ] = "",
     metric: Metric = None,
     note: Note = "",
     no_wait: Annotated[
@@ -155,6 +172,7 @@ def deploy(
     variants = [parse_variant(text) for text in variant or []]
     check_note(note)
     autoscaling = autoscaling_of(least, most, target or [])
+    release = release_of(strategy, steps)
     if endpoint:
         check_path(endpoint)
     is_artifact = published or _is_artifact(path)
@@ -194,6 +212,7 @@ def deploy(
             tasks=None if task is None else [text for text in task if text],
             cache=cache,
             autoscaling=autoscaling,
+            release=release,
         )
         wait_s = None if no_wait else timeout_s
         with Display() as display:
@@ -240,6 +259,29 @@ def autoscaling_of(
             raise ConfigError(f"--target {text!r}: write NAME=NUMBER, such as {name}=2") from None
     try:
         read_autoscaling(table)
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
+    return table
+
+
+def release_of(strategy: str, steps: str) -> dict[str, Any] | None:
+    """Return the table `release` of what the options say; None if they say nothing of it.
+
+    Raises:
+        ConfigError: if they do not fit together.
+    """
+    if not strategy:
+        if steps:
+            raise ConfigError("--steps goes with --strategy canary")
+        return None
+    table: dict[str, Any] = {"strategy": strategy}
+    if steps:
+        try:
+            table["steps"] = [float(each) for each in steps.split(",")]
+        except ValueError:
+            raise ConfigError(f"--steps {steps!r}: write percents, such as 5,20,50") from None
+    try:
+        release_plan(table)
     except InvalidRequest as error:
         raise ConfigError(str(error)) from None
     return table

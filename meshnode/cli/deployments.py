@@ -87,6 +87,7 @@ def get(
             ("placed on", ", ".join(found.placed)),
             ("replicas", f"{found.ready} ready of {found.wanted} wanted"),
             *_scaling(found),
+            *_release(found),
             ("revision", found.revision),
             ("changed at", found.changed_at),
             ("changed by", found.changed_by),
@@ -105,6 +106,20 @@ def _scaling(found: DeploymentInfo) -> list[tuple[str, str]]:
         ("why so many", found.scaling.why),
         ("decided at", found.scaling.decided_at or ""),
     ]
+
+
+def _release(found: DeploymentInfo) -> list[tuple[str, str]]:
+    """Return how its release stands, or came out; nothing without one."""
+    release = found.release
+    if release is None:
+        return []
+    state = (release.outcome or release.phase).replace("_", " ")
+    place = f", step {release.step} of {release.steps}" if 0 < release.step <= release.steps else ""
+    why = f": {release.reason}" if release.reason else ""
+    said = (
+        f"{release.strategy}, version {release.baseline} → {release.candidate}, {state}{place}{why}"
+    )
+    return [("release", f"{said}; version {release.serving} serves" if release.outcome else said)]
 
 
 def _toml(found: DeploymentInfo) -> str:

@@ -36,95 +36,26 @@ from meshnode.client.sources import fetch, room_for_copies
 from meshnode.client.uploading import find_files
 from meshnode.deployment_file import (
     DeploymentSpec,
-    Found,
-    read_document,
-    read_file,
     refusal,
     source_text,
     twice,
 )
 from meshnode.deployment_writing import document_of
 from meshnode.errors import ConfigError, MeshError, UsageError
-from meshnode.limits import CLIENT_PUBLISH_TIMEOUT_S, MAX_DEPLOYMENT_FILE_BYTES
+from meshnode.limits import CLIENT_PUBLISH_TIMEOUT_S
 from meshnode.models.manifest import check_model_name
 from meshnode.models.repository.source_urls import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
+    from meshnode.client.orders import Order, Orders
     from meshnode.client.uploading import Upload
-    from meshnode.deployment_file import Format
 
 MODEL_FILES: Final = (".onnx", ".pt", ".pth", ".pt2", ".tflite", ".mar")
 """Names that end like this are meant as files, whether they are there or not."""
 
-FORMATS: Final[dict[str, Format]] = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
-"""Formats of deployment files, by how their names end."""
-
 _READ_BYTES: Final = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A deployment of a file, and where its relative paths start."""
-
-    found: Found
-    folder: Path
-
-    @property
-    def spec(self) -> DeploymentSpec:
-        """What it says."""
-        return self.found.spec
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """All that is to be applied at once, and the mistakes that were found in it."""
-
-    orders: list[Order] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
-
-    def add_text(self, text: str, kind: Format, source: str, folder: Path) -> None:
-        """Add what a file says, with its mistakes."""
-        found, told = read_file(text, kind, source)
-        self.orders.extend(Order(each, folder) for each in found)
-        self.told.extend(told)
-
-    def add_file(self, path: Path) -> None:
-        """Add a file by the ending of its name, with its mistakes."""
-        kind = FORMATS.get(path.suffix.lower())
-        if kind is None:
-            self.told.append(
-                f"{path}: a deployment file is called NAME.toml, NAME.yaml or NAME.yml"
-            )
-            return
-        try:
-            with path.open("rb") as stream:
-                content = stream.read(MAX_DEPLOYMENT_FILE_BYTES + 1)
-            text = content.decode()
-        except OSError as error:
-            self.told.append(f"{path}: it cannot be read: {error.strerror}")
-        except UnicodeDecodeError:
-            self.told.append(f"{path}: it is not text in UTF-8")
-        else:
-            self.add_text(text, kind, str(path), path.absolute().parent)
-
-    def add_document(self, document: Mapping[str, Any]) -> None:
-        """Add one deployment as a document with the keys of a file; paths start from the working folder."""
-        spec, faults = read_document(dict(document))
-        self.told.extend(each.told("the deployment") for each in faults)
-        if spec is not None:
-            self.orders.append(Order(Found(spec, "the deployment"), Path.cwd()))
-
-
-def orders_of(definition: str | Path | Mapping[str, Any]) -> Orders:
-    """Return what a program wants to apply: a file, or a document with its keys."""
-    made = Orders()
-    if isinstance(definition, str | Path):
-        made.add_file(Path(definition))
-    else:
-        made.add_document(definition)
-    return made
 
 
 # Where a model is
@@ -175,9 +106,14 @@ def _flaws_here(order: Order) -> Iterator[str]:
             yield told(key, "what was published is deployed as it was published, without this")
 
 
-def _flaws_there(order: Order, nodes: Sequence[Any], artifacts: Sequence[Any]) -> Iterator[str]:
+def _flaws_there(
+    order: Order, nodes: Sequence[Any], artifacts: Sequence[Any], deployed: Container[str]
+) -> Iterator[str]:
     """Yield what is wrong with a definition in this mesh."""
     spec, told = order.spec, order.found.fault
+    other = _compared_with(spec)
+    if other and other not in deployed:
+        yield told("release.against", f"nothing is deployed under the name {other!r}")
     for node in spec.on:
         found = [each for each in nodes if node in (each["id"], each["name"])]
         alive = [each for each in found if each["state"] in ("alive", "suspect")]
@@ -194,6 +130,12 @@ def _flaws_there(order: Order, nodes: Sequence[Any], artifacts: Sequence[Any]) -
                             "name")  # fmt: skip
 
 
+def _compared_with(spec: DeploymentSpec) -> str:
+    """Return which other deployment's answers a new version is compared with; empty for none."""
+    against = "" if spec.release is None else spec.release.against
+    return against.removeprefix("deployment:") if against.startswith("deployment:") else ""
+
+
 def check(orders: Orders) -> Flow[None]:
     """Check everything before anything is sent.
 
@@ -201,14 +143,19 @@ def check(orders: Orders) -> Flow[None]:
         ConfigError: with every mistake.
     """
     told = [*orders.told, *twice(each.found for each in orders.orders)]
-    told += yield Blocking(lambda: [flaw for each in orders.orders for flaw in _flaws_here(each)])
+    every = [*orders.orders, *orders.drafts]
+    told += yield Blocking(lambda: [flaw for each in every for flaw in _flaws_here(each)])
     try:
         nodes = artifacts = []
-        if any(each.spec.on for each in orders.orders):
+        deployed = {each.spec.name for each in every}
+        if any(each.spec.on for each in every):
             nodes = yield from get_document("/mesh/v1/nodes")
-        if any(place_of(each)[0] == "name" for each in orders.orders):
+        if any(place_of(each)[0] == "name" for each in every):
             artifacts = yield from get_document("/mesh/v1/artifacts")
-        told += [flaw for order in orders.orders for flaw in _flaws_there(order, nodes, artifacts)]
+        if any(_compared_with(each.spec) for each in every):
+            known = yield from get_document("/mesh/v1/deployments")
+            deployed |= {str(each["name"]) for each in known}
+        told += [flaw for each in every for flaw in _flaws_there(each, nodes, artifacts, deployed)]
     except MeshError:
         if not told:  # what is wrong here can be said without the mesh
             raise
@@ -232,6 +179,7 @@ class Way:
         dry_run: Only say what would change.
         force: Whatever others have changed meanwhile.
         copies: The folder that keeps what URLs name; empty for one that is gone afterwards.
+        retry: Try a release once more that was rolled back.
     """
 
     local: bool
@@ -242,6 +190,7 @@ class Way:
     dry_run: bool = False
     force: bool = False
     copies: str = ""
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +276,7 @@ def wait_until_ready(edit: DeploymentEdit, way: Way) -> Flow[DeploymentEdit]:
 
 def _plan(order: Order, way: Way, copies: Path) -> Flow[_Plan]:
     spec = order.spec
-    asked = {"dry_run": True, "force": way.force}
+    asked = {"dry_run": True, "force": way.force, "retry": way.retry}
     kind, place = place_of(order)
     if kind == "name":
         edit = yield from _put(spec, asked)
@@ -346,7 +295,7 @@ def _plan(order: Order, way: Way, copies: Path) -> Flow[_Plan]:
 def _send(plan: _Plan, way: Way) -> Flow[DeploymentEdit]:
     """Apply a definition, with its files if they have to come."""
     spec, places = plan.order.spec, plan.places
-    said: dict[str, Any] = {"source": plan.source}
+    said: dict[str, Any] = {"source": plan.source, "retry": way.retry}
     said |= {"force": True} if way.force else {"revision": plan.edit.revision}
     if plan.edit.files != "needed":
         return (yield from _put(spec, said))

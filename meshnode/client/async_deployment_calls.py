@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from meshnode.client import applying, flows
+from meshnode.client import applying, flows, rollouts
 from meshnode.client.async_calls import AsyncCalls
 from meshnode.client.calls import delete_document, deployment_path
 from meshnode.client.deploying import ignore
 from meshnode.client.driving import checked_timeout_s
+from meshnode.client.orders import orders_of
+from meshnode.client.rollouts import ignore as ignore_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
         DeploymentEdit,
         DeploymentRevision,
     )
+    from meshnode.client.orders import Orders
     from meshnode.client.results import DeploymentInfo, DeployProgress
+    from meshnode.client.rollout_results import RolloutInfo
+    from meshnode.state.release import Verb
 
 
 class AsyncDeploymentCalls(AsyncCalls):
@@ -40,23 +46,32 @@ class AsyncDeploymentCalls(AsyncCalls):
     ) -> list[DeploymentEdit]:
         """Let deployments be what their definitions say; as `MeshClient.apply`."""
         wait_s = checked_timeout_s(timeout_s) if wait else None
-        orders = await asyncio.to_thread(applying.orders_of, definition)
+        orders = await asyncio.to_thread(orders_of, definition)
         return await self.run(
-            self.application(orders, wait_s, progress or ignore, dry_run=dry_run, force=force)
+            self.application(
+                orders,
+                wait_s,
+                progress or ignore,
+                dry_run=dry_run,
+                force=force,
+                retry=force,
+            )
         )
 
     def application(
         self,
-        orders: applying.Orders,
+        orders: Orders,
         wait_s: float | None,
         progress: Callable[[DeployProgress], object],
         *,
         dry_run: bool = False,
         force: bool = False,
         copies: str = "",
+        retry: bool = False,
     ) -> Flow[list[DeploymentEdit]]:
         """Return what `apply` does as a flow to `run`; arguments are those of `MeshClient.application`."""
         way = self._way(wait_s, progress, dry_run=dry_run, force=force, copies=copies)
+        way = replace(way, retry=retry)
         return applying.apply(orders, way)
 
     def readiness(
@@ -140,6 +155,38 @@ class AsyncDeploymentCalls(AsyncCalls):
     ) -> DeploymentEdit:
         """Set variables of a deployment's code, or take them away; as `MeshClient.set_env`."""
         return await self._ask(applying.change(name, revision, env=env), timeout_s)
+
+    async def rollout(self, name: str, *, timeout_s: float | None = None) -> RolloutInfo:
+        """Return how the release of a deployment stands, also one that has ended; as `MeshClient.rollout`."""
+        return await self._ask(rollouts.show(name), timeout_s)
+
+    async def rollout_do(
+        self, name: str, verb: Verb, *, reason: str = "", timeout_s: float | None = None
+    ) -> RolloutInfo:
+        """Ask something of a release; as `MeshClient.rollout_do`."""
+        return await self._ask(rollouts.order(name, verb, reason), timeout_s)
+
+    async def wait_rollout(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        progress: Callable[[RolloutInfo], object] | None = None,
+    ) -> RolloutInfo:
+        """Wait until the release of a deployment has ended; as `MeshClient.wait_rollout`."""
+        flow = self.following(name, progress or ignore_rollout, timeout_s, until_over=True)
+        return await self.run(flow)
+
+    def following(
+        self,
+        name: str,
+        shown: Callable[[RolloutInfo], object],
+        wait_s: float | None = None,
+        *,
+        until_over: bool = False,
+    ) -> Flow[RolloutInfo]:
+        """Return how to follow a release as a flow to `run`; see `meshnode.client.rollouts.follow`."""
+        return rollouts.follow(name, shown, time.monotonic, wait_s, until_over=until_over)
 
     async def undeploy(self, name: str, *, timeout_s: float | None = None) -> None:
         """Stop serving a deployed model everywhere; as `MeshClient.undeploy`."""

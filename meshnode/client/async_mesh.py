@@ -9,6 +9,7 @@ from meshnode.client import deploying, flows, native, publishing, streaming
 from meshnode.client.async_administration import AsyncAdministration
 from meshnode.client.async_calls import AsyncStream
 from meshnode.client.async_deployment_calls import AsyncDeploymentCalls
+from meshnode.client.async_feedback_calls import AsyncFeedbackCalls
 from meshnode.client.async_job_calls import AsyncJobCalls
 from meshnode.client.calls import (
     Flow,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncMeshClient(AsyncJobCalls, AsyncDeploymentCalls, AsyncAdministration):
+class AsyncMeshClient(AsyncJobCalls, AsyncDeploymentCalls, AsyncFeedbackCalls, AsyncAdministration):
     """A mesh, through any of its gateways, from coroutines.
 
     As `MeshClient`, method by method, with the same arguments, results and errors. A client belongs to
@@ -219,6 +220,7 @@ class AsyncMeshClient(AsyncJobCalls, AsyncDeploymentCalls, AsyncAdministration):
         tasks: Sequence[str] | None = None,
         cache: bool | None = None,
         autoscaling: Mapping[str, Any] | None = None,
+        release: Mapping[str, Any] | None = None,
     ) -> ModelInfo:
         """Serve a model on the mesh; arguments, result and errors are those of `MeshClient.deploy`."""
         wish = deploying.Wish(
@@ -230,6 +232,7 @@ class AsyncMeshClient(AsyncJobCalls, AsyncDeploymentCalls, AsyncAdministration):
             tasks=None if tasks is None else names_of("tasks", tasks),
             cache=cache,
             autoscaling=autoscaling,
+            release=release,
         )
         wait_s = checked_timeout_s(timeout_s) if wait else None
         flow = self.deployment(wish, wait_s, progress or deploying.ignore)

@@ -67,6 +67,7 @@ class Wish:
         tasks: What it does for clients that know only tasks, such as `embedding:output=vector`; None likewise.
         cache: Whether answers are kept and reused; None likewise.
         autoscaling: What the number of replicas follows, with the keys of a deployment file; None to leave it.
+        release: How a new version takes the place of the old one, likewise; None for directly.
     """
 
     path: str
@@ -83,6 +84,7 @@ class Wish:
     tasks: Sequence[str] | None = None
     cache: bool | None = None
     autoscaling: Mapping[str, Any] | None = None
+    release: Mapping[str, Any] | None = None
 
     @property
     def wanted(self) -> int:
@@ -99,6 +101,8 @@ class Wish:
         said |= {key: value for key, value in offer.items() if value is not None}
         if self.autoscaling is not None:
             said["autoscaling"] = dict(self.autoscaling)
+        if self.release is not None:
+            said["release"] = dict(self.release)
         if self.artifact:
             return {**said, "artifact": self.path, "version": self.version}
         further = {"variant": self.variant, "metrics": dict(self.metrics), "note": self.note}
@@ -324,7 +328,7 @@ def wait_for(
     began: float,
     wait_s: float,
 ) -> Flow[dict[str, Any]]:
-    """Look at a deployment until each deployed version has its replicas.
+    """Look at a deployment until each deployed version has its replicas, or its release has begun its first step.
 
     Raises:
         PeerError: if a replica fails, or the deployment is withdrawn or replaced, or all that could be
@@ -333,6 +337,9 @@ def wait_for(
     """
     model = read_as(ModelInfo, entry)
     told = {key: entry[key] for key in ("warnings",) if key in entry}
+    if model.release is not None and model.release.outcome is None:
+        begun = yield from _wait_for_release(model, progress, clock, began + wait_s)
+        return {**begun, **told}
     name, versions, revision = model.name, model.deployed or model.versions, model.revision
     shown, hopeless_since = "", None
     while True:
@@ -360,6 +367,40 @@ def wait_for(
         yield Pause(POLL_INTERVAL_S)
         entry = yield from _look(name, revision)
         model = read_as(ModelInfo, entry)
+
+
+def _wait_for_release(
+    model: ModelInfo,
+    progress: Callable[[DeployProgress], object],
+    clock: Callable[[], float],
+    until: float,
+) -> Flow[dict[str, Any]]:
+    """Look at a release until its first step has begun: the new version has its replicas.
+
+    Raises:
+        PeerError: if it is rolled back or paused before that, or its deployment is withdrawn or replaced.
+        DeadlineExceeded: when the time is over.
+    """
+    name, revision = model.name, model.revision
+    shown = ""
+    while True:
+        entry = yield from _look(name, revision)
+        release = read_as(ModelInfo, entry).release
+        if release is None or release.phase in ("running", "keeping", "done"):
+            return entry
+        if str(release) != shown:
+            shown = str(release)
+            progress(DeployProgress(stage="waiting", name=name, text=f"{name}: {release}"))
+        if release.phase != "preparing" and (release.step == 0 or release.outcome is not None):
+            raise PeerError(f"{name}: {release}; see: meshnode rollout status {name}")
+        if release.phase != "preparing":
+            return entry
+        if clock() >= until:
+            raise DeadlineExceeded(
+                f"{name}: the release has not begun in time ({release}); it goes on in the background, see: meshnode "
+                f"rollout status {name}"
+            )
+        yield Pause(POLL_INTERVAL_S)
 
 
 def _stuck(model: ModelInfo, now: Standing) -> PeerError:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from meshnode.client import applying, flows
+from meshnode.client import applying, flows, rollouts
 from meshnode.client.blocking_calls import BlockingCalls
 from meshnode.client.calls import delete_document, deployment_path
 from meshnode.client.deploying import ignore
 from meshnode.client.driving import checked_timeout_s
+from meshnode.client.orders import orders_of
+from meshnode.client.rollouts import ignore as ignore_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
         DeploymentEdit,
         DeploymentRevision,
     )
+    from meshnode.client.orders import Orders
     from meshnode.client.results import DeploymentInfo, DeployProgress
+    from meshnode.client.rollout_results import RolloutInfo
+    from meshnode.state.release import Verb
 
 
 class DeploymentCalls(BlockingCalls):
@@ -47,7 +53,7 @@ class DeploymentCalls(BlockingCalls):
             definition: A deployment file (TOML or YAML), or one deployment as a dictionary with the keys of one,
                 whose relative paths start from the working folder.
             dry_run: Only say what would change.
-            force: Whatever others have changed meanwhile.
+            force: Whatever others have changed meanwhile; also tries a release once more that was rolled back.
             wait: Whether to wait until the replicas are ready.
             timeout_s: Seconds to wait for those of each deployment.
             progress: Called with every change, in the thread of the call.
@@ -62,20 +68,28 @@ class DeploymentCalls(BlockingCalls):
             PeerError, DeadlineExceeded: as `deploy`, while it waits.
         """
         wait_s = checked_timeout_s(timeout_s) if wait else None
-        orders = applying.orders_of(definition)
+        orders = orders_of(definition)
         return self.run(
-            self.application(orders, wait_s, progress or ignore, dry_run=dry_run, force=force)
+            self.application(
+                orders,
+                wait_s,
+                progress or ignore,
+                dry_run=dry_run,
+                force=force,
+                retry=force,
+            )
         )
 
     def application(
         self,
-        orders: applying.Orders,
+        orders: Orders,
         wait_s: float | None,
         progress: Callable[[DeployProgress], object],
         *,
         dry_run: bool = False,
         force: bool = False,
         copies: str = "",
+        retry: bool = False,
     ) -> Flow[list[DeploymentEdit]]:
         """Return what `apply` does as a flow to `run`.
 
@@ -86,8 +100,10 @@ class DeploymentCalls(BlockingCalls):
             dry_run: Only say what would change.
             force: Whatever others have changed meanwhile.
             copies: The folder that keeps what URLs name; empty for one that is gone afterwards.
+            retry: Try a release once more that was rolled back.
         """
         way = self._way(wait_s, progress, dry_run=dry_run, force=force, copies=copies)
+        way = replace(way, retry=retry)
         return applying.apply(orders, way)
 
     def readiness(
@@ -229,6 +245,74 @@ class DeploymentCalls(BlockingCalls):
             StaleRevision: if another revision counts.
         """
         return self._ask(applying.change(name, revision, env=env), timeout_s)
+
+    def rollout(self, name: str, *, timeout_s: float | None = None) -> RolloutInfo:
+        """Return how the release of a deployment stands, also one that has ended.
+
+        Args:
+            name: The deployment's.
+            timeout_s: Seconds for the call.
+
+        Raises:
+            ModelNotFound: if nothing is deployed under the name.
+            NotFound: if its versions are served directly, without a release.
+        """
+        return self._ask(rollouts.show(name), timeout_s)
+
+    def rollout_do(
+        self, name: str, verb: Verb, *, reason: str = "", timeout_s: float | None = None
+    ) -> RolloutInfo:
+        """Ask something of a release. Its steward obeys within a second or two, and says what came of it in `decisions`.
+
+        Args:
+            name: The deployment's.
+            verb: `promote` (to the next step, whatever its time and its gates), `pause`, `resume`, `abort` (back to the
+                old version at once, wherever it stands) or `undo` (the same after the new one has taken over).
+            reason: Why, for others.
+            timeout_s: Seconds for the call.
+
+        Returns:
+            How the release stands, most often before anything came of it.
+
+        Raises:
+            ModelNotFound, NotFound: as `rollout`.
+            InvalidRequest: if that cannot be asked of it as it stands.
+        """
+        return self._ask(rollouts.order(name, verb, reason), timeout_s)
+
+    def wait_rollout(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        progress: Callable[[RolloutInfo], object] | None = None,
+    ) -> RolloutInfo:
+        """Wait until the release of a deployment has ended; `outcome` says how.
+
+        Args:
+            name: The deployment's.
+            timeout_s: Seconds to wait; None for as long as it takes.
+            progress: Called with every change.
+
+        Raises:
+            ModelNotFound, NotFound: as `rollout`.
+            PeerError: if another release took its place.
+            DeadlineExceeded: if it has not ended in time; it goes on.
+        """
+        return self.run(
+            self.following(name, progress or ignore_rollout, timeout_s, until_over=True)
+        )
+
+    def following(
+        self,
+        name: str,
+        shown: Callable[[RolloutInfo], object],
+        wait_s: float | None = None,
+        *,
+        until_over: bool = False,
+    ) -> Flow[RolloutInfo]:
+        """Return how to follow a release as a flow to `run`; see `meshnode.client.rollouts.follow`."""
+        return rollouts.follow(name, shown, time.monotonic, wait_s, until_over=until_over)
 
     def undeploy(self, name: str, *, timeout_s: float | None = None) -> None:
         """Stop serving a deployed model everywhere. Its history stays: `rollback` restores it.

@@ -82,6 +82,8 @@ class DeploymentEdit(msgspec.Struct, frozen=True, kw_only=True):
         files: `known`; `needed` where a dry run cannot say more without the files of the model.
         warnings: What people should know.
         model: The model's entry; None of a dry run.
+        id: The deployment's, by which it can be named too.
+        is_new: Whether nothing was deployed under its name before.
     """
 
     name: str
@@ -91,3 +93,5 @@ class DeploymentEdit(msgspec.Struct, frozen=True, kw_only=True):
     files: str = "known"
     warnings: tuple[str, ...] = ()
     model: ModelInfo | None = None
+    id: str = ""
+    is_new: bool = msgspec.field(name="new", default=False)

@@ -16,6 +16,7 @@ from meshnode.client.deployment_calls import DeploymentCalls
 from meshnode.client.driving import (
     checked_timeout_s,
 )
+from meshnode.client.feedback_calls import FeedbackCalls
 from meshnode.client.infer import InferResult, get_metadata, infer
 from meshnode.client.job_calls import JobCalls
 from meshnode.client.results import ModelInfo, read_as
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MeshClient(JobCalls, DeploymentCalls, Administration):
+class MeshClient(JobCalls, DeploymentCalls, FeedbackCalls, Administration):
     """A mesh, through any of its gateways.
 
     Every method may be called from several threads at once; they share a pool of connections. A call
@@ -321,6 +322,7 @@ class MeshClient(JobCalls, DeploymentCalls, Administration):
         tasks: Sequence[str] | None = None,
         cache: bool | None = None,
         autoscaling: Mapping[str, Any] | None = None,
+        release: Mapping[str, Any] | None = None,
     ) -> ModelInfo:
         """Serve a model on the mesh; its files travel to the nodes that will serve it.
 
@@ -342,6 +344,8 @@ class MeshClient(JobCalls, DeploymentCalls, Administration):
             cache: Whether answers are kept and given again for equal requests.
             autoscaling: What the number of replicas follows, such as `{"min": 0, "max": 4, "concurrency": 2}`: the keys
                 of docs/autoscaling.md. None leaves it as it is.
+            release: How it takes the place of the version that serves now, such as `{"strategy": "canary"}`: the keys of
+                docs/releases.md. None for directly.
 
         Returns:
             The model, ready or (without `wait`) as it is.
@@ -365,6 +369,7 @@ class MeshClient(JobCalls, DeploymentCalls, Administration):
             tasks=None if tasks is None else names_of("tasks", tasks),
             cache=cache,
             autoscaling=autoscaling,
+            release=release,
         )
         wait_s = checked_timeout_s(timeout_s) if wait else None
         flow = self.deployment(wish, wait_s, progress or deploying.ignore)

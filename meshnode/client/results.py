@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from meshnode.client.rollout_results import ReleaseInfo
 from meshnode.errors import ProtocolError
 from meshnode.owner_limits import size_text
 
@@ -113,6 +114,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         wanted: Replicas that the deployment asks for, per version; None if it is not deployed
             but served from a node's own folder.
         deployed: The versions that the deployment asks for; empty if there is none.
+        release: How its release stands, in a few words; None without one.
         revision: Which deployment that is; empty if there is none.
         placed: Names of the nodes that are to serve it.
         missing: How many replicas no node can take.
@@ -130,6 +132,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaInfo, ...] = ()
     wanted: int | None = None
     deployed: tuple[int, ...] = ()
+    release: ReleaseInfo | None = None
     revision: str = ""
     placed: tuple[str, ...] = ()
     missing: int = 0
@@ -181,7 +184,7 @@ class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
         name: The public name.
         id: The same for a name for ever.
         urls: Where it can be asked.
-        status: `ready`, `progressing`, `failed`, `paused`, or `asleep` until the next request.
+        status: `ready`, `progressing`, `releasing`, `failed`, `paused`, or `asleep` until the next request.
         reason: Why it is not ready.
         enabled: Whether it is served.
         definition: Its definition, with the keys of a deployment file; `MeshClient.apply` takes it again.
@@ -194,6 +197,7 @@ class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
         wanted: How many nodes are to serve each version now; with autoscaling other than `replicas`.
         ready: How many do.
         scaling: Who decides how many there are, and why; None without autoscaling.
+        release: How its release stands, in a few words; None without one.
         revision: Which deployment of this name it is.
         changed_at: When it was made, in RFC 3339.
         changed_by: Name of the node that signed it.
@@ -215,6 +219,7 @@ class DeploymentInfo(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int = 1
     ready: int = 0
     scaling: ScalingInfo | None = None
+    release: ReleaseInfo | None = None
     revision: str = ""
     changed_at: str | None = None
     changed_by: str | None = None

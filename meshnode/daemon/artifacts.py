@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from meshnode.daemon.background import BackgroundTasks
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from meshnode.effects import LoadModel
     from meshnode.events import Event
     from meshnode.models.artifacts.store import BlobStore
+    from meshnode.models.baking.folder import BakedFolder
     from meshnode.models.manifest import Manifest
     from meshnode.models.repository.scanning import FoundModel
     from meshnode.models.runtimes.base import Runtime
@@ -220,6 +222,9 @@ class Artifacts:
                 keep = [*self._keep(), *coming]
                 what = f"version {manifest.version} of {manifest.model!r}"
                 await asyncio.to_thread(self._room.make, keep, what, coming=coming)
+            await self.own.baked_is_known.wait()
+            if self.own.baked is not None:
+                await asyncio.to_thread(self._take_baked, self.own.baked, manifest)
             await self._fetcher.fetch(manifest, effect.holders, effect.companions)
             folder = await asyncio.to_thread(self._store.materialise, manifest)
             await self._replicas.bring_up(manifest, folder, deployed=True)
@@ -229,6 +234,14 @@ class Artifacts:
             self._report(manifest, ReplicaState.FAILED, f"loading failed: {error!r}")
             raise
         await self._tell_files()
+
+    def _take_baked(self, baked: BakedFolder, manifest: Manifest) -> None:
+        """Copy those files of a version that lie in this node's own baked folder, so that they need not travel."""
+        for entry in manifest.files:
+            place = baked.file_of(entry)
+            if place is not None and place.is_file() and not self._store.is_sound(entry.sha256):
+                with suppress(MeshError):  # then it is fetched, which tells what is wrong
+                    self._store.add_file(place)
 
     async def _mend(self, sha256: bytes, wanted: Sequence[Manifest]) -> None:
         try:

@@ -300,6 +300,7 @@ class Assembly:
         await self._tasks.close()
         await self.control.jobs.close()
         await self._entrances.close()
+        await self._pipeline.releasing.mirroring.close()
         if self._decision_log is not None:
             await self._decision_log.close()
         await self._artifacts.close()

@@ -28,6 +28,7 @@ from meshnode.daemon.model_calls import ModelCalls, worker_settings
 from meshnode.daemon.named import name_of
 from meshnode.daemon.own_node import own_node, own_record
 from meshnode.daemon.relaying import Relaying
+from meshnode.daemon.release_words import ReleaseWords
 from meshnode.daemon.sequence_moves import SequenceMoves
 from meshnode.daemon.serving import PeerServer
 from meshnode.daemon.statistics import Statistics
@@ -267,6 +268,9 @@ def _asked(
     )
     peer_server.checkups = checkups = Checkups(driver, credentials, clock)
     peer_server.statistics = statistics = Statistics(node, driver, serving.models, clock)
+    releasing = answering.pipeline.releasing
+    releasing.mirroring.rule = outbound
+    peer_server.releases = releasing.others = ReleaseWords(node, driver, releasing)
     recorder = Recorder(node.router.choose)
     node.router.choose = recorder
     control = Control(

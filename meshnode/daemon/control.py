@@ -17,6 +17,7 @@ from meshnode.daemon.named import name_of
 from meshnode.daemon.node_views import NodeViews
 from meshnode.daemon.publications import Publications
 from meshnode.daemon.repository import Repository
+from meshnode.daemon.rollouts import Rollouts
 from meshnode.daemon.round_trips import RoundTrips
 from meshnode.daemon.routing_views import RoutingViews
 from meshnode.daemon.trust import Trust
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from meshnode.node import Node
     from meshnode.routing.decisions import Recorder
     from meshnode.state.api_keys import ApiKey
+    from meshnode.state.release import Release
     from meshnode.state.scaling import Scaling
     from meshnode.types import Buffer
 
@@ -62,6 +64,7 @@ class Control:
         jobs: The mesh's jobs.
         drains: The nodes that are to be emptied.
         definitions: What is deployed, as definitions with their history.
+        rollouts: Releases on their way.
         routing: How the gateway decides about requests.
         events: What happens in the mesh, for those that follow it.
         repository: The mesh's models as clients of model servers load and unload them.
@@ -104,9 +107,6 @@ class Control:
         self._forwarder = forwarder
         self._doctor = doctor
         self._views = ModelViews(node, self._name_of)
-        feed = EventFeed(node, clock, self._name_of)
-        driver.on_report, driver.on_replicas = feed.heard, feed.replicas_changed
-        self.events = feed.events
         self._publications = Publications(node, driver, clock, credentials.identity, self._name_of)
         self._deploying = deploying = Deploying(
             node=node,
@@ -118,6 +118,10 @@ class Control:
             views=self._views,
             forwarder=forwarder,
         )
+        self.rollouts = Rollouts(node, driver, clock, self._name_of, deploying.require_operator)
+        feed = EventFeed(node, clock, self._name_of, self.rollouts)
+        self.events = feed.events
+        driver.on_report, driver.on_replicas = feed.heard, feed.replicas_changed
         self.definitions = DeploymentEdits(
             node=node,
             driver=driver,
@@ -128,7 +132,12 @@ class Control:
             deploying=deploying,
             models=self._views,
             views=DeploymentViews(
-                node, self._name_of, self._views, self._publications, lambda: self.http
+                node,
+                self._name_of,
+                self._views,
+                self._publications,
+                lambda: self.http,
+                self.rollouts,
             ),
             name_of=self._name_of,
         )
@@ -237,7 +246,7 @@ class Control:
         return await self._doctor.examine(peer)
 
     def manifest(self, model: str, version: int | None) -> Manifest:
-        """Return what a model version is, ready or not; the newest if None.
+        """Return what a model version is, ready or not; the one that answers who names none if None.
 
         Raises:
             ModelNotFound: if the mesh does not know the model or the version.
@@ -246,10 +255,13 @@ class Control:
         versions = table.models().get(model)
         if versions is None:
             raise ModelNotFound(f"no node of this mesh has a model {model!r}")
-        manifest = table.manifest(model, versions[-1] if version is None else version)
+        manifest = table.usual(model) if version is None else table.manifest(model, version)
         if manifest is None:
             known = ", ".join(str(number) for number in versions)
-            raise ModelNotFound(f"model {model!r} has no version {version}; there is {known}")
+            what = (
+                "what it is is not known yet" if version is None else f"it has no version {version}"
+            )
+            raise ModelNotFound(f"model {model!r}: {what}; its versions are {known}")
         return manifest
 
     def is_model_ready(self, model: str, version: int | None) -> bool:
@@ -295,9 +307,12 @@ class Control:
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model from a path on this machine; see `Deploying.deploy`."""
-        return await self._deploying.deploy(path, name, replicas, on, variant, said, offer, scaling)
+        return await self._deploying.deploy(
+            path, name, replicas, on, variant, said, offer, scaling, release
+        )
 
     async def deploy_upload(
         self,
@@ -310,10 +325,11 @@ class Control:
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model that was uploaded; see `Deploying.deploy_upload`."""
         return await self._deploying.deploy_upload(
-            upload, name, replicas, on, caller, variant, said, offer, scaling
+            upload, name, replicas, on, caller, variant, said, offer, scaling, release
         )
 
     def deploy_published(
@@ -325,9 +341,12 @@ class Control:
         caller: Caller,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a version that was published; see `Deploying.deploy_published`."""
-        return self._deploying.deploy_published(name, version, replicas, on, caller, offer, scaling)
+        return self._deploying.deploy_published(
+            name, version, replicas, on, caller, offer, scaling, release
+        )
 
     async def publish(self, path: str, name: str | None, said: Said) -> dict[str, Any]:
         """Put a model from a path on this machine into the mesh's store; see `Deploying.publish`."""

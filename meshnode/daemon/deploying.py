@@ -16,6 +16,7 @@ import msgspec
 
 from meshnode.daemon.named import node_named
 from meshnode.daemon.offering import check_offer, no_longer_offered
+from meshnode.daemon.rollouts import standing_of
 from meshnode.deployments import environment_warnings
 from meshnode.errors import InvalidRequest, ModelError
 from meshnode.gateway.protocols.caller import OWNER
@@ -23,6 +24,7 @@ from meshnode.models.exposure import NO_CHANGE, ExposureChange
 from meshnode.models.manifest import Manifest, check_model_name
 from meshnode.models.provenance import NOTHING, Said
 from meshnode.models.repository.scanning import FoundModel, scan
+from meshnode.release_edits import Released, released, with_whole_release
 from meshnode.state.deployment import (
     UNKNOWN_ORIGIN,
     Deployment,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from meshnode.daemon.uploads import Uploads
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.node import Node
+    from meshnode.state.release import Release
     from meshnode.state.scaling import Scaling
 
 log = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ class Deploying:
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model from a path on this machine; return its entry, before it is loaded.
 
@@ -123,7 +127,7 @@ class Deploying:
         pinned = self.pinned(replicas, on)
         model = await one_model(Path(path), name)
         return await self.deploy_found(
-            model, replicas, pinned, OWNER, variant, said, offer, scaling
+            model, replicas, pinned, OWNER, variant, said, offer, scaling, release
         )
 
     async def deploy_upload(
@@ -137,6 +141,7 @@ class Deploying:
         said: Said = NOTHING,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model that was uploaded; the upload is gone afterwards.
 
@@ -149,7 +154,7 @@ class Deploying:
         async with self._uploads.complete(upload, caller) as path:
             model = await one_model(path, name)
             return await self.deploy_found(
-                model, replicas, pinned, caller, variant, said, offer, scaling
+                model, replicas, pinned, caller, variant, said, offer, scaling, release
             )
 
     def deploy_published(
@@ -161,6 +166,7 @@ class Deploying:
         caller: Caller,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a version that was published, the newest if None; return its entry.
 
@@ -173,8 +179,10 @@ class Deploying:
         pinned = self.pinned(replicas, on)
         manifests = self._publications.manifests(name, version)
         count = replicas if replicas is not None else max(1, len(pinned))
-        made = with_rest_of(self._node.deployment(name), Deployment(name, manifests, count, pinned))
-        return self.write_deployment(_scaled(made, scaling), caller, offer)
+        found = self._released(name, manifests, release)
+        made = Deployment(name, found.manifests, count, pinned, release=found.release)
+        deployment = _scaled(with_rest_of(self._node.deployment(name), made), scaling)
+        return self.write_deployment(deployment, caller, offer, found)
 
     async def deploy_found(
         self,
@@ -186,24 +194,33 @@ class Deploying:
         said: Said,
         offer: ExposureChange,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         """Deploy a model that was found on this disk; arguments and errors as `deploy`."""
         public = check_model_name(model.name)
         manifests = await self._artifacts.publish(model)
         current = self._node.deployment(public)
         if variant:
-            deployment = with_variant(current, public, manifests, variant, numbered=model.numbered)
+            made = with_variant(current, public, manifests, variant, numbered=model.numbered)
+            found = Released(self._signed(made.manifests, said), made.release)
+            deployment = msgspec.structs.replace(made, manifests=found.manifests)
         else:
             count = replicas if replicas is not None else max(1, len(pinned))
             numbered = self.numbered(model, manifests)
-            forms = (*numbered, *kept_variants(current, numbered))
-            deployment = with_rest_of(current, Deployment(public, forms, count, pinned))
-        signed = self._publications.signed(
-            self._publications.numbered(deployment.manifests, said), said
-        )
-        made = _scaled(msgspec.structs.replace(deployment, manifests=signed), scaling)
-        entry = self.write_deployment(made, caller, offer)
+            forms = self._signed((*numbered, *kept_variants(current, numbered)), said)
+            found = self._released(public, forms, release)
+            made = Deployment(public, found.manifests, count, pinned, release=found.release)
+            deployment = with_rest_of(current, made)
+        entry = self.write_deployment(_scaled(deployment, scaling), caller, offer, found)
         return {**entry, "warnings": [*model.warnings, *entry.get("warnings", ())]}
+
+    def _signed(self, manifests: Sequence[Manifest], said: Said) -> tuple[Manifest, ...]:
+        return self._publications.signed(self._publications.numbered(manifests, said), said)
+
+    def _released(self, name: str, manifests: Sequence[Manifest], plan: Release | None) -> Released:
+        """Return the versions to deploy, and how they take the place of what serves; who says so wants it now."""
+        standing = standing_of(self._node.release_view(name))
+        return released(plan, manifests, self._node.deployment(name), standing, again=True)
 
     async def publish(self, path: str, name: str | None, said: Said) -> dict[str, Any]:
         """Put a model from a path on this machine into the mesh's store; describe what was published.
@@ -258,24 +275,39 @@ class Deploying:
         log.info("model %s was taken out of service by %s", name, caller)
 
     def write_deployment(
-        self, deployment: Deployment, caller: Caller, offer: ExposureChange
+        self,
+        deployment: Deployment,
+        caller: Caller,
+        offer: ExposureChange,
+        released: Released | None = None,
     ) -> dict[str, Any]:
         """Write a deployment if it is another than before; return the model's entry, and what it is offered as no longer.
+
+        Args:
+            deployment: What to serve; a release of versions that it does not have any more is over.
+            caller: Who asks.
+            offer: What it is offered as.
+            released: What came of the release that was asked for.
 
         Raises:
             ModelError: if what it offers is not within limits.
             ConfigError: if it could not be written to disk.
         """
-        deployment = offered(deployment, offer)
+        deployment = offered(with_whole_release(deployment), offer)
         check_offer(deployment, self._node)
         before = self._node.deployment(deployment.name)
-        if before != deployment:
+        if before != deployment or (released is not None and released.is_again):
             by = str(caller) if caller.key_id or caller.via else ""
             deployment = msgspec.structs.replace(deployment, origin=Origin(by=by))
             self._driver.write(self._node.drafts.deployment(deployment, self._clock.wall_s()))
             log.info("model %s was deployed by %s", deployment.name, caller)
         entry = self._views.model(deployment.name)
-        warnings = [*no_longer_offered(before, deployment), *environment_warnings(deployment)]
+        notes = () if released is None else released.notes
+        warnings = [
+            *notes,
+            *no_longer_offered(before, deployment),
+            *environment_warnings(deployment),
+        ]
         return {**entry, "warnings": warnings} if warnings else entry
 
     def pinned(self, replicas: int | None, on: Sequence[str]) -> tuple[NodeId, ...]:
@@ -326,7 +358,7 @@ def with_rest_of(current: Deployment | None, made: Deployment) -> Deployment:
 
     Args:
         current: What is deployed under its name now.
-        made: What the command says: versions, replicas and nodes.
+        made: What the command says: versions, replicas and nodes, and how the versions are released.
     """
     if current is None:
         return made
@@ -337,6 +369,7 @@ def with_rest_of(current: Deployment | None, made: Deployment) -> Deployment:
         on=made.on,
         enabled=True,
         origin=UNKNOWN_ORIGIN,
+        release=made.release,
     )
 
 

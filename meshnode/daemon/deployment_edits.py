@@ -14,28 +14,31 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from meshnode.daemon.deploying import one_model
+from meshnode.daemon.deployment_views import deployment_id
 from meshnode.daemon.named_versions import kept_where_same, named_versions
 from meshnode.daemon.offering import check_offer, no_longer_offered
-from meshnode.deployment_changes import Change, changes, described, summary
+from meshnode.daemon.overtaken import overtaken
+from meshnode.daemon.rollouts import endings_of, standing_of
+from meshnode.deployment_changes import Change, asked_manifests, changes, described, summary
 from meshnode.deployment_file import files_of
 from meshnode.deployments import environment_warnings
 from meshnode.errors import (
     InvalidRequest,
     ModelError,
     ModelNotFound,
-    StaleRevision,
     TransferFailed,
 )
 from meshnode.gateway.protocols.caller import OWNER
 from meshnode.models.exposure import ExposureChange
 from meshnode.models.provenance import Said
 from meshnode.models.tasks import read_task
+from meshnode.release_edits import released, restored
 from meshnode.state.deployment import (
-    NOTHING_BEFORE,
     Deployment,
     Origin,
     check_deployment,
     offered,
+    release_id,
     with_variant,
 )
 from meshnode.state.deployment_history import base_of, entries_of, revisions
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.models.manifest import Manifest
     from meshnode.node import Node
+    from meshnode.release_edits import Released
     from meshnode.state.deployment_history import Revision
     from meshnode.types import NodeId
 
@@ -66,9 +70,6 @@ _UNREAD = "those of the file"
 
 _CONFIGURED = "as the model's configuration says"
 """Stands for what a definition does not say."""
-
-_TOLD_CHANGES = 3
-"""Changes of others that a refusal names."""
 
 
 class DeploymentEdits:
@@ -160,7 +161,7 @@ class DeploymentEdits:
             if places:
                 manifests, notes = await self._read(spec, places, current)
             elif wish.source and current is not None and self._is_same(wish, current):
-                manifests = current.manifests
+                manifests = asked_manifests(current)
             elif wish.source and wish.dry_run:
                 return self._without_files(wish, current, pinned)
             elif wish.source:
@@ -169,10 +170,13 @@ class DeploymentEdits:
                 )
             else:
                 manifests = named_versions(spec, self._publications, self._node.desired)
-            made = self._made(spec, manifests, pinned, caller, wish.source)
-            answer = self._written(made, caller, self._base(wish), dry_run=wish.dry_run)
+            made, found = self._made(wish, manifests, pinned, caller)
+            answer = self._written(
+                made, caller, self._base(wish), dry_run=wish.dry_run, is_again=found.is_again
+            )
         if wish.source and not answer["changed"]:
             self._same[spec.name] = (answer["revision"], wish.source)
+        notes += [*found.notes, *self._compared_with(made)]
         return {**answer, "warnings": [*notes, *answer["warnings"]]}
 
     async def rollback(
@@ -187,7 +191,7 @@ class DeploymentEdits:
         """
         self._deploying.require_operator()
         target = self._views.revision(name, revision) if revision else self._previous(name)
-        former = target.deployment
+        former = self._restored(name, target)
         if former is None:
             raise ModelNotFound(
                 f"revision {target.id} of {name!r} serves nothing that could be restored"
@@ -287,19 +291,22 @@ class DeploymentEdits:
 
     def _made(
         self,
-        spec: DeploymentSpec,
-        manifests: Sequence[Manifest],
+        wish: Definition,
+        asked: Sequence[Manifest],
         pinned: tuple[NodeId, ...],
         caller: Caller,
-        source: str,
-    ) -> Deployment:
-        """Return the deployment that a definition and its versions make."""
+    ) -> tuple[Deployment, Released]:
+        """Return the deployment that a definition and its versions make, and what becomes of their release."""
+        spec = wish.spec
+        current = self._node.deployment(spec.name)
+        standing = standing_of(self._node.release_view(spec.name))
+        found = released(spec.release, asked, current, standing, again=wish.retry)
         offer = ExposureChange(
             spec.path, None if spec.tasks is None else tuple(map(read_task, spec.tasks)), spec.cache
         )
         made = Deployment(
             spec.name,
-            tuple(manifests),
+            found.manifests,
             spec.replicas,
             pinned,
             enabled=spec.enabled,
@@ -308,9 +315,19 @@ class DeploymentEdits:
             standby=spec.standby,
             env=spec.env,
             scaling=spec.scaling,
-            origin=Origin(by=_who(caller), source=source),
+            origin=Origin(by=_who(caller), source=wish.source),
+            release=found.release,
         )
-        return check_deployment(offered(made, offer))
+        return check_deployment(offered(made, offer)), found
+
+    def _compared_with(self, made: Deployment) -> list[str]:
+        """Return what people should know of the deployment whose answers a release is compared with."""
+        kind, _, other = ("" if made.release is None else made.release.against).partition(":")
+        if kind != "deployment" or self._node.deployment(other) is not None:
+            return []
+        return [
+            f"nothing is deployed under the name {other!r}, so that nothing is compared until it is"
+        ]
 
     def _without_files(
         self, wish: Definition, current: Deployment | None, pinned: tuple[NodeId, ...]
@@ -334,10 +351,18 @@ class DeploymentEdits:
     ) -> list[Change]:
         if current is None:
             return [Change("files", None, _UNREAD)]
-        made = self._made(wish.spec, current.manifests, pinned, OWNER, wish.source)
+        made, _ = self._made(wish, asked_manifests(current), pinned, OWNER)
         found = changes(current, made, self._name_of)
         if files_of(wish.source) not in map(files_of, self._sources(current)):
             found.insert(0, Change("files", "as deployed", _UNREAD))
+            if wish.spec.release is not None:
+                found.append(
+                    Change(
+                        "release",
+                        None,
+                        f"{wish.spec.release.strategy}, from the version that serves",
+                    )
+                )
         # What a definition does not say is as the files say, which are not here.
         before = described(current, self._name_of)
         said = {"path": wish.spec.path, "tasks": wish.spec.tasks, "cache": wish.spec.cache}
@@ -365,14 +390,22 @@ class DeploymentEdits:
         return wish.spec.revision or wish.base
 
     def _written(
-        self, made: Deployment, caller: Caller, base: str | None, *, dry_run: bool = False
+        self,
+        made: Deployment,
+        caller: Caller,
+        base: str | None,
+        *,
+        dry_run: bool = False,
+        is_again: bool = False,
     ) -> dict[str, Any]:
-        """Write a deployment if it is another than before; say what changes."""
+        """Write a deployment if it is another than before, or its release is to begin again; say what changes."""
         check_offer(made, self._node)
         before = self._node.deployment(made.name)
         found = changes(before, made, self._name_of)
         # What people are shown is not all: the digests of files of the same version, say.
-        is_new = before is None or before != made
+        is_new = before is None or before != made or is_again
+        if is_again and not found:
+            found = [Change("release", "rolled back", "once more")]
         self._check_base(made.name, made, base)
         if is_new and not dry_run:
             self._driver.write(self._node.drafts.deployment(made, self._clock.wall_s()))
@@ -384,6 +417,8 @@ class DeploymentEdits:
             )
         return {
             "name": made.name,
+            "id": deployment_id(made.name),
+            "new": before is None,
             "revision": base_of(self._newest(made.name)),
             "changed": is_new,
             "files": "known",
@@ -402,23 +437,7 @@ class DeploymentEdits:
             return
         if base == base_of(self._newest(name)):
             return
-        kept = self._views.told(name)
-        if base != NOTHING_BEFORE and all(each["id"] != base for each in kept):
-            raise StaleRevision(
-                f"this node keeps no revision {base} of {name!r}: it is too old, or made a moment ago elsewhere. Look at "
-                f"it with `meshnode history {name}`, and make your change from what counts, or give --force"
-            )
-        since = []
-        for each in kept:
-            if each["id"] == base:
-                break
-            since.append(f"{each['id']} by {each['by']} at {each['at']}: {each['summary']}")
-        told = "; ".join(since[:_TOLD_CHANGES]) or "nothing is known of it"
-        more = f"; and {len(since) - _TOLD_CHANGES} more" if len(since) > _TOLD_CHANGES else ""
-        raise StaleRevision(
-            f"{name!r} was changed since revision {base}: {told}{more}. Look at it with `meshnode diff {name}`, make "
-            "your change from that, or give --force to override it"
-        )
+        raise overtaken(name, base, self._views.told(name))
 
     def _previous(self, name: str) -> Revision:
         """Return the last revision that asked for something else than what counts now.
@@ -434,6 +453,16 @@ class DeploymentEdits:
         raise ModelNotFound(
             f"no earlier revision of {name!r} is kept that asked for something else"
         )
+
+    def _restored(self, name: str, target: Revision) -> Deployment | None:
+        """Return what restores a revision: of a release the version that served in the end."""
+        former, desired = target.deployment, self._node.desired
+        if former is None or former.release is None:
+            return former
+        kept = revisions(desired, name)
+        place = next((at for at, each in enumerate(kept) if each.id == target.id), 0)
+        later = kept[place - 1].deployment if place else None
+        return restored(former, later, endings_of(desired, name), release_id(former))
 
     async def _obtain(self, made: Deployment, revision: str) -> None:
         """Have the files of what is restored here, so that those who are to serve it can fetch them.

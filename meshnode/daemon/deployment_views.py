@@ -14,10 +14,11 @@ from meshnode.trust.records import rfc3339
 from meshnode.types import NodeId, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meshnode.daemon.model_views import ModelViews
     from meshnode.daemon.publications import Publications
+    from meshnode.daemon.rollouts import Rollouts
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.node import Node
     from meshnode.state.deployment import Deployment
@@ -42,6 +43,7 @@ class DeploymentViews:
         models: ModelViews,
         publications: Publications,
         http: Callable[[], str | None],
+        rollouts: Rollouts,
     ) -> None:
         """Look at a node's cores.
 
@@ -51,12 +53,14 @@ class DeploymentViews:
             models: Describes the models that deployments serve.
             publications: What was published.
             http: Gives the URL of this node's gateway; None without one.
+            rollouts: How releases stand.
         """
         self._node = node
         self._name_of = name_of
         self._models = models
         self._publications = publications
         self._http = http
+        self._rollouts = rollouts
 
     def __repr__(self) -> str:
         return f"<DeploymentViews of {self._node.me[:8]}>"
@@ -187,17 +191,23 @@ class DeploymentViews:
         entries = entries_of(self._node.desired, deployment.name)
         entry = entries[0] if entries else None
         status, reason = self._status(deployment)
+        definition = self._definition(deployment, caller)
+        resident = {each for part in self._node.parts(deployment.name) for each in part.versions}
+        definition["versions"] = [
+            each for each in definition["versions"] if each["version"] in resident
+        ]
         return {
             "name": deployment.name,
             "id": deployment_id(deployment.name),
             "urls": self._urls(deployment),
             "status": status,
             "reason": reason,
-            **self._definition(deployment, caller),
+            **definition,
             "placed": [self._name_of(node) for node in placement.nodes],
             "standby_on": [self._name_of(node) for node in placement.standby],
             "missing": placement.missing,
             **self._scaling(deployment),
+            "release": self._rollouts.brief(deployment.name),
             "revision": revision_id(entry) if entry else "",
             "changed_at": rfc3339(entry.stamp.wall_ms / 1000) if entry else None,
             "changed_by": self._name_of(NodeId(entry.author)) if entry else None,
@@ -257,14 +267,17 @@ class DeploymentViews:
         return [*([base + path] if path else []), f"{base}/v2/models/{deployment.name}/infer"]
 
     def _status(self, deployment: Deployment) -> tuple[str, str]:
-        """Return how a deployment stands, and why: `ready`, `progressing`, `failed`, `paused` or `asleep`."""
+        """Return how a deployment stands, and why: `ready`, `progressing`, `releasing`, `failed`, `paused` or `asleep`."""
         if not deployment.enabled:
             return "paused", f"it serves nothing; to go on: meshnode resume {deployment.name}"
         scaling = self._node.scaling(deployment)
         if scaling.wanted == 0:
             return "asleep", f"the next request wakes it up; {scaling.reason}"
         model = self._models.model(deployment.name)
-        versions = model["deployed"]
+        release = model["release"]
+        is_releasing = release is not None and release["outcome"] is None
+        new = {release["candidate"]} if is_releasing else set()
+        versions = [each for each in model["deployed"] if each not in new]
         placed = [
             each for each in model["replicas"] if each["placed"] and each["version"] in versions
         ]
@@ -284,12 +297,31 @@ class DeploymentViews:
             waiting.append(f"no node can take {model['missing']} more ({why})")
         said = "; ".join([f"{ready} of {wanted} replicas ready", *waiting])
         if ready >= wanted and not waiting:
-            return "ready", ""
+            if is_releasing:
+                return "releasing", _releasing(release)
+            was_undone = release is not None and release["outcome"] == "rolled_back"
+            return "ready", _undone(release) if was_undone else ""
         has_failed = any(each["failure"] for each in placed)
         is_hopeless = (
             bool(cannot) and not model["placed"] and all(each["lasting"] for each in cannot)
         )
         return "failed" if has_failed or is_hopeless else "progressing", said
+
+
+def _undone(release: Mapping[str, Any]) -> str:
+    """Return that a release was rolled back, and why."""
+    new, old = release["candidate"], release["baseline"]
+    return f"version {new} was rolled back ({release['reason']}); version {old} serves"
+
+
+def _releasing(release: Mapping[str, Any]) -> str:
+    """Return where a release stands, in one line."""
+    step, steps = release["step"], release["steps"]
+    place = f", step {step} of {steps}" if 0 < step <= steps else ""
+    return (
+        f"{release['strategy']} from version {release['baseline']} to {release['candidate']}, {release['phase']}{place}, "
+        f"{100 * release['share']:g} % of the requests: {release['reason']}"
+    )
 
 
 def _named(kept: Sequence[Revision], name: str, text: str) -> Revision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshnode.advertisement import decode_replica, parse_replica_key
+from meshnode.daemon.rollouts import KIND_PREFIX
 from meshnode.errors import MeshError
 from meshnode.gateway.mesh_events import MeshEvents
 from meshnode.state.deployment import KEY_PREFIX
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from meshnode.clock import Clock
+    from meshnode.daemon.rollouts import Rollouts
     from meshnode.effects import Emit
     from meshnode.node import Node
 
@@ -27,9 +29,19 @@ _SCALINGS: Final = frozenset({"scale.up", "scale.down", "scale.heard", "steward.
 class EventFeed:
     """Turns reports into events; a replica is told of only when its state changes."""
 
-    def __init__(self, node: Node, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
-        """Look at a node's cores; `name_of` gives a node's name."""
+    def __init__(
+        self, node: Node, clock: Clock, name_of: Callable[[NodeId], str], rollouts: Rollouts
+    ) -> None:
+        """Look at a node's cores.
+
+        Args:
+            node: This node.
+            clock: Says when.
+            name_of: Gives a node's name.
+            rollouts: Is told of what is decided about releases, and knows how they stand.
+        """
         self._node = node
+        self._rollouts = rollouts
         self._name_of = name_of
         self._replicas: dict[tuple[NodeId, str], tuple[str, str]] = {}
         # A run is told from others by when it began: two never begin in the same millisecond.
@@ -54,6 +66,8 @@ class EventFeed:
             self.events.add("deployment", name=subject, change="overwritten", reason=emit.detail)
         elif kind in _SCALINGS:
             self._scaled(subject)
+        elif kind.startswith(KIND_PREFIX):
+            self._released(emit)
         elif kind in ("node.paused", "node.resumed"):
             state = kind.removeprefix("node.")
             self.events.add("node", state=state, reason=emit.detail)
@@ -68,6 +82,17 @@ class EventFeed:
         self.events.add(
             "deployment", name=name, change="scaled", replicas=seen.wanted, steward=steward,
             reason=seen.reason,
+        )  # fmt: skip
+
+    def _released(self, emit: Emit) -> None:
+        """Tell what was decided about a release, and where it stands."""
+        if not self._rollouts.heard(emit):
+            return
+        brief = self._rollouts.brief(emit.subject) or {}
+        told = {key: brief.get(key) for key in ("phase", "step", "share", "outcome")}
+        self.events.add(
+            "deployment", name=emit.subject, change="release", **told,
+            decision=emit.kind.removeprefix(KIND_PREFIX), reason=emit.detail,
         )  # fmt: skip
 
     def replicas_changed(self, changed: Iterable[tuple[NodeId, str]]) -> None:

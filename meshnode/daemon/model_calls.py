@@ -9,6 +9,7 @@ from meshnode.daemon.model_folder import SOURCES_FOLDER
 from meshnode.errors import MeshError, NotServing
 from meshnode.limits import WORKER_MEMORY_SHARE
 from meshnode.models.artifacts.disk_budget import budget_bytes
+from meshnode.models.repository.local_archive import is_local_archive
 from meshnode.models.repository.source_urls import is_url
 from meshnode.models.runtimes.base import Environment
 from meshnode.models.workers import launch
@@ -40,7 +41,11 @@ def worker_settings(options: JoinOptions, data_folder: Path, memory_bytes: int) 
     if own is None:
         own_folders: tuple[Path, ...] = ()
     else:
-        own_folders = (data_folder / SOURCES_FOLDER if is_url(own) else Path(own),)
+        own_folders = (
+            data_folder / SOURCES_FOLDER
+            if is_url(own) or is_local_archive(Path(own))
+            else Path(own),
+        )
     return WorkerSettings(
         allow_code=options.allow_code,
         own_folders=own_folders,

@@ -13,17 +13,18 @@ from meshnode.advertisement import (
 )
 from meshnode.daemon.offering import offer_view
 from meshnode.daemon.publications import provenance_view
+from meshnode.daemon.rollouts import brief_of
 from meshnode.errors import MeshError
 from meshnode.reconcile import why_not_replaced
 from meshnode.state.deployment_history import revision_id
 from meshnode.types import ReplicaState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from meshnode.advertisement import ReplicaAdvert
-    from meshnode.models.manifest import Manifest
     from meshnode.node import Node
+    from meshnode.routing.placement import Placement
     from meshnode.routing.table import Replica
     from meshnode.state.deployment import Deployment
     from meshnode.types import NodeId
@@ -45,8 +46,10 @@ class ModelViews:
         table = self._node.router.table
         deployment = self._node.deployment(name)
         versions = set(table.models().get(name, ()))
-        if deployment is not None:
-            versions.update(manifest.version for manifest in deployment.manifests)
+        parts = self._node.parts(name)
+        resident = {number for part in parts for number in part.versions}
+        if deployment is not None:  # of a release that is over only one version is there
+            versions.update(resident or deployment.versions)
         replicas = [
             self._replica(replica, deployment)
             for version in sorted(versions)
@@ -57,19 +60,22 @@ class ModelViews:
             "versions": sorted(versions),
             "replicas": replicas,
             "wanted": self._node.scaling(deployment).wanted if deployment else None,
-            **offer_view(self._manifest(name, versions), table.manifests()),
+            **offer_view(table.usual(name), table.manifests()),
         }
         if deployment is not None:
             placement = self._node.placement(deployment)
             entry = self._node.desired.entry(deployment.key)
             view["revision"] = revision_id(entry) if entry else ""
-            view["deployed"] = [*deployment.versions]
+            view["release"] = brief_of(self._node.release_view(name))
+            view["deployed"] = [number for number in deployment.versions if number in resident]
             variants = {
                 str(number): [each.variant for each in of]
                 for number, of in deployment.versions.items()
+                if number in resident
             }
             view["variants"] = {number: names for number, names in variants.items() if any(names)}
-            view["placed"] = [self._name_of(node) for node in placement.nodes]
+            placed = dict.fromkeys(node for part in parts for node in part.placement.nodes)
+            view["placed"] = [self._name_of(node) for node in placed]
             view["missing"] = placement.missing
             view["standby"] = [self._name_of(node) for node in placement.standby]
             view["missing_standby"] = placement.missing_standby
@@ -84,13 +90,6 @@ class ModelViews:
                 for node, reason in placement.ineligible
             ]
         return view
-
-    def _manifest(self, name: str, versions: Collection[int]) -> Manifest | None:
-        """Return what a model is: of the version that is asked where none is named."""
-        table = self._node.router.table
-        ready = [each for each in versions if (group := table.group(name, each)) and group.ready]
-        newest = max(ready or versions, default=None)
-        return None if newest is None else table.manifest(name, newest)
 
     def digest(self, replica: Replica) -> str:
         """Return the digest of what a replica serves, as its node says; empty if it is unknown."""
@@ -108,16 +107,22 @@ class ModelViews:
             failure = replica.reason or "no reason given"
         # A node tells its load less often than its replicas: of one that is past fetching it is old news.
         serves = replica.state in (ReplicaState.READY, ReplicaState.PAUSED)
-        placement = None if deployment is None else self._node.placement(deployment)
+        placement = None if deployment is None else self._placement(replica)
         is_coming = replica.state is ReplicaState.FETCHING or (serves and not is_current)
         return {
             **_replica_view(replica, advert, current=is_current),
             "provenance": advert and provenance_view(advert.manifest, said, self._name_of),
-            "placed": placement is None or replica.node in placement.nodes,
+            "placed": deployment is None
+            or (placement is not None and replica.node in placement.nodes),
             "standby": placement is not None and replica.node in placement.standby,
             "failure": failure,
             "fetch": self._fetch(replica) if is_coming else None,
         }
+
+    def _placement(self, replica: Replica) -> Placement | None:
+        """Return where a replica's version belongs; None if it is not wanted now."""
+        parts = self._node.parts(replica.model)
+        return next((each.placement for each in parts if replica.version in each.versions), None)
 
     def _advert(self, replica: Replica) -> ReplicaAdvert | None:
         """Return what a replica's node says of it, or None if that is unknown."""

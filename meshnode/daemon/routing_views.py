@@ -52,7 +52,8 @@ class RoutingViews:
             version = router.resolve(model, version)
             candidates = router.candidates(model, version)
         except NoReplica:
-            version = version or max(router.table.versions(model))
+            usual = router.table.usual(model)
+            version = version or (usual.version if usual else max(router.table.versions(model)))
             group = router.table.group(model, version)
             excluded = () if group is None else group.excluded
             candidates = Candidates((), tuple((each.node_name, why) for each, why in excluded))

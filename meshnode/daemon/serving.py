@@ -49,6 +49,7 @@ from meshnode.types import (
 from meshnode.wire.messages import (
     STREAMS,
     AskChunks,
+    AskDisagreements,
     AskFiles,
     AskLoad,
     AskStatistics,
@@ -65,6 +66,7 @@ from meshnode.wire.messages import (
     Resumed,
     ResumeStream,
     TakeSequence,
+    TellFeedback,
 )
 
 if TYPE_CHECKING:
@@ -132,6 +134,19 @@ class StatisticsServer(Protocol):
 
     def answer(self, connection: Connection, stream: int, ask: AskStatistics) -> None:
         """Answer on the stream."""
+
+
+class ReleaseServer(Protocol):
+    """What remembers answers of releases (`meshnode.daemon.release_words`)."""
+
+    def answer(
+        self,
+        connection: Connection,
+        stream: int,
+        ask: TellFeedback | AskDisagreements,
+        data: memoryview,
+    ) -> None:
+        """Answer on the stream; MeshError if what is told is no feedback."""
 
 
 class Homes(Protocol):
@@ -208,6 +223,8 @@ class PeerServer:
         """What answers `meshnode doctor` of other nodes; None as long as nothing does."""
         self.statistics: StatisticsServer | None = None
         """What says what this node's models have done; None as long as nothing does."""
+        self.releases: ReleaseServer | None = None
+        """What this node's gateway remembers of releases; None as long as nothing does."""
         self.homes: Homes | None = None
         """What knows of the `Idempotency-Key`s whose home this node is; None as long as nothing does."""
         self.kept: KeptStreams | None = None
@@ -284,6 +301,8 @@ class PeerServer:
             connection.reply(stream, STREAMS.encode(LoadTold(report)), [], end=True)
         elif isinstance(message, AskStatistics) and self.statistics is not None:
             self.statistics.answer(connection, stream, message)
+        elif isinstance(message, TellFeedback | AskDisagreements) and self.releases is not None:
+            self.releases.answer(connection, stream, message, data)
         elif (
             message is None
             and self.jobs is not None

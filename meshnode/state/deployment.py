@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from meshnode.limits import (
 from meshnode.models.manifest import Manifest, check_manifest, check_model_name
 from meshnode.models.variants import check_variant_name, check_variants
 from meshnode.state.constraints import ANYWHERE, ESTIMATED, Constraints, Resources, flaws
+from meshnode.state.release import Release, release_flaws
 from meshnode.state.scaling import Scaling, scaling_flaws
 from meshnode.types import NodeId
 
@@ -34,6 +36,7 @@ KEY_PREFIX: Final = "deployment/"
 _NODE_ID = re.compile(r"[a-z2-7]{32}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _RESERVED = ("MESHNODE_", "LD_", "DYLD_", "PYTHON")
+_PERSON: Final = b"mesh-release"  # keeps these hashes apart from all others
 
 
 NOTHING_BEFORE: Final = "none"
@@ -112,6 +115,7 @@ class Deployment(msgspec.Struct, array_like=True, frozen=True, eq=False):
             the number to begin with.
         since_ms: When it was first deployed (milliseconds since the Unix epoch), kept through all its changes: where
             memory does not suffice for all, the older comes first. 0 for those that older versions of meshnode made.
+        release: How the newest of its versions takes the place of another one; None where all are simply served.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Deployment(msgspec.Struct, array_like=True, frozen=True, eq=False):
     origin: Origin = UNKNOWN_ORIGIN
     scaling: Scaling | None = None
     since_ms: int = 0
+    release: Release | None = None
 
     def __eq__(self, other: object) -> bool:
         """Whether it asks for the same."""
@@ -261,12 +266,30 @@ def kept_variants(current: Deployment | None, manifests: Iterable[Manifest]) -> 
 
 _DECODER = msgspec.msgpack.Decoder(Deployment)
 _ASKED_FOR: Final = tuple(
-    field for field in Deployment.__struct_fields__ if field not in ("origin", "since_ms")
+    field
+    for field in Deployment.__struct_fields__
+    if field not in ("origin", "since_ms", "release")
 )
 
 
 def _asked_for(deployment: Deployment) -> tuple[Any, ...]:
-    return tuple(getattr(deployment, field) for field in _ASKED_FOR)
+    release = deployment.release and msgspec.structs.replace(deployment.release, begun_ms=0)
+    return (*(getattr(deployment, field) for field in _ASKED_FOR), release)
+
+
+def release_id(deployment: Deployment) -> tuple[int, int]:
+    """Return what tells a deployment's release from others: when it was asked for, and a mark of plan and files.
+
+    Changes of the deployment that do not concern it leave it as it is. (0, 0) where there is none.
+    """
+    release = deployment.release
+    if release is None:
+        return (0, 0)
+    digest = hashlib.blake2b(msgspec.msgpack.encode(release), digest_size=4, person=_PERSON)
+    for each in deployment.manifests:
+        if each.version in (release.baseline, release.candidate):
+            digest.update(f"{each.version} {each.digest}\n".encode())
+    return (release.begun_ms, int.from_bytes(digest.digest(), "big"))
 
 
 def check_deployment(deployment: Deployment) -> Deployment:
@@ -302,6 +325,7 @@ def check_deployment(deployment: Deployment) -> Deployment:
         or environment_flaw(deployment.env)
         or _origin_flaw(deployment.origin)
         or (next(scaling_flaws(deployment.scaling), "") if deployment.scaling else "")
+        or _release_flaw(deployment)
     )
     if flaw:
         raise ModelError(f"{name!r}: {flaw}")
@@ -314,6 +338,18 @@ def check_deployment(deployment: Deployment) -> Deployment:
             f"{name!r} wants {deployment.standby} replicas on standby, not 0 to {MAX_STANDBY_REPLICAS}"
         )
     return deployment
+
+
+def _release_flaw(deployment: Deployment) -> str:
+    """Return what is wrong with a deployment's release, or an empty text."""
+    release = deployment.release
+    if release is None:
+        return ""
+    versions = deployment.versions
+    for version in (release.baseline, release.candidate):
+        if version not in versions:
+            return f"its release is about version {version}, which is none of its versions"
+    return next(release_flaws(release), "")
 
 
 def environment_flaw(env: tuple[tuple[str, str], ...]) -> str:

@@ -74,6 +74,7 @@ from meshnode.state.desired_messages import (
 )
 from meshnode.state.desired_store import pack, unpack
 from meshnode.state.hybrid_clock import HybridClock, Stamp
+from meshnode.state.release import is_pressing
 from meshnode.state.revisions import Revisions, thinned
 from meshnode.state.room import Room
 from meshnode.state.statements import (
@@ -555,9 +556,14 @@ class DesiredState:
         return Persist(PERSIST_KEY, pack(entries, self._contact_ms))
 
     def _push(self, entries: list[Entry], exclude: NodeId | None) -> list[Effect]:
-        """Tell some peers of news, and all of them of what takes rights away."""
+        """Tell some peers of news; all of them of what takes rights away, and of this node's own pressing words."""
         effects: list[Effect] = []
-        urgent = [entry for entry in entries if is_urgent(entry.key)]
+        is_own = exclude is None
+        urgent = [
+            entry
+            for entry in entries
+            if is_urgent(entry.key) or (is_own and is_pressing(entry.key))
+        ]
         some = self._some_peers(self._config.fanout, exclude)
         for peer in self._links if urgent else some:
             if peer != exclude:

@@ -156,6 +156,7 @@ class OwnerStates:
         self._links: dict[NodeId, None] = {}
         self._flushed = 0
         self._flush_pending = False
+        self._tells_all = False  # with the next flush
         self._ask_proof_from = float("-inf")
 
     def __repr__(self) -> str:
@@ -166,8 +167,15 @@ class OwnerStates:
 
     # What this node says about itself.
 
-    def set(self, key: str, value: bytes, now: float) -> list[Effect]:
+    def set(self, key: str, value: bytes, now: float, *, to_all: bool = False) -> list[Effect]:
         """Give one of this node's own keys a value; the same value again costs nothing.
+
+        Args:
+            key: Which.
+            value: What it says from now on.
+            now: Monotonic seconds.
+            to_all: Whether every linked peer is told of it, and not some who pass it on: of what is seldom and
+                must be known everywhere within a second. A hint never is.
 
         Raises:
             TooLarge: if the key, the value, the number of keys or all of them exceed their limit;
@@ -197,6 +205,7 @@ class OwnerStates:
                 f"all that this node says about itself would have more than "
                 f"{MAX_OWNER_STATE_BYTES} bytes with {key!r}"
             )
+        self._tells_all = self._tells_all or to_all
         return self._write(key, value, now)
 
     def delete(self, key: str, now: float) -> list[Effect]:
@@ -343,12 +352,16 @@ class OwnerStates:
         self._own.seal(self._trust.sign)
         deltas = [*self._own.deltas_since(self._own.epoch, self._flushed)]
         self._flushed = self._own.complete
-        return self._push(deltas, exclude=None)
+        fanout = len(self._links) if self._tells_all else self._config.fanout
+        self._tells_all = False
+        return self._push(deltas, None, fanout)
 
-    def _push(self, deltas: Sequence[OwnerDelta], exclude: NodeId | None) -> list[Effect]:
+    def _push(
+        self, deltas: Sequence[OwnerDelta], exclude: NodeId | None, fanout: int
+    ) -> list[Effect]:
         effects: list[Effect] = []
         if deltas:
-            for peer in self._some_peers(self._config.fanout, exclude):
+            for peer in self._some_peers(fanout, exclude):
                 theirs = (delta for delta in deltas if delta.owner != peer)
                 effects += [self._note(peer, note) for note in delta_notes(theirs)]
         return effects
@@ -370,7 +383,7 @@ class OwnerStates:
                 news += chain
             else:
                 effects += read
-        return [*effects, *self._push(news, exclude=sender)]
+        return [*effects, *self._push(news, sender, self._config.fanout)]
 
     def _read(
         self, sender: NodeId, chain: Sequence[OwnerDelta], now: float

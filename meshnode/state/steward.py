@@ -1,4 +1,4 @@
-"""What stewards and gateways say about autoscaling, in their own signed states.
+"""What stewards and gateways say about autoscaling and releases, in their own signed states.
 
     `steward/NAME`    a `StewardWord`: the number of replicas of a deployment, by the node that decides it
     `waiting`         a `Waiting`: models that sleep, for which requests wait at this node's gateway
@@ -22,6 +22,7 @@ from meshnode.limits import (
     MAX_WAITING_FOR_REPLICAS,
     MAX_WAITING_MODELS,
 )
+from meshnode.rollout import Progress
 
 WAITING_KEY: Final = "waiting"
 """Key of a node's own state under which its gateway says who waits."""
@@ -41,6 +42,7 @@ class StewardWord(msgspec.Struct, array_like=True, frozen=True):
         at_ms: When it was decided, in milliseconds since the Unix epoch.
         revision: Of the deployment that it was decided for: wall milliseconds and counter.
         start_ms: How long a replica takes to start, lately; 0 if unknown.
+        release: How far the deployment's release has come; None where it has none.
     """
 
     epoch: Annotated[int, msgspec.Meta(ge=1, le=MAX_STEWARD_EPOCH)]
@@ -49,6 +51,7 @@ class StewardWord(msgspec.Struct, array_like=True, frozen=True):
     at_ms: _Millis
     revision: tuple[_Millis, Annotated[int, msgspec.Meta(ge=0, le=2**32)]] = (0, 0)
     start_ms: _Millis = 0
+    release: Progress | None = None
 
     def encode(self) -> bytes:
         """Return the value for the node's own state."""

@@ -12,6 +12,8 @@ Opening message -> answer on the same stream:
 - `Checkup` -> `CheckupAnswer`, or `Failure`; both sides send `Knock` datagrams meanwhile
 - `AskStatistics` -> `StatisticsAnswer`, or `Failure`
 - `AskLoad` -> `LoadTold`, or `Failure`
+- `TellFeedback` + JSON -> `FeedbackTold` + JSON, or `Failure`
+- `AskDisagreements` -> `DisagreementsTold` + JSON, or `Failure`
 
 Every answer to `Infer` carries a `LoadReport`, so that the asking gateway learns the load of a
 replica from each response. One-way notes between cores have their own codecs beside those cores;
@@ -329,6 +331,36 @@ class SequenceTaken(Message, frozen=True, tag=111):
     """The answer to `TakeSequence`: whoever asks for it here from now on is answered."""
 
 
+class TellFeedback(Message, frozen=True, tag=112):
+    """Somebody judges an answer that your gateway may have given: `FeedbackTold`, or `Failure`.
+
+    The data is what is said, as JSON (`meshnode.gateway.feedback.Feedback`).
+
+    Attributes:
+        caller: The id of the API key with which it came; empty without one.
+    """
+
+    caller: Annotated[str, Meta(max_length=64)] = ""
+
+
+class FeedbackTold(Message, frozen=True, tag=113):
+    """The answer to `TellFeedback`; what became of it follows as the message's data, as JSON, if the answer is remembered."""
+
+    found: bool = False
+
+
+class AskDisagreements(Message, frozen=True, tag=114):
+    """Say where the new version of a model answered otherwise than it should, as far as your gateway saw."""
+
+    model: str
+
+
+class DisagreementsTold(Message, frozen=True, tag=115):
+    """The answer to `AskDisagreements`; what was seen follows as the message's data, as JSON, if anything was."""
+
+    found: bool = False
+
+
 class VersionCounts(msgspec.Struct, array_like=True, frozen=True):
     """What one version has done on the node that answers, since it was loaded there.
 
@@ -367,7 +399,7 @@ class Once(Message, frozen=True, tag=19):
 STREAMS = Codec(
     Infer, Result, Failure, FetchBlob, BlobChunk, AskFiles, FileStates, AskChunks, Forward, Forwarded,
     Checkup, CheckupAnswer, AskStatistics, StatisticsAnswer, Once, ResumeStream, Resumed, AskLoad,
-    LoadTold, TakeSequence, SequenceTaken,
+    LoadTold, TakeSequence, SequenceTaken, TellFeedback, FeedbackTold, AskDisagreements, DisagreementsTold,
 )  # fmt: skip
 """The codec of all stream messages."""
 

@@ -154,6 +154,7 @@ class Node:
             self._diary.spend,
             random.Random(f"{plan.seed}/fault/{plan.name}/{plan.boot}"),
             speed=self._machine.device.speed,
+            device_class=self._machine.device_class,
         )
         self._hardware = StandInHardware(self._machine.device)
         self._server: StandInServer | None = None

@@ -18,6 +18,7 @@ from meshnode.client.control import control_address, remove_control
 from meshnode.client.mesh import MeshClient
 from meshnode.deployment_writing import scaling_document
 from meshnode.errors import ConfigError, MeshError, PeerError
+from meshnode.sim.faults import Release
 from meshnode.sim.processes.node import PORTS_FILE, RUNNING
 from meshnode.sim.processes.orders import (
     AnyReport,
@@ -41,7 +42,7 @@ from meshnode.sim.stand_in import StandInModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshnode.sim.faults import AnyFault, NetworkFault
+    from meshnode.sim.faults import AnyFault, NetworkFault, OrderRelease
     from meshnode.sim.processes.orders import Order
     from meshnode.sim.scenario.model import Model, Scenario
     from meshnode.sim.stage import Machine
@@ -392,22 +393,31 @@ class Rehearsal:
 
     # Models.
 
-    async def deploy(self, model: Model) -> None:
-        """Deploy the next version of a model, and wait until its replicas are ready.
+    async def deploy(self, model: Model, fault: Release | None = None) -> None:
+        """Deploy the next version of a model, and wait until its replicas are ready, unless it is released in steps.
+
+        Args:
+            model: The model.
+            fault: How the version behaves, and takes the other one's place; None for the first one.
 
         Raises:
             MeshError: if that fails, or no node runs that could do it.
         """
-        release = self._releases[model.name] = self._releases.get(model.name, 0) + 1
+        fault = Release(model=model.name) if fault is None else fault
+        release = self._releases[model.name] = self.next_version(model.name)
         folder = self.folder / "published" / model.name
         StandInModel(
-            mean_s=model.service.mean_ms / 1000, load_s=model.load_s, release=release
+            mean_s=model.service.mean_ms / 1000,
+            load_s=model.load_s,
+            release=release,
+            slowness=fault.slowness,
+            fail_share=fault.fail_share,
+            fails_on=fault.fails_on,
+            differs_share=fault.differs_share,
+            load_error=fault.load_error,
         ).write(folder)
-        running = self.up()
-        if not running:
-            raise PeerError(f"{model.name} cannot be deployed: no node runs")
+        client = self._client(fault.node, f"{model.name} cannot be deployed")
         on = [each.name for each in select(model.on, [m.machine for m in self.members.values()])]
-        client = MeshClient.local(self.folder / running[0].name)
         await asyncio.to_thread(
             client.deploy,
             folder,
@@ -415,8 +425,30 @@ class Rehearsal:
             replicas=model.begins_with(len(on) or len(self.members)),
             on=on,
             autoscaling=scaling_document(model.scaling) or None,
+            release=fault.release or None,
+            wait=not fault.release,
             timeout_s=START_LIMIT_S,
         )
+
+    def next_version(self, model: str) -> int:
+        """Return the number that the next version of a model gets."""
+        return self._releases.get(model, 0) + 1
+
+    async def order(self, fault: OrderRelease) -> None:
+        """Ask something of a release.
+
+        Raises:
+            MeshError: if it is refused, or no node runs that could be asked.
+        """
+        client = self._client(fault.node, f"nobody can {fault.order} {fault.model}")
+        await asyncio.to_thread(client.rollout_do, fault.model, fault.order)
+
+    def _client(self, node: str, otherwise: str) -> MeshClient:
+        """Return a client of a node, or of the first that runs if none is named."""
+        running = [each.name for each in self.up() if node in ("", each.name)]
+        if not running:
+            raise PeerError(f"{otherwise}: no node runs")
+        return MeshClient.local(self.folder / running[0])
 
     # Waiting.
 

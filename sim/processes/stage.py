@@ -25,6 +25,7 @@ from meshnode.sim.faults import (
     GossipDelay,
     Leave,
     NetworkFault,
+    OrderRelease,
     PowerOff,
     RegionDown,
     Release,
@@ -39,6 +40,7 @@ from meshnode.sim.processes.conditions import BEHAVIOURS, CUTS, KEEPS_DOWN, STOP
 from meshnode.sim.processes.rehearsal import Rehearsal
 from meshnode.sim.scenario.selection import select, sides
 from meshnode.sim.stage import NodeSample, Sample
+from meshnode.sim.standings import DEPLOYED
 from meshnode.sim.trace import Trace
 
 if TYPE_CHECKING:
@@ -233,7 +235,12 @@ class ProcessStage:
                     self._settle_down(member)
             case Release(model=name):
                 model = next(each for each in self.scenario.models if each.name == name)
-                self._spawn(self.rehearsal.deploy(model))
+                if fault.release:
+                    version = str(self.rehearsal.next_version(name))
+                    self.trace.record(self.now(), fault.node, DEPLOYED, name, version)
+                self._spawn(self.rehearsal.deploy(model, fault))
+            case OrderRelease():
+                self._spawn(self.rehearsal.order(fault))
             case _:
                 self._begin(fault)
 

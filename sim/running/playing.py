@@ -173,8 +173,9 @@ class _Run:
             return
         self._began_s = self._result.started_after_s = stage.now()
         scenario = self._result.scenario
-        releases = sum(isinstance(fault, Release) for fault in scenario.faults)
-        stage.invariants.models = len(scenario.models) + releases
+        releases = [fault for fault in scenario.faults if isinstance(fault, Release)]
+        stage.invariants.models = len(scenario.models) + len(releases)
+        stage.invariants.falls_back = {fault.model for fault in releases if fault.release}
         self._schedule()
         self._load()
         self._heal()

@@ -10,6 +10,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
+from meshnode.sim.running import release_figures
 from meshnode.sim.stage import GATEWAY_LOST, OK, TIMED_OUT
 from meshnode.types import is_within
 
@@ -311,6 +312,11 @@ def _agree(up: list[NodeSample]) -> float:
     return _share(sum(node.alive == len(up) for node in up), len(up))
 
 
+def _releases_agree(up: list[NodeSample]) -> float:
+    views = Counter(node.releases for node in up)
+    return _share(max(views.values(), default=0), len(up))
+
+
 def _utilisation(chosen: Chosen) -> float:
     slots = busy = 0.0
     for sample in chosen.samples:
@@ -468,8 +474,44 @@ METRICS: Final[dict[str, Metric]] = {
         "", "times that it was changed in the other direction than the time before", _scaling_turns
     ),
     "stewards": Metric(
-        "", "times that a node became the steward of an autoscaled model",
+        "", "times that a node became the steward of a model with autoscaling or in a release",
         lambda of: float(sum(event.kind == "steward.changed" for event in of.events)),
+    ),
+    "releases_promoted": Metric(
+        "", "releases whose new version took the old one's place in the end",
+        lambda of: release_figures.outcomes(of, release_figures.PROMOTED),
+    ),
+    "releases_rolled_back": Metric(
+        "", "releases whose old version serves again in the end",
+        lambda of: release_figures.outcomes(of, release_figures.ROLLED_BACK),
+    ),
+    "release_pauses": Metric(
+        "", "times that a release paused: as it was told, as it waits for `promote`, or as too little is known",
+        lambda of: release_figures.reported(of, "release.paused", "release.inconclusive"),
+    ),
+    "release_candidate_requests": Metric(
+        "", "requests that model servers were given for a new version until its place was decided; the most",
+        release_figures.candidate_requests,
+    ),
+    "release_decision_s": Metric(
+        "s", "from the deployment of a new version until its place was decided; the longest",
+        release_figures.decision_s,
+    ),
+    "release_back_s": Metric(
+        "s", "how long after a way back was decided calls were made that the new version answered; the longest",
+        release_figures.back_s,
+    ),
+    "release_switch_s": Metric(
+        "s", "from the first call that a new version answered in the old one's place to the last that the old one did; "
+        "the longest",
+        release_figures.switch_s,
+    ),
+    "release_steps": Metric("", "steps of releases that were begun", release_figures.steps),
+    "release_steps_repeated": Metric(
+        "", "steps of releases that were begun again or left out", release_figures.steps_repeated
+    ),
+    "releases_agree": Metric(
+        "share", "running nodes that see all releases stand as most do at the end", _at_end(_releases_agree)
     ),
     "false_deaths": Metric(
         "", "times that a node held another for dead that ran", _false_deaths

@@ -91,7 +91,7 @@ def _lines(result: Result) -> Iterator[_Line]:
     for mark in result.marks:
         yield mark.time_s, "FAULT", "", f"{'undone: ' if mark.undone else ''}{mark.text}"
     for event in result.events:
-        if event.kind.startswith(("member.", "node.", "trust.", "deployment.")):
+        if event.kind.startswith(("member.", "node.", "trust.", "deployment.", "release.")):
             yield (
                 event.time_s,
                 event.node,

@@ -26,7 +26,11 @@ def fault_text(fault: Fault) -> str:
         value = getattr(fault, field.name)
         if field.name in _ELSEWHERE or value == field.default or value is None:
             continue
-        if value is True:
+        if field.default_factory is dict and not value:
+            continue
+        if isinstance(value, dict):
+            details.append(f"{field.name} {value.get('strategy', '')}".rstrip())
+        elif value is True:
             details.append(field.name)
         else:
             number = f"{value:g}" if isinstance(value, float) else str(value)

@@ -21,7 +21,7 @@ from meshnode.limits import (
     MAX_SIMULATED_PROCESSES,
 )
 from meshnode.sim import faults
-from meshnode.sim.scenario import load_checks, shapes
+from meshnode.sim.scenario import load_checks, release_checks, shapes
 from meshnode.sim.scenario.crew import crew, names
 from meshnode.sim.scenario.devices import BUILT_IN
 from meshnode.sim.scenario.geography import CITIES, PLACES, coordinates
@@ -184,10 +184,8 @@ def _fault(
     yield from _moments(scenario, fault, at)
     if isinstance(fault, faults.RegionDown) and fault.region not in scenario.regions:
         yield Mistake((*at, "region"), unknown("region", fault.region, scenario.regions))
-    if isinstance(fault, faults.Release):
-        models = [model.name for model in scenario.models]
-        if fault.model not in models:
-            yield Mistake((*at, "model"), unknown("model", fault.model, models))
+    if isinstance(fault, faults.Release | faults.OrderRelease):
+        yield from release_checks.mistakes(scenario, fault, at, machines)
     if isinstance(fault, faults.ClockJump) and fault.by_s == 0:
         yield Mistake((*at, "by_s"), "a jump by 0 s is none; it must be above or below")
     if not machines:

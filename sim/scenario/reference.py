@@ -134,7 +134,10 @@ def _text(text: str) -> str:
 
 def _takes(kind: inspect.Type) -> str:
     is_part = isinstance(kind, inspect.StructType) and not kind.array_like
-    is_parts = isinstance(kind, inspect.DictType) or (
+    is_tables = isinstance(kind, inspect.DictType) and not isinstance(
+        kind.value_type, inspect.AnyType
+    )
+    is_parts = is_tables or (
         isinstance(kind, inspect.VarTupleType)
         and isinstance(kind.item_type, inspect.StructType | inspect.UnionType)
     )

@@ -105,6 +105,8 @@ def readable(data: Mapping[str, Any], wrong: Iterable[KeyPath]) -> Readable | No
 
 
 def _any(kind: inspect.Type, value: Any, at: KeyPath) -> Iterator[Mistake]:
+    if isinstance(kind, inspect.AnyType):
+        return  # read elsewhere: a table of a deployment file
     if isinstance(kind, inspect.StructType):
         yield from _array_struct(kind, value, at) if kind.array_like else _struct(kind, value, at)
     elif isinstance(kind, inspect.UnionType):
@@ -285,7 +287,7 @@ def wanted(kind: inspect.Type) -> str:
         case inspect.TupleType():
             return f"a list of two: {' and '.join(wanted(each) for each in kind.item_types)}"
         case inspect.DictType():
-            return f"tables by name, each of {wanted(kind.value_type)}"
+            return _wanted_of_tables(kind)
         case inspect.StructType(array_like=True):
             inside = [wanted(field.type) for field in kind.fields]
             return f"a list of {inside[0]} and, if you like, {inside[1]}"
@@ -293,6 +295,12 @@ def wanted(kind: inspect.Type) -> str:
             return f"a table with {_keys(kind)}"
     message = f"{kind} is no part of a scenario"
     raise AssertionError(message)
+
+
+def _wanted_of_tables(kind: inspect.DictType) -> str:
+    if isinstance(kind.value_type, inspect.AnyType):
+        return "a table"
+    return f"tables by name, each of {wanted(kind.value_type)}"
 
 
 def _wanted_of_union(kind: inspect.UnionType) -> str:

@@ -106,7 +106,10 @@ def value_text(value: Any) -> str:
         return f"[{_number(value.at_s)}{gateway}]"
     if isinstance(value, msgspec.Struct):
         return _inline(value)
-    assert isinstance(value, tuple), value
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_key(name)} = {value_text(each)}" for name, each in value.items())
+        return f"{{ {inside} }}"
+    assert isinstance(value, tuple | list), value
     return _list([value_text(each) for each in value])
 
 

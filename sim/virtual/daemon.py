@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from meshnode.node import Node
     from meshnode.sim.stage import Machine
     from meshnode.sim.virtual.host import VirtualHost
+    from meshnode.types import InferRequest
 
 _GOES_ON: Final = (
     64  # keys that one boot may take after another; more is a daemon that turns in circles
@@ -108,7 +109,7 @@ class VirtualNode:
         failure: Why the last one could not go on.
         reported: Told of everything that its cores report.
         on_made: Told of the cores of each boot before they hear of anything.
-        on_request: Told of each request that its models are given, by its id.
+        on_request: Told of each request that its models are given.
         on_ended: Told when a boot's process is gone.
         membership: Settings of membership that differ from the preset's.
         busy_s: Seconds of work that its models were given, by beginning and end.
@@ -152,7 +153,7 @@ class VirtualNode:
         self.load_age_s = 0.0
         self.busy_s: deque[tuple[float, float]] = deque()
         self.on_made: Callable[[VirtualNode, Node], None] = lambda _node, _cores: None
-        self.on_request: Callable[[str], None] = lambda _request_id: None
+        self.on_request: Callable[[InferRequest], None] = lambda _request: None
         self.on_ended: Callable[[VirtualNode], None] = lambda _node: None
         self._folder: VirtualDataFolder | None = None
         self._server: StandInServer | None = None
@@ -383,7 +384,10 @@ class VirtualNode:
 
     def _make_runtime(self, rng: random.Random) -> StandInRuntime:
         runtime = self._runtime = StandInRuntime(
-            self._spend, random.Random(rng.getrandbits(64)), speed=self.machine.device.speed
+            self._spend,
+            random.Random(rng.getrandbits(64)),
+            speed=self.machine.device.speed,
+            device_class=self.machine.device_class,
         )
         runtime.fail_share = self.fail_share
         return runtime

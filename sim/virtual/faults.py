@@ -24,6 +24,7 @@ from meshnode.sim.faults import (
     Leave,
     LyingLoad,
     NetworkFault,
+    OrderRelease,
     PowerOff,
     RegionDown,
     Release,
@@ -49,15 +50,9 @@ _Undo = "Callable[[], None]"
 class Faults:
     """Does faults to a mesh of virtual daemons, and undoes them."""
 
-    def __init__(self, mesh: VirtualMesh, release: Callable[[str], None]) -> None:
-        """Do them to a mesh.
-
-        Args:
-            mesh: The nodes and their network.
-            release: Deploys a new version of a model.
-        """
+    def __init__(self, mesh: VirtualMesh) -> None:
+        """Do them to a mesh."""
         self._mesh = mesh
-        self._release = release
         self._rng = random.Random(f"{mesh.seed}/fault")
         self._active: list[tuple[Fault, list[Callable[[], None]]]] = []
         self._down: Counter[str] = Counter()  # faults that keep a node down
@@ -87,8 +82,11 @@ class Faults:
         if isinstance(fault, NetworkFault):
             return [self._lay(fault)]
         match fault:
-            case Release(model=model):
-                self._release(model)
+            case Release():
+                self._mesh.release(fault)
+                return []
+            case OrderRelease():
+                self._mesh.order(fault)
                 return []
             case RegionDown(region=region):
                 return [self._stop(node, "power-off") for node in self._of(("region:" + region,))]

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from meshnode.errors import UsageError
+from meshnode.errors import MeshError, UsageError
 from meshnode.gateway.protocols.caller import OWNER
+from meshnode.release_file import read_release
 from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.network import Network, NetworkConfig
+from meshnode.sim.stand_in import StandInModel
+from meshnode.sim.standings import ASKED, DEPLOYED
 from meshnode.sim.virtual.clients import HttpClient
 from meshnode.sim.virtual.daemon import VirtualNode
 from meshnode.sim.virtual.gateway_watch import GatewayWatch
@@ -37,11 +40,13 @@ if TYPE_CHECKING:
 
     from meshnode.effects import Emit
     from meshnode.node import Node
+    from meshnode.sim import faults
     from meshnode.sim.stage import Call, Machine, Outcome
-    from meshnode.sim.stand_in import StandInModel
     from meshnode.sim.trace import Trace
     from meshnode.sim.virtual.host import VirtualHost
+    from meshnode.state.release import Release
     from meshnode.state.scaling import Scaling
+    from meshnode.types import InferRequest
 
 MAX_NODES: Final = 100
 """Whole daemons in one process: so many take a minute of CPU to get to know each other."""
@@ -70,6 +75,7 @@ class _Release(NamedTuple):
     on: tuple[str, ...]
     standby: int
     scaling: Scaling | None
+    plan: Release | None = None
 
 
 class VirtualMesh:
@@ -84,6 +90,7 @@ class VirtualMesh:
         on_emit: Told of everything that cores report, with the node.
         on_made: Told of the cores of each boot before they hear of anything.
         on_ended: Told when a daemon's process is gone.
+        on_event: Told of what people do to releases: the node's name, a kind, the model and a detail.
         by_id: Nodes by the ids that their cores have.
         gateway_watch: What watches what gateways answer; `broken` of it is told.
     """
@@ -112,6 +119,7 @@ class VirtualMesh:
         self.on_emit: Callable[[VirtualNode, Emit], None] = lambda _node, _emit: None
         self.on_made: Callable[[VirtualNode, Node], None] = lambda _node, _cores: None
         self.on_ended: Callable[[VirtualNode], None] = lambda _node: None
+        self.on_event: Callable[[str, str, str, str], None] = lambda *_about: None
         self.by_id: dict[NodeId, VirtualNode] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="meshnode-sim-"))
         self._is_closed = False
@@ -121,6 +129,9 @@ class VirtualMesh:
         self.gateway_watch = GatewayWatch(self._gateway_at)
         self._clients: dict[str, HttpClient] = {}
         self._releases: dict[str, _Release] = {}
+        self.released: dict[str, None] = {}
+        """The models of which there was ever a release."""
+        self._candidates: set[tuple[str, int]] = set()
         self.nodes = {each.name: self._node(each) for each in self.machines}
 
     def __repr__(self) -> str:
@@ -202,6 +213,8 @@ class VirtualMesh:
         on: Sequence[str] = (),
         standby: int = 0,
         scaling: Scaling | None = None,
+        plan: Release | None = None,
+        by: str = "",
     ) -> None:
         """Deploy a model as `meshnode deploy` does, at the first node that takes it; do not wait for it.
 
@@ -212,17 +225,23 @@ class VirtualMesh:
             on: Names of nodes that may serve it; empty for all.
             standby: On how many further nodes it is kept ready, in case that those cannot answer.
             scaling: What the number of replicas follows.
+            plan: How it takes the place of the version before; None for directly.
+            by: Name of the node that is asked; empty for the first that takes it.
 
         Raises:
             UsageError: if no node runs.
         """
-        release = _Release(stand_in, replicas, tuple(on), standby, scaling)
+        release = _Release(stand_in, replicas, tuple(on), standby, scaling, plan)
         self._releases[model] = release
         folder = self._folder / "models" / str(stand_in.release) / model
         stand_in.write(folder)
-        up = [each for each in self.nodes.values() if self._is_up(each)]
+        up = [each for each in self.nodes.values() if self._is_up(each) and by in ("", each.name)]
         if not up:
             raise UsageError(f"no node runs that could deploy {model}")
+        if plan is not None:
+            self.released[model] = None
+            self._candidates.add((model, stand_in.release))
+            self.on_event(up[0].name, DEPLOYED, model, str(stand_in.release))
 
         def ask(nodes: Sequence[VirtualNode]) -> None:
             asked = nodes[0].host.run(_deploy(nodes[0], str(folder), model, release))
@@ -247,23 +266,38 @@ class VirtualMesh:
         else:
             self.loop.fail(UsageError(f"{model} could not be deployed: {error}"))
 
-    def release(self, model: str) -> None:
+    def release(self, fault: faults.Release) -> None:
         """Deploy the next version of a model.
 
         Raises:
             UsageError: if it was never deployed.
         """
+        model = fault.model
         if model not in self._releases:
             raise UsageError(f"there is no model {model} of which there could be a new release")
         before = self._releases[model]
         self.deploy(
             model,
-            _next_release(before.stand_in),
+            _next_release(before.stand_in, fault),
             before.replicas,
             before.on,
             before.standby,
             before.scaling,
+            read_release(fault.release, [], ()) if fault.release else None,
+            fault.node,
         )
+
+    def order(self, fault: faults.OrderRelease) -> None:
+        """Ask something of a release, at the first node that takes it; a refusal is noted."""
+        for node in self.nodes.values():
+            if not self._is_up(node) or fault.node not in ("", node.name):
+                continue
+            try:
+                node.host.call(_order, node, fault)
+            except MeshError as error:
+                self.on_event(node.name, "order.refused", fault.model, str(error))
+            else:
+                return
 
     def serving(self, model: str) -> dict[str, int]:
         """Return which running nodes serve a model, and in which version, by name."""
@@ -377,7 +411,7 @@ class VirtualMesh:
         path = self._folder / "nodes" / machine.name
         node = VirtualNode(machine, host, path, self.seed, self._emitted)
         node.on_made = self._made
-        node.on_request = self.gateway_watch.ran
+        node.on_request = self._asked
         node.on_ended = self._gone
         return node
 
@@ -387,6 +421,13 @@ class VirtualMesh:
     def _made(self, node: VirtualNode, cores: Node) -> None:
         self.by_id[cores.me] = node
         self.on_made(node, cores)
+
+    def _asked(self, request: InferRequest) -> None:
+        """A model server was given a request; of those for a new version some are mirrored, under the id of another."""
+        if (request.model, request.version) in self._candidates:
+            self.on_event("", ASKED, request.model, str(request.version))
+        else:
+            self.gateway_watch.ran(request.request_id)
 
     def _gone(self, node: VirtualNode) -> None:
         self.on_ended(node)
@@ -410,7 +451,8 @@ class VirtualMesh:
 
 
 async def _deploy(node: VirtualNode, path: str, model: str, release: _Release) -> None:
-    await node.parts.control.deploy(path, model, release.replicas, release.on)
+    control = node.parts.control
+    await control.deploy(path, model, release.replicas, release.on, release=release.plan)
     cores = node.parts.node
     deployment = cores.deployment(model)
     if deployment is None:
@@ -420,5 +462,18 @@ async def _deploy(node: VirtualNode, path: str, model: str, release: _Release) -
         node.parts.driver.write(cores.drafts.deployment(changed, node.host.clock.wall_s()))
 
 
-def _next_release(stand_in: StandInModel) -> StandInModel:
-    return msgspec.structs.replace(stand_in, release=stand_in.release + 1)
+def _order(node: VirtualNode, fault: faults.OrderRelease) -> None:
+    node.parts.control.rollouts.ask(fault.model, fault.order, "", OWNER)
+
+
+def _next_release(before: StandInModel, fault: faults.Release) -> StandInModel:
+    return StandInModel(
+        mean_s=before.mean_s,
+        load_s=before.load_s,
+        release=before.release + 1,
+        slowness=fault.slowness,
+        fail_share=fault.fail_share,
+        fails_on=fault.fails_on,
+        differs_share=fault.differs_share,
+        load_error=fault.load_error,
+    )

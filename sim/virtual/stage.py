@@ -21,6 +21,7 @@ from meshnode.sim.scenario.crew import crew
 from meshnode.sim.scenario.selection import select
 from meshnode.sim.stage import NodeSample, Sample
 from meshnode.sim.stand_in import StandInModel
+from meshnode.sim.standings import standings
 from meshnode.sim.trace import Trace
 from meshnode.sim.virtual.daemon import work_of
 from meshnode.sim.virtual.faults import Faults
@@ -86,9 +87,10 @@ class VirtualStage:
         self.mesh.on_emit = self._emitted
         self.mesh.on_made = self._made
         self.mesh.on_ended = lambda node: self.invariants.node_gone(node.name)
+        self.mesh.on_event = self._noted
         self.mesh.gateway_watch.broken = self._broken
         self.loop.on_unhandled = self._unhandled
-        self._faults = Faults(self.mesh, self.mesh.release)
+        self._faults = Faults(self.mesh)
         self._numbers = {each.name: number for number, each in enumerate(self.machines)}
         self._open: dict[int, Call] = {}
         self._sampled_at = 0.0
@@ -280,6 +282,9 @@ class VirtualStage:
             subject = subject if member is None else member.record.name
         self.trace.record(self.now(), node.name, emit.kind, subject, emit.detail)
 
+    def _noted(self, node: str, kind: str, subject: str, detail: str) -> None:
+        self.trace.record(self.now(), node, kind, subject, detail)
+
     def _look(self, node: VirtualNode, before: float) -> NodeSample:
         server = node.models
         if node.state != "up" or server is None:
@@ -294,4 +299,5 @@ class VirtualStage:
             busy=busy,
             slots=work.slots,
             serving=work.serving,
+            releases=standings(node.parts.node.router, self.mesh.released),
         )

@@ -46,8 +46,10 @@ def at_each_tenth_request(patch: Patch, flaw: Callable[[Pipeline, Any, Any], Any
     """Let every tenth request that comes to a gateway's pipeline go another way."""
     right, tenth = Pipeline.answer, EachTenth()
 
-    def answer(self: Pipeline, request: Any, target: Any) -> Any:
-        return flaw(self, request, target) if tenth.is_now() else right(self, request, target)
+    def answer(self: Pipeline, request: Any, target: Any, *rest: Any) -> Any:
+        if tenth.is_now():
+            return flaw(self, request, target)
+        return right(self, request, target, *rest)
 
     patch.setattr(Pipeline, "answer", answer)
     return small()
@@ -111,8 +113,8 @@ def request_runs_twice(patch: Patch) -> Scenario:
     """A gateway has a request run twice, and answers it once."""
 
     async def twice(self: Pipeline, request: Any, target: Any) -> Any:
-        await self._infer(request, target, self.now())
-        return await self._infer(request, target, self.now())
+        await self._infer(request, target, self.now(), None)
+        return await self._infer(request, target, self.now(), None)
 
     return at_each_tenth_request(patch, twice)
 
@@ -123,11 +125,11 @@ def request_runs_again_when_it_was_answered(patch: Patch) -> Scenario:
 
     async def again(self: Pipeline, request: Any, target: Any) -> None:
         await asyncio.sleep(0.5)
-        await self._infer(request, target, self.now())
+        await self._infer(request, target, self.now(), None)
 
     async def once(self: Pipeline, request: Any, target: Any) -> Any:
         tasks.append(asyncio.ensure_future(again(self, request, target)))
-        return await self._infer(request, target, self.now())
+        return await self._infer(request, target, self.now(), None)
 
     return at_each_tenth_request(patch, once)
 
@@ -137,7 +139,7 @@ def callback_raises(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-        return await self._infer(request, target, self.now())
+        return await self._infer(request, target, self.now(), None)
 
     return at_each_tenth_request(patch, broken)
 
@@ -151,7 +153,7 @@ def task_fails_unheard(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         asyncio.ensure_future(_raise())  # noqa: RUF006 - that is the flaw
-        return await self._infer(request, target, self.now())
+        return await self._infer(request, target, self.now(), None)
 
     return at_each_tenth_request(patch, broken)
 
@@ -162,7 +164,7 @@ def task_fails_and_is_kept(patch: Patch) -> Scenario:
 
     async def broken(self: Pipeline, request: Any, target: Any) -> Any:
         kept.append(asyncio.ensure_future(_raise()))
-        return await self._infer(request, target, self.now())
+        return await self._infer(request, target, self.now(), None)
 
     return at_each_tenth_request(patch, broken)
 

@@ -14,6 +14,9 @@ from meshnode.membership import suspicion
 from meshnode.membership.probing import Prober
 from meshnode.routing import breaker, choice
 from meshnode.routing.attempts import Attempts
+from meshnode.routing.releasing import progress
+from meshnode.routing.releasing.evidence import EvidenceBook
+from meshnode.routing.releasing.gates import Judgement
 from meshnode.sim.running.expectations import condition
 from meshnode.sim.running.playing import play
 from meshnode.sim.scenario.reading import read
@@ -68,6 +71,25 @@ def nothing_is_tried_again(patch: Patch) -> str:
     return "mesh"
 
 
+def gates_find_nothing(patch: Patch) -> str:
+    """Whatever was seen of a new version, all is well."""
+    patch.setattr(progress, "judge", lambda *_about: Judgement("pass", "all is well"))
+    return "mesh"
+
+
+def all_devices_seem_alike(patch: Patch) -> str:
+    """What gateways see of a new version they note without the kind of device."""
+    right = EvidenceBook.answered
+
+    def alike(
+        self: EvidenceBook, version: int, _device: str, run_ms: float, *, failed: bool
+    ) -> None:
+        right(self, version, "", run_ms, failed=failed)
+
+    patch.setattr(EvidenceBook, "answered", alike)
+    return "mesh"
+
+
 def replicas_are_chosen_at_random(_patch: Patch) -> str:
     """The policy is `random`."""
     return "random"
@@ -80,6 +102,8 @@ BROKEN: list[tuple[str, Callable[[Patch], str], str]] = [
     ("lids-closing", probes_blame_nobody, "detection_s"),
     ("flapping-node", nothing_is_tried_again, "error_rate"),
     ("sinkhole", breakers_never_open, "failed_attempt_share"),
+    ("canary-slow", gates_find_nothing, "releases_rolled_back"),
+    ("canary-erring-on-one-device", all_devices_seem_alike, "releases_rolled_back"),
 ]
 
 

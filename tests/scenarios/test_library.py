@@ -29,6 +29,8 @@ STORIES = (
     "daily-curve", "square-wave", "steward-lost", "wake-from-zero",
     "sinkhole", "slow-a100", "slow-workstation", "stale-load", "standby-region", "surge", "three-regions",
     "thundering-herd", "two-homes",
+    "canary-good", "canary-slow", "canary-erring-on-one-device", "shadow-wrong-answers", "blue-green", "ab-test",
+    "rollout-steward-lost", "rollout-partition", "rollout-two-admins", "rollout-no-room", "rollout-crash-loop",
 )  # fmt: skip
 
 LONG = {

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from meshnode import advertisement, datafolder, key_limit, suitability
+from meshnode import advertisement, datafolder, key_limit, rollout, suitability
 from meshnode.jobs import job as job_values
 from meshnode.jobs import messages as job_messages
 from meshnode.limits import PATH_TOKEN_BYTES
@@ -23,6 +23,7 @@ from meshnode.state import (
     desired_store,
     drain,
     owner_messages,
+    release,
     scaling,
     steward,
 )
@@ -129,6 +130,10 @@ def _streams() -> _Part:
             (streams.TensorHeader("before", DataType.FP32, (1, 2), 8),),
         )),
         ("sequence taken", "I go on with it", streams.SequenceTaken()),
+        ("tell feedback", "somebody judges an answer that you may have given", streams.TellFeedback("k" * 16)),
+        ("feedback told", "I gave it", streams.FeedbackTold(found=True)),
+        ("ask disagreements", "where does the new version answer otherwise?", streams.AskDisagreements("digits")),
+        ("disagreements told", "there", streams.DisagreementsTold(found=True)),
         ("ask statistics", "say what your replicas of a model have done",
             streams.AskStatistics("digits", 3)),
         ("statistics answer", "what they have done follows", streams.StatisticsAnswer(1)),
@@ -343,13 +348,26 @@ ORIGIN: Final = deployment.Origin(
     "1800000000000.0.abcdef", "ci key 4711", "1799999999000.2.abcdef", "5e" * 32
 )
 DEPLOYMENT: Final = deployment.Deployment(
-    "digits", (MANIFEST,), 2, (people.WITNESS.node_id,), enabled=False,
+    "digits", (MANIFEST, msgspec.structs.replace(MANIFEST, version=4)), 2, (people.WITNESS.node_id,), enabled=False,
     constraints=constraints.Constraints(
         ("eu",), (("room", "cellar"),), "cuda", 8 << 30, 16 << 30, "onnx", on_mains=True),
     resources=constraints.Resources(2 << 30, 1.5), standby=1, env=(("MODEL_HOME", "/models"),),
     origin=ORIGIN, since_ms=NOW_S * 1000,
     scaling=scaling.Scaling(
         0, 8, 4.0, 50.0, 20.0, 2.0, 0.8, 0.7, 0.9, 90.0, 9.0, 3.0, 0.2, 5.0, 60.0, 300.0),
+    release=release.Release(
+        "canary", 3, 4, (release.Step(0.05, 0.5, 30.0, wait=True),),
+        (release.Gate("stars", 0.2, higher_is_better=False),), 200, 900.0, 1200.0, "header:x-beta", ("yes",),
+        "deployment:letters", "top", 0.01, 0.99, NOW_S * 1000),
+)  # fmt: skip
+RELEASE: Final = (NOW_S * 1000, 0x1A2B3C4D)
+PROGRESS: Final = rollout.Progress(
+    RELEASE, "paused", 0, NOW_S * 1000, "17 of 200 answers of version 4", 2, 3, 17, waits=True, granted=True,
+    troubled_ms=NOW_S * 1000 - 5000,
+)  # fmt: skip
+EVIDENCE: Final = rollout.Evidence(
+    RELEASE, 0, ("stars",),
+    (rollout.CellWord(4, "cpu", 17, 1, ((160, 9), (161, 7)), 12, 11, ((0, 5, 4.2, 1.5),)),),
 )  # fmt: skip
 
 
@@ -362,12 +380,19 @@ def _values() -> _Part:
     model = advertisement.ModelLoad("digits", 3, 4, 2, 1.5)
     accelerator = advertisement.AcceleratorLoad(0, 0.5, 1 << 33)
     return [
-        ("deployment, as a file says it", "the value of deployment/digits, each field set", DEPLOYMENT),
-        ("deployment, short", "as the first version wrote it without what has a default",
+        ("deployment, with a release", "the value of deployment/digits, each field set", DEPLOYMENT),
+        ("deployment, all else default", "the value of deployment/digits, with nothing set that needs not be",
             deployment.Deployment("digits", (MANIFEST,), 2, (people.WITNESS.node_id,))),
         ("removal", "the value of deployment/digits once it is withdrawn", deployment.Removal(ORIGIN)),
-        ("steward's word", "how many replicas a deployment is to have", steward.StewardWord(
-            3, 5, "112 requests/s need 11.2 units", NOW_S * 1000, (NOW_S * 1000 - 60_000, 1), 1500)),
+        ("steward's word, with a release", "how many replicas a deployment is to have, and how far its release is",
+            steward.StewardWord(
+                3, 5, "112 requests/s need 11.2 units", NOW_S * 1000, (NOW_S * 1000 - 60_000, 1), 1500, PROGRESS)),
+        ("release order", "the value of release-order/digits", release.Order(
+            2, "promote", RELEASE, "ci key 4711", "it looks well")),
+        ("release ending", "the value of release-end/digits", release.Ending(
+            RELEASE, "promoted", "version 4 has proven itself", NOW_S * 1000)),
+        ("release step", "the value of release-step/digits", PROGRESS),
+        ("release evidence", "the value of evidence/digits: what a gateway saw", EVIDENCE),
         ("waiting requests", "requests wait for models that sleep", steward.Waiting((("digits", 3),))),
         ("suitability", "what a node cannot load, and what it has on disk", suitability.Suitability(
             (suitability.Failing("digits", 3, bytes(range(8)), "out of memory"),),

@@ -93,6 +93,8 @@ class FakeDaemon:
         accepted: What a deployment's POST answers.
         deployed: What is deployed.
         history: The revisions of each deployment.
+        rollouts: How its release stands, one after the other.
+        disagreements: Where its new version answers otherwise.
         diff: In what two revisions differ.
         edit: What a change of a deployment answers.
         stale: Why changes of deployments are refused; empty if they are not.
@@ -125,6 +127,8 @@ class FakeDaemon:
         self.progress: list[dict[str, Any] | None] = []
         self.deployed: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
+        self.rollouts: list[dict[str, Any]] = []
+        self.disagreements: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
         self.edit: dict[str, Any] = {}
         self.stale = ""
@@ -259,6 +263,11 @@ class FakeDaemon:
                 return not_found(name, code="not_found")
             case "GET", [_]:
                 return web.json_response(self.deployed[0])
+            case "GET", [_, "rollout", "disagreements"]:
+                return web.json_response(self.disagreements)
+            case _, [_, "rollout"]:
+                found = self.rollouts.pop(0) if len(self.rollouts) > 1 else self.rollouts[0]
+                return web.json_response(found, status=404 if "code" in found else 200)
             case "PUT" | "PATCH" | "POST", _ if self.stale:
                 refused = {"error": self.stale, "code": "stale_revision"}
                 return web.json_response(refused, status=409)

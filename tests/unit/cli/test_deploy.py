@@ -431,3 +431,33 @@ def test_on_a_terminal_an_upload_is_a_bar_and_then_a_spinner(
     shown = capsys.readouterr().err
     assert "500/1000 bytes" in shown or "0.5/1.0 kB" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_a_strategy_and_its_steps_are_sent_as_the_table_release(
+    meshnode: Run, daemon: FakeDaemon, model: Path
+) -> None:
+    result = meshnode(
+        "deploy", str(model), "--strategy", "canary", "--steps", "5,20.5", "--no-wait"
+    )
+    assert result.exit_code == 0
+    assert daemon.sent("POST", DEPLOYMENTS)["release"] == {
+        "strategy": "canary",
+        "steps": [5, 20.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--steps", "5"), "--steps goes with --strategy canary"),
+        (("--strategy", "canary", "--steps", "5;20"), "write percents, such as 5,20,50"),
+        (("--strategy", "cannary"), "did you mean 'canary'?"),
+        (("--strategy", "ab", "--steps", "5"), "this goes with the strategy canary"),
+    ],
+)
+def test_a_release_that_cannot_be_is_refused_before_anything_is_sent(
+    meshnode: Run, daemon: FakeDaemon, model: Path, options: tuple[str, ...], said: str
+) -> None:
+    result = meshnode("deploy", str(model), *options)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+    assert daemon.requests == []

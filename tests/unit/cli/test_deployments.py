@@ -94,6 +94,9 @@ def test_apply_asks_what_would_change_and_writes_that_from_the_revision_it_saw(
     assert result.stdout.splitlines() == ["digits: is changed, revision 2.0.a", "  replicas: 1 → 2"]
     plan, change = puts(daemon)
     assert plan["dry_run"]
+    daemon.edit |= {"files": "known", "new": True, "id": "d7jyufh2yvf5tadu"}
+    told = meshnode("apply", written(tmp_path, "replicas = 1")).stdout.splitlines()
+    assert told[0] == "digits: is new, id d7jyufh2yvf5tadu, revision 2.0.a"
     assert plan["deployment"] == {"name": "digits", "model": "digits.onnx"}
     assert change["path"] == str(tmp_path / "digits.onnx")
     assert (change["revision"], change["source"]) == ("2.0.a", plan["source"])
@@ -241,3 +244,20 @@ def test_pause_resume_env_and_delete(daemon: FakeDaemon, meshnode: Run) -> None:
     assert meshnode("delete", "digits", "--force", "--json").exit_code == 0
     assert daemon.query == {}
     assert "did you mean 'digits'" in meshnode("delete", "digit").stderr
+
+
+def test_a_release_that_was_rolled_back_is_shown_with_its_deployment(
+    daemon: FakeDaemon, meshnode: Run
+) -> None:
+    daemon.deployed[0]["release"] = {
+        "strategy": "shadow",
+        "baseline": 1,
+        "candidate": 2,
+        "phase": "rolled_back",
+        "serving": 1,
+        "reason": "errors",
+        "outcome": "rolled_back",
+    }
+    result = meshnode("get", "digits")
+    assert "shadow, version 1 → 2, rolled back: errors; version 1 serves" in result.stdout
+    assert json.loads(meshnode("get", "digits", "--json").stdout)["release"]["serving"] == 1

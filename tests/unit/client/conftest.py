@@ -130,7 +130,7 @@ class Gateway:
 
     async def _start(self, name: str) -> Address:
         clock = RealClock()
-        router = Router(ME, "eu-west", random.Random(7))
+        router = self.router = Router(ME, "eu-west", random.Random(7))
         replica = Replica(
             ME, name, "eu-west", "", "echo", 1, ReplicaState.READY, manifest=self.manifest
         )

@@ -48,6 +48,7 @@ class FakeGateways:
     Attributes:
         fail: By the number of the call, what happens instead of an answer.
         lose: By the number of the call, what happens after it was carried out.
+        accepted: The entry of what is deployed.
     """
 
     piece_bytes: int = 4
@@ -58,6 +59,7 @@ class FakeGateways:
     uploads: list[list[bytearray]] = field(default_factory=list)
     deployed: list[dict[str, Any]] = field(default_factory=list)
     begun: int = 0
+    accepted: dict[str, Any] = field(default_factory=entry)
 
     def answer(self, call: Call) -> Reply:
         self.calls.append(call)
@@ -93,7 +95,7 @@ class FakeGateways:
                 return {"id": upload}
             case "POST", ["deployments"]:
                 self.deployed.append(json.loads(bytes(parts[0])))
-                return entry()
+                return self.accepted
             case "GET", ["models", "m"]:
                 return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         raise AssertionError(call.path)
@@ -434,3 +436,43 @@ def test_a_node_that_may_come_back_is_waited_for(model: Path) -> None:
     back = entry("ready", placed=["n1"])
     mesh = FakeGateways(looks=[away] * 40 + [back])
     assert mesh.run(Wish(str(model)), local=True, wait_s=60)["placed"] == ["n1"]
+
+
+def releasing(phase: str, step: int = 0, outcome: str | None = None) -> dict[str, Any]:
+    release = {"candidate": 2, "phase": phase, "step": step, "steps": 3, "outcome": outcome}
+    return {**entry("ready"), "release": {**release, "reason": "beta has no room"}}
+
+
+def test_a_release_is_waited_for_until_its_first_step_begins(model: Path) -> None:
+    looks = [releasing("preparing"), releasing("preparing"), releasing("running", 1)]
+    mesh = FakeGateways(looks=looks)
+    mesh.accepted = releasing("preparing")
+    found = mesh.run(Wish(str(model), release={"strategy": "canary"}), local=True)
+    assert found["release"]["phase"] == "running"
+    assert mesh.deployed[0]["release"] == {"strategy": "canary"}
+    assert [each.text for each in mesh.seen] == [
+        "m: release of version 2: preparing: beta has no room"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [
+        (releasing("paused"), "release of version 2: paused: beta has no room; see: meshnode rollout status m"),
+        (releasing("rolled_back", 0, "rolled_back"), "release of version 2: rolled_back: beta has no room"),
+        (releasing("preparing"), "the release has not begun in time"),
+    ],
+)  # fmt: skip
+def test_a_release_that_does_not_begin_is_explained(
+    model: Path, look: dict[str, Any], said: str
+) -> None:
+    mesh = FakeGateways(looks=[look])
+    mesh.accepted = releasing("preparing")
+    with pytest.raises(PeerError, match=said):
+        mesh.run(Wish(str(model)), local=True)
+
+
+def test_a_release_that_has_paused_at_a_later_step_is_not_waited_for(model: Path) -> None:
+    mesh = FakeGateways(looks=[releasing("paused", 2)])
+    mesh.accepted = releasing("preparing")
+    assert mesh.run(Wish(str(model)), local=True)["release"]["step"] == 2

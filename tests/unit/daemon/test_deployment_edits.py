@@ -80,6 +80,7 @@ async def test_a_file_is_the_whole_definition_and_what_is_so_already_is_not_writ
     assert len(await call(alpha, "deployment_history", "digits")) == 1
     (shown,) = await call(alpha, "deployments")
     assert (shown.status, shown.reason, len(shown.id)) == ("ready", "", 16)
+    assert (made.id, made.is_new) == (shown.id, True)
     assert [url.partition(":")[2].partition("/")[2] for url in shown.urls]
     assert shown.urls[0].endswith("/numbers")
     assert shown.urls[1].endswith(INFER)
@@ -88,6 +89,7 @@ async def test_a_file_is_the_whole_definition_and_what_is_so_already_is_not_writ
 
     again = await apply(alpha, written(model, ""))
     assert [each.key for each in again.changes] == ["path", "env.MODE"]
+    assert not again.is_new
     assert (await call(alpha, "deployment_of", "digits")).id == shown.id
     assert (await http(alpha, "/numbers", {"inputs": [IMAGE]}))[0] == 404
 
@@ -243,14 +245,17 @@ async def test_every_mistake_is_told_before_anything_is_sent(daemons: Daemons, m
         "- name: one\n  model: digits.onnx\n"
         "- name: two\n  model: nowhere.onnx\n  on: [alpha, omega]\n"
         "- name: three\n  model: three\n"
-        "- name: four\n  model: digits.onnx\n  replicas: none\n",
+        "- name: four\n  model: missing.onnx\n  replicas: none\n"
+        "- name: five\n  model: digits.onnx\n  release: {strategy: shadow, against: 'deployment:nope'}\n",
         encoding="utf-8",
     )
     with pytest.raises(ConfigError) as failed:
         await apply(alpha, file)
     told = "\n".join(failed.value.lines)
-    assert len(failed.value.lines) == 4
+    assert len(failed.value.lines) == 6
     assert "line 11: deployment[4].replicas: 'none' (a text)" in told
+    assert "line 10: deployment[4].model: 'missing.onnx' does not exist" in told
+    assert "deployment[5].release.against: nothing is deployed under the name 'nope'" in told
     assert "line 5: deployment[2].model: 'nowhere.onnx' does not exist" in told
     assert "line 6: deployment[2].on: no node is called 'omega'; there are alpha" in told
     assert "deployment[3].model: 'three' is no path here, and nothing was published" in told

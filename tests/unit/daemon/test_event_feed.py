@@ -29,6 +29,11 @@ class Cores:
         self.me = NodeId("a" * 32)
         self.deployed: set[str] = set()
         self.states: dict[tuple[NodeId, str], bytes] = {}
+        self.news = True
+        self.rollouts = SimpleNamespace(
+            heard=lambda emit: self.news,
+            brief=lambda name: {"phase": "running", "step": 2, "share": 0.2, "outcome": None},
+        )
         self.owners = SimpleNamespace(get=lambda node, key: self.states.get((node, key)))
 
     def deployment(self, name: str) -> object | None:
@@ -48,7 +53,8 @@ def cores() -> Cores:
 def feed(cores: Cores) -> EventFeed:
     clock: Any = SimpleNamespace(wall_s=lambda: 1.0)
     node: Any = cores
-    return EventFeed(node, clock, lambda node: "beta" if node == BETA else node)
+    rollouts: Any = cores.rollouts
+    return EventFeed(node, clock, lambda node: "beta" if node == BETA else node, rollouts)
 
 
 @pytest.fixture
@@ -135,3 +141,22 @@ async def test_the_nodes_own_pauses_are_told(feed: EventFeed, told: Callable[[],
         ("resumed", ""),
     ]
     assert "2 so far" in repr(feed)
+
+
+async def test_what_is_decided_about_a_release_is_told_once_with_where_it_stands(
+    feed: EventFeed, cores: Cores, told: Callable[[], Any]
+) -> None:
+    feed.heard(Emit("release.step", "digits", "step 2 of 3"))
+    cores.news = False
+    feed.heard(Emit("release.heard", "digits", "running: step 2 of 3"))
+    (event,) = await told()
+    assert {
+        key: event[key] for key in ("name", "change", "decision", "reason", "phase", "step")
+    } == {
+        "name": "digits",
+        "change": "release",
+        "decision": "step",
+        "reason": "step 2 of 3",
+        "phase": "running",
+        "step": 2,
+    }

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from meshnode.advertisement import LOAD_KEY, FetchProgress, NodeLoad, advert, encode, replica_key
 from meshnode.daemon.model_views import ModelViews
+from meshnode.fleet import Part
 from meshnode.models.exposure import Exposure, Task, TaskMapping
 from meshnode.models.manifest import FileEntry, Manifest
 from meshnode.reconcile import OwnReplica
@@ -57,8 +58,7 @@ class FakeNode:
             models=lambda: {"m": (1,)},
             replicas=lambda _model, _version: (replica,),
             manifests=lambda: (),
-            group=lambda _model, _version: None,
-            manifest=lambda _model, _version: replace(served, exposure=self.offered),
+            usual=lambda _model: replace(served, exposure=self.offered),
         )
         self.router = SimpleNamespace(table=table)
         self.owners = SimpleNamespace(get=lambda _node, key: self.told.get(key))
@@ -70,6 +70,12 @@ class FakeNode:
 
     def placement(self, _deployment: Deployment) -> Placement:
         return Placement(self.placed, self.placed, ((ALPHA, "no code"),), 0)
+
+    def parts(self, _name: str) -> list[Part]:
+        return [Part({1: ()}, self.placement(self.deployment("m")))]
+
+    def release_view(self, _name: str) -> None:
+        return None
 
     def chosen_digest(self, _name: str, _version: int, node: NodeId) -> str:
         return SMALL.digest if node == BETA else PLAIN.digest

@@ -25,7 +25,7 @@ def test_every_example_is_a_deployment_file(kind: str, text: str) -> None:
 
 def test_every_key_is_told() -> None:
     told = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
-    own = {key for key in KEYS if "." not in key} | {"where", "resources", "autoscaling"}
+    own = {key for key in KEYS if "." not in key} | {"where", "resources", "autoscaling", "release"}
     below = {key.partition(".")[2] for key in KEYS if key.startswith("where.")}
     assert told == own | below
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshnode.errors import MeshError, ModelNotFound, NotServing
+from meshnode.errors import MeshError, ModelNotFound, NotFound, NotServing
 from meshnode.gateway import cold_starts
 from meshnode.gateway.dispatch import Dispatcher
 from meshnode.gateway.mesh_events import MeshEvents
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from meshnode.gateway.protocols.caller import Caller
     from meshnode.gateway.protocols.http import HttpRequest, HttpResponse
     from meshnode.models.serving.statistics import ModelStatistics
+    from meshnode.state.release import Release, Verb
     from meshnode.state.scaling import Scaling
     from meshnode.types import Buffer, RoutingHints
     from tests.unit.gateway import text_gateway
@@ -187,6 +188,22 @@ class FakeDefinitions:
         return {"name": name, "revision": "1.0.a"}
 
 
+class FakeRollouts:
+    """Releases on their way; notes what is asked among the daemon's calls."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+
+    def show(self, name: str) -> dict[str, Any]:
+        if name != "digits":
+            raise NotFound(f"{name!r} has no release in progress")
+        return {"name": name, "phase": "running"}
+
+    def ask(self, name: str, verb: Verb, reason: str, caller: Caller) -> dict[str, Any]:
+        self.calls.append(("rollout", name, verb, reason, caller))
+        return self.show(name)
+
+
 class FakeTrust:
     """Who belongs to the mesh; notes what is asked among the daemon's calls."""
 
@@ -299,6 +316,7 @@ class FakeControl:
         self.trust = FakeTrust(self.calls)
         self.drains = FakeDrains(self.calls)
         self.definitions = FakeDefinitions(self.calls)
+        self.rollouts = FakeRollouts(self.calls)
         self.join_desk = FakeJoinDesk(self.calls)
         self.routing = FakeRouting(self.calls)
         self.jobs = FakeJobs(self.calls)
@@ -372,9 +390,10 @@ class FakeControl:
         said: Any = None,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         del said
-        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling))
+        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling, release))
         self.calls.append(("deploy", path, name, replicas, on, *form))
         return {"name": name or "digits", "versions": [1], "replicas": []}
 
@@ -387,8 +406,9 @@ class FakeControl:
         caller: Caller,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
-        said = (*_said_of(offer), *_given(scaling))
+        said = (*_said_of(offer), *_given(scaling, release))
         self.calls.append(("deploy_published", name, version, replicas, on, caller, *said))
         return {"name": name, "versions": [1], "replicas": []}
 
@@ -442,9 +462,10 @@ class FakeControl:
         said: Any = None,
         offer: ExposureChange = NO_CHANGE,
         scaling: Scaling | None = None,
+        release: Release | None = None,
     ) -> dict[str, Any]:
         del said
-        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling))
+        form = (*((variant,) if variant else ()), *_said_of(offer), *_given(scaling, release))
         self.calls.append(("deploy_upload", upload, name, replicas, on, caller, *form))
         return {"name": name or "digits", "versions": [1], "replicas": []}
 
@@ -484,8 +505,8 @@ class FakeControl:
         return [counter, gauge]
 
 
-def _given(scaling: Scaling | None) -> tuple[Scaling, ...]:
-    return () if scaling is None else (scaling,)
+def _given(*further: object) -> tuple[object, ...]:
+    return tuple(each for each in further if each is not None)
 
 
 def _said_of(offer: ExposureChange) -> tuple[ExposureChange, ...]:

@@ -25,13 +25,16 @@ from meshnode.errors import (
 from meshnode.gateway import grpc_stream
 from meshnode.gateway.access import GatewayAccess
 from meshnode.gateway.bodies import Bodies
+from meshnode.gateway.feedback import Feedback
 from meshnode.gateway.grpc_server import GrpcServer
 from meshnode.gateway.key_limits import KeyLimits
 from meshnode.gateway.protocols.origin import OriginPolicy
 from meshnode.gateway.shared_memory import SharedMemory
 from meshnode.key_limit import KeyLimit
 from meshnode.limits import MAX_GRPC_MESSAGE_BYTES
+from meshnode.rollout import Progress
 from meshnode.state.api_keys import ID_BYTES, SECRET_BYTES, make_api_key
+from meshnode.state.release import Release, Step
 from meshnode.types import (
     Address,
     DataType,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from meshnode.gateway.metrics import GatewayMetrics
     from meshnode.gateway.tls import GatewayTls
     from meshnode.models.manifest import Manifest
+    from meshnode.routing.router import Router
     from meshnode.state.api_keys import ApiKey
     from tests.unit.gateway.conftest import FakeControl, FakeLocal
 
@@ -874,3 +878,42 @@ async def test_gpu_memory_is_never_shared(entrance: Entrance) -> None:
     with pytest.raises(InferenceServerException) as caught:
         await entrance.client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 16)
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+# A release: the header that it names is metadata here, and every request has an id for feedback
+
+
+@pytest.fixture
+def release(
+    router: Router, serve: Callable[..., None], make_manifest: Callable[..., Manifest]
+) -> Release:
+    for version in (1, 2):
+        serve(what=make_manifest(version=version))
+    plan = Release("ab", 1, 2, (Step(0.5),), split_by="header:X-Cohort", only=("staff",))
+    router.release_changed("digits", (7, 7), plan, Progress((7, 7), "running", 0, 0))
+    return plan
+
+
+async def test_metadata_decides_which_version_answers(
+    entrance: Entrance, release: Release, local: FakeLocal
+) -> None:
+    for cohort, version in (("staff", "2"), ("all", "1")):
+        metadata = (("x-cohort", cohort),)
+        answer = await entrance.stub.ModelInfer(answered_request(), metadata=metadata)
+        assert answer.model_version == version
+
+
+async def test_each_request_of_a_stream_has_an_id_for_feedback(
+    entrance: Entrance, release: Release, dispatcher: Dispatcher
+) -> None:
+    requests = (answered_request(id=name) for name in ("mine", "", "n" * 300))
+    metadata = (("x-cohort", "staff"), ("x-request-id", "call-7"))
+    call = entrance.stub.ModelStreamInfer(requests, metadata=metadata)
+    answers = [answer async for answer in call]
+    assert [answer.infer_response.model_version for answer in answers] == ["2"] * 3
+    assert dict(await call.initial_metadata())["x-request-id"] == "call-7"
+    releasing = dispatcher.inference.pipeline.releasing
+    for name in ("call-7:mine", "call-7:2", "call-7:3"):
+        told = releasing.tell(Feedback(name, {"stars": 4}), "")
+        assert told is not None
+        assert (told.version, told.counted) == (2, ("stars",))

@@ -128,7 +128,7 @@ async def test_only_a_kept_answer_of_a_model_that_keeps_none_is_504_without_a_ru
 
 async def test_a_stream_of_one_part_says_so_too(bench: Bench) -> None:
     """Dialects that stream whatever they answer build their headers from `Answered` as well."""
-    from meshnode.gateway.pipeline import Answered
+    from meshnode.gateway.targets import Answered
 
     response = InferResponse("m", 1, ResponsePart(()))
     assert Answered(response, "r", "hit", 3.7).cache_headers == {"Mesh-Cache": "hit", "Age": "3"}

@@ -23,7 +23,7 @@ from meshnode.errors import (
     TooLarge,
 )
 from meshnode.gateway import pipeline as pipeline_module
-from meshnode.gateway.pipeline import Answered, Pipeline
+from meshnode.gateway.targets import Answered
 from meshnode.limits import MAX_BODY_BYTES
 from meshnode.models.manifest import TensorSpec
 from meshnode.routing.table import Goal
@@ -32,6 +32,7 @@ from meshnode.types import DataType, InferRequest, InferResponse, NodeId, Respon
 
 if TYPE_CHECKING:
     from meshnode.gateway.metrics import GatewayMetrics
+    from meshnode.gateway.pipeline import Pipeline
     from meshnode.models.manifest import Manifest
     from meshnode.routing.attempts import Attempts
     from meshnode.routing.request import RoutedRequest

@@ -116,6 +116,9 @@ NEEDED: dict[str, dict[str, Scope]] = {
     "/mesh/v1/deployments/digits/history": {"GET": INFER},
     "/mesh/v1/deployments/digits/diff": {"GET": INFER},
     "/mesh/v1/deployments/digits/rollback": {"POST": DEPLOY},
+    "/mesh/v1/deployments/digits/rollout": {"GET": INFER, "POST": DEPLOY},
+    "/mesh/v1/deployments/digits/rollout/disagreements": {"GET": DEPLOY},
+    "/mesh/v1/feedback": {"POST": INFER},
     "/mesh/v1/artifacts": {"GET": INFER, "POST": DEPLOY},
     "/mesh/v1/artifacts/digits/1": {"DELETE": DEPLOY},
     "/mesh/v1/uploads": {"GET": ADMIN, "POST": DEPLOY},
@@ -159,6 +162,7 @@ BODIES = {
     "/v1/embeddings": b'{"model":"encoder","input":"hi"}',
     "/mesh/v1/deployments": b'{"upload":"u1"}',
     "PUT /mesh/v1/deployments/digits": b'{"deployment":{"model":"digits"}}',
+    "/mesh/v1/deployments/digits/rollout": b'{"verb":"pause"}',
     "/mesh/v1/artifacts": b'{"upload":"u1"}',
     "/mesh/v1/uploads": b'{"files":[{"path":"a/1/model.onnx","size_bytes":1}]}',
     "/mesh/v1/keys": b'{"name":"phone"}',
@@ -167,6 +171,7 @@ BODIES = {
     "/mesh/v1/evictions": b'{"node":"beta"}',
     "/mesh/v1/roles/beta": b'{"role":"member"}',
     "/mesh/v1/nodes/beta/drain": b'{"wait_s":60}',
+    "/mesh/v1/feedback": b'{"request":"r1","label":1}',
 }
 
 REFUSED = (
@@ -178,8 +183,8 @@ REFUSED = (
 )
 """Paths that are answered with 501: clients know them, and hear why it is not so here."""
 
-FAILS = {"/v1/embeddings": 500}
-"""Paths at which the model that answers here, which echoes, cannot give what is asked."""
+FAILS = {"/v1/embeddings": 500, "/mesh/v1/feedback": 404}
+"""Paths at which the model that answers here, which echoes, cannot give what is asked; and no answer is remembered."""
 
 OPEN = ("/docs", "/docs/page.js", "/docs/page.css")
 """Paths that strangers may read: the same files on every node, for browsers, which cannot send a key."""

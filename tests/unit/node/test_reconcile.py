@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from meshnode.models.manifest import FileEntry, Manifest
@@ -172,6 +174,16 @@ def test_other_files_wait_for_what_is_under_way(
 def test_a_replica_goes_when_it_has_been_handed_over_for_a_while(reconciler: Reconciler) -> None:
     target = wanted(B, C, ready=(B, C, ME))
     assert plan_after_handover(reconciler, target, own(READY)) == Plan(unload=(1,))
+
+
+def test_what_is_wanted_no_more_does_not_wait_for_what_a_release_brings(
+    reconciler: Reconciler,
+) -> None:
+    target = wanted(ME, ready=(ME,))
+    brought = wanted(ME, version=3)[3]
+    target[3] = dataclasses.replace(brought, is_candidate=True)
+    here = own(READY) | own(READY, 2) | own(ReplicaState.FETCHING, 3)
+    assert plan_after_handover(reconciler, target, here) == Plan(unload=(2,))
 
 
 @pytest.mark.parametrize("ready", [(), (B,), (ME,)])

@@ -264,6 +264,31 @@ def test_each_model_is_what_its_newest_ready_version_is_or_else_the_highest_know
     assert list(table.manifests()) == []
 
 
+def test_during_a_release_a_model_is_what_the_version_is_that_serves_meanwhile(
+    make_replica: MakeReplica, manifest: Manifest
+) -> None:
+    table = ReplicaTable()
+    assert table.usual("digits") is None
+    for version in (1, 2):
+        what = replace(manifest, version=version)
+        table.set(make_replica("alpha", version=version, manifest=what))
+    table.set(
+        make_replica("alpha", version=3, state=ReplicaState.LOADING)
+    )  # nobody said what it is
+
+    def usual() -> int | None:
+        found = table.usual("digits")
+        return found.version if found is not None else None
+
+    assert usual() == 2
+    table.prefer("digits", 1)
+    assert usual() == 1
+    table.remove(ALPHA, "digits", 1)
+    assert usual() == 2
+    table.node_state(ALPHA, NodeState.DEAD)
+    assert usual() == 2
+
+
 def test_other_files_are_offered_as_the_deployment_says_until_its_own_serve(
     make_replica: MakeReplica, manifest: Manifest
 ) -> None:

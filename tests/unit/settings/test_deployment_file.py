@@ -9,13 +9,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meshnode.deployment_file import KEYS, DeploymentSpec, parse, read_document, read_file, spec_of
+from meshnode.deployment_file import (
+    KEYS,
+    DeploymentSpec,
+    Found,
+    parse,
+    read_document,
+    read_file,
+    spec_of,
+)
 from meshnode.deployment_values import size, size_text
 from meshnode.deployment_writing import document_of, write_toml
 from meshnode.errors import ConfigError, InvalidRequest
 from meshnode.limits import MAX_VERSION
 from meshnode.state.constraints import ACCELERATORS, Constraints, Resources
 from meshnode.state.scaling import Scaling
+from tests.unit.settings.releases import releases
 
 LEAST = 'name = "digits"\nmodel = "./digits.onnx"\n'
 
@@ -70,10 +79,12 @@ def scalings(draw: st.DrawFn) -> Scaling:
 @st.composite
 def specs(draw: st.DrawFn) -> DeploymentSpec:
     on = draw(unique(words))
+    release = draw(st.none() | releases())
+    most_versions = 4 if release is None else 1
     return DeploymentSpec(
         name=draw(names),
         model=draw(models),
-        versions=tuple(sorted(draw(unique(st.integers(1, 9))))),
+        versions=tuple(sorted(draw(unique(st.integers(1, 9), most_versions)))),
         replicas=draw(st.integers(1, len(on) or 1024)),
         on=on,
         enabled=draw(st.booleans()),
@@ -88,6 +99,7 @@ def specs(draw: st.DrawFn) -> DeploymentSpec:
         resources=Resources(draw(sizes), draw(st.floats(0, 64))),
         env=draw(pairs(variables, texts)),
         scaling=draw(st.none() | scalings()),
+        release=release,
         revision=draw(st.just("") | words),
     )
 
@@ -264,6 +276,23 @@ def test_a_request_is_told_every_mistake_in_one_sentence() -> None:
         InvalidRequest, match=r"deployment: replicas: .*; deployment: model: this is missing"
     ):
         spec_of({"name": "a", "replicas": -1})
+
+
+def test_every_wrong_variable_is_told() -> None:
+    env = {"LD_PRELOAD": "x", "A B": "1", "GOOD": "1"}
+    _, faults = read_document({"name": "a", "model": "b", "env": env})
+    assert [each.sentence.split()[0] for each in faults] == ["'A", "the"]
+    _, faults = read_document({"name": "a", "model": "b", "env": {"A": "x" * 10**6, "B": "y"}})
+    assert ["takes more than" in each.sentence for each in faults] == [True]
+
+
+def test_what_has_mistakes_is_given_out_as_a_draft_to_be_checked_further() -> None:
+    drafts: list[Found] = []
+    found, told = read_file("name: a\nmodel: m\nreplicas: none\n", "yaml", "f", drafts)
+    assert (found, len(told)) == ([], 1)
+    assert [each.spec.model for each in drafts] == ["m"]
+    assert read_file("replicas: none\n", "yaml", "f", drafts)[0] == []
+    assert len(drafts) == 1, "without name and model there is nothing to check"
 
 
 @pytest.mark.parametrize(

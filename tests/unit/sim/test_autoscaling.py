@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meshnode.sim.mesh import SimMesh
-from meshnode.sim.serving import ModelBehaviour, sim_manifest
+from meshnode.sim.model_behaviour import ModelBehaviour
+from meshnode.sim.serving import sim_manifest
 from meshnode.state.drain import Drain
 from meshnode.state.scaling import Scaling
 from meshnode.state.steward import StewardWord, steward_key

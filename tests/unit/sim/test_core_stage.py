@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshnode.sim import faults
-from meshnode.sim.core_stage import CoreStage, files_bytes, manifest_of
+from meshnode.sim.core_releases import files_bytes, manifest_of
+from meshnode.sim.core_stage import CoreStage
 from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.scenario.model import Device, Model, Nodes, Path, Place, Scenario, ServiceTime
 from meshnode.sim.stage import Call, Outcome

@@ -17,9 +17,10 @@ from meshnode.limits import COLD_GRACE_S
 from meshnode.reconcile import HANDOVER_S, RETRY_FIRST_S
 from meshnode.reconcile_loop import QUIET_START_S
 from meshnode.sim.mesh import Load, SimMesh
+from meshnode.sim.model_behaviour import ModelBehaviour
 from meshnode.sim.network import NetworkConfig
 from meshnode.sim.requests import GATEWAY_LOST
-from meshnode.sim.serving import ModelBehaviour, sim_manifest
+from meshnode.sim.serving import sim_manifest
 from meshnode.state.deployment import KEY_PREFIX, Deployment, removal_of
 from meshnode.types import NodeState, ReplicaState, Role
 

@@ -12,6 +12,7 @@ from meshnode.errors import NotServing, Saturated
 from meshnode.membership.messages import MemberRecord, sign_record
 from meshnode.node_events import ReplicaChanged, ReplicaGone
 from meshnode.sim.mesh import SimMesh
+from meshnode.sim.model_behaviour import Library, ModelBehaviour
 from meshnode.sim.network import NetworkConfig
 from meshnode.sim.requests import Request
 from meshnode.sim.serving import (
@@ -20,8 +21,6 @@ from meshnode.sim.serving import (
     Asked,
     Host,
     HostTimer,
-    Library,
-    ModelBehaviour,
     Reply,
     Told,
     sim_manifest,

@@ -8,8 +8,9 @@ from msgspec import structs
 
 from meshnode.reconcile import GIVE_UP_AFTER, GIVE_UP_FIRST_S
 from meshnode.sim.mesh import SimMesh
+from meshnode.sim.model_behaviour import ModelBehaviour
 from meshnode.sim.network import NetworkConfig
-from meshnode.sim.serving import ModelBehaviour, sim_manifest
+from meshnode.sim.serving import sim_manifest
 from meshnode.state.constraints import Constraints, Resources
 
 if TYPE_CHECKING:

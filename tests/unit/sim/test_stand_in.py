@@ -133,6 +133,61 @@ def test_each_release_is_a_version_with_a_file_of_its_own(tmp_path: Path) -> Non
     assert first.read_bytes() != second.read_bytes()
 
 
+def answers(place: Path, stand_in: StandInModel, calls: range, device: str = "") -> list[bytes]:
+    """Return what a version answers these calls on a class of devices; `b"failed"` for those that it fails."""
+    written = stand_in.write(place / f"v{stand_in.release}" / "m")
+    runtime = StandInRuntime(lambda _s: None, random.Random(1), device_class=device)
+    model = runtime.load(Opening(folder=written.parent, entry=MODEL_FILE))
+    found = []
+    for number in calls:
+        call = Call(number, 0.0, "gateway", "m", 0.02, timeout_s=5.0, deadline_s=5.0)
+        try:
+            (answer,) = model.run(decoded(call, describe_of(place)).inputs, ())
+        except InferenceFailed:
+            found.append(b"failed")
+        else:
+            found.append(bytes(answer.data))
+    return found
+
+
+def test_versions_answer_alike_but_for_the_share_of_inputs_to_which_one_is_told_not_to(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    calls = range(1500)
+    first = answers(tmp_path, StandInModel(), calls)
+    assert len(set(first)) == len(calls), "an answer says what was asked"
+    assert answers(tmp_path, StandInModel(release=2), calls) == first
+    other = answers(tmp_path, StandInModel(release=3, differs_share=0.02), calls)
+    differing = [at for at in calls if first[at] != other[at]]
+    assert 15 <= len(differing) <= 45
+    again = answers(tmp_path, StandInModel(release=3, differs_share=0.02), calls, "laptop")
+    assert again == other, "always the same inputs, everywhere"
+
+
+def test_a_version_may_fail_on_one_class_of_devices_only(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    bad = StandInModel(release=2, fail_share=0.25, fails_on="laptop")
+    assert b"failed" not in answers(tmp_path, bad, range(100), "mini-pc")
+    assert 70 <= answers(tmp_path, bad, range(400), "laptop").count(b"failed") <= 130
+
+
+def test_a_version_may_be_slower_or_not_be_loaded_at_all(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    spent: list[float] = []
+    slow = StandInModel(mean_s=0.03, release=2, slowness=2.0).write(tmp_path / "slow")
+    model = a_runtime(spent).load(Opening(folder=slow.parent, entry=MODEL_FILE))
+    for work_s in (0.1, 0.0):
+        model.run(decoded(a_call(work_s=work_s), manifest).inputs, ())
+    assert spent[1:] == [pytest.approx(0.2), pytest.approx(0.06)]
+    broken = StandInModel(release=3, load_error="no such operator").write(tmp_path / "broken")
+    opening = Opening(folder=broken.parent, entry=MODEL_FILE)
+    assert a_runtime(spent).describe(opening).inputs, "it can be deployed"
+    with pytest.raises(ModelError, match="no such operator"):
+        a_runtime(spent).load(opening)
+
+
 def test_an_answer_tells_who_served_and_what_failed_before() -> None:
     route = 'node=b; region=eu; version=3; attempts=2; reason=best; tried="a:link_lost"'
     answer = read_answer(200, {"Mesh-Route": route})

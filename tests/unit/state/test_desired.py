@@ -112,6 +112,16 @@ def test_a_write_is_durable_before_anybody_hears_of_it() -> None:
     assert state(stored=effects[0].value).get("d") == b"1"
 
 
+@pytest.mark.parametrize("key", ["release-order/m", "release-stop/m", "release-end/m"])
+def test_what_requests_follow_at_once_its_author_tells_every_linked_peer(key: str) -> None:
+    core = state(A, *map(NodeId, "bcdefgh"))
+    told = {peer for peer, _ in sent(put(core, key, b"1", WALL_S))}
+    assert told == {*"bcdefgh"}
+    assert len({peer for peer, _ in sent(put(core, "deployment/m", b"1", WALL_S))}) == ANY.fanout
+    passed_on = sent(give(core, DesiredEntries((entry(key, b"2", WALL_S + 1),))))
+    assert len({peer for peer, _ in passed_on}) == ANY.fanout
+
+
 def test_a_draft_that_is_not_committed_leaves_no_trace() -> None:
     core = state(A, B)
     put(core, "d", b"1", WALL_S)

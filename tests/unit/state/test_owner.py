@@ -126,6 +126,18 @@ def test_changes_are_gathered_and_pushed_once_to_five_peers() -> None:
     assert message.deltas[0].entries == (OwnerEntry("x", 3, None),)
 
 
+def test_what_all_are_to_know_at_once_is_pushed_to_every_linked_peer_and_the_next_word_is_not() -> (
+    None
+):
+    core = states(A, 1, *map(NodeId, "bcdefghi"))
+    core.set("word", b"turn", 0.0, to_all=True)
+    core.set("y", b"2", 0.01)
+    notes = sent(core.handle(TimerFired(OwnerFlushDue(1)), 0.02))
+    assert sorted(peer for peer, _ in notes) == [*"bcdefghi"]
+    core.set("word", b"as usual", 1.0)
+    assert len(sent(core.handle(TimerFired(OwnerFlushDue(1)), 1.02))) == 5
+
+
 def test_writing_the_same_value_or_deleting_nothing_changes_nothing() -> None:
     core = states()
     core.set("x", b"1", 0.0)

@@ -10,6 +10,7 @@ import pytest
 from meshnode.routing.request import RoutedRequest
 from meshnode.routing.table import Replica
 from meshnode.sim.mesh import SimMesh
+from meshnode.sim.model_behaviour import ModelBehaviour
 from meshnode.sim.network import NetworkConfig
 from meshnode.sim.policies.catalogue import ALL_SEEING
 from meshnode.sim.policies.oracles import (
@@ -21,7 +22,7 @@ from meshnode.sim.policies.oracles import (
     Witness,
 )
 from meshnode.sim.policies.policy import Job, ProbeReply, key_of
-from meshnode.sim.serving import ModelBehaviour, sim_manifest
+from meshnode.sim.serving import sim_manifest
 from meshnode.types import NodeId, ReplicaState
 
 ASKED = RoutedRequest("digits")

@@ -113,13 +113,24 @@ FIGURES = {
     "scalings": 4,
     "scaling_turns": 1,
     "stewards": 1,
+    "releases_promoted": 0,
+    "releases_rolled_back": 0,
+    "release_pauses": 0,
+    "release_candidate_requests": math.nan,
+    "release_decision_s": math.nan,
+    "release_back_s": math.nan,
+    "release_switch_s": math.nan,
+    "release_steps": 0,
+    "release_steps_repeated": 0,
+    "releases_agree": 1,
     "false_deaths": 1,
 }
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_figure_is_as_counted_by_hand(name: str) -> None:
-    assert METRICS[name].find(choose(RESULT)) == pytest.approx(FIGURES[name])
+    found = METRICS[name].find(choose(RESULT))
+    assert found == pytest.approx(FIGURES[name], nan_ok=True)
 
 
 @pytest.mark.parametrize("name", METRICS)

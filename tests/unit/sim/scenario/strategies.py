@@ -35,6 +35,17 @@ NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_si
 )
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=80)
 DURATION_S = 100.0
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"strategy": "direct"},
+    {"strategy": "blue_green", "auto": True},
+    {
+        "strategy": "canary",
+        "steps": [5, {"share": 50, "wait": True}],
+        "gates": {"a b": {"limit": 1.5}},
+    },
+]
+"""Tables `release` of deployment files."""
 
 
 def number(kind: inspect.Type) -> st.SearchStrategy[float]:
@@ -112,6 +123,10 @@ def faults(
             values["region"] = draw(st.sampled_from(regions))
         elif field.name == "model":
             values["model"] = draw(st.sampled_from(models))
+        elif field.name == "order":
+            values["order"] = draw(st.sampled_from(["promote", "abort"]))
+        elif field.name == "release":
+            values["release"] = draw(st.sampled_from(PLANS))
         elif isinstance(field.type, inspect.BoolType):
             values[field.name] = draw(st.booleans())
         elif isinstance(field.type, inspect.FloatType):

@@ -20,8 +20,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_is_a_scenario() -> None:
-    (example,) = blocks("toml")
+    example, release = blocks("toml")
     assert parse(example, "docs/scenarios.md").name == "two-shops"
+    with_release = parse(f"{example}\n{release}", "docs/scenarios.md")
+    assert with_release.faults[-1].verb == "order-release"
 
 
 def test_the_program_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from meshnode.limits import (
     MAX_TRACE_ARRIVALS,
     MAX_TRACE_BYTES,
 )
-from meshnode.sim.faults import VERBS
+from meshnode.sim.faults import VERBS, Release
 from meshnode.sim.running.result import METRICS
+from meshnode.sim.running.wording import fault_text
 from meshnode.sim.scenario import checks, shapes, traces
 from meshnode.sim.scenario.library import library
 from meshnode.sim.scenario.model import Arrival, Nodes, Place, Scenario
@@ -338,13 +339,53 @@ def test_after_hundreds_of_mistakes_no_more_are_looked_for(monkeypatch: pytest.M
     assert len(looked) <= MAX_SCENARIO_MISTAKES_SOUGHT + 1
 
 
+RELEASE = "[[faults]]\nverb = 'release-model'\nmodel = 'digits'\n"
+
+
+def test_a_release_is_the_table_of_a_deployment_file() -> None:
+    text = RELEASE + "release = { strategy = 'canary', steps = [5, { share = 50, wait = true }] }"
+    (fault,) = parse(GOOD + text, "a.toml").faults
+    assert isinstance(fault, Release)
+    assert fault.release["steps"][1] == {"share": 50, "wait": True}
+    assert fault_text(fault) == "release-model digits (release canary)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("release = { strategy = 'canari' }", "faults[0].release.strategy: 'canari' (a text) is not one of canary"),
+        ("release = { strategy = 'canary', stepps = [5] }", "faults[0].release.stepps: unknown key; did you mean"),
+        ("release = { strategy = 'canary', gates = { errors = -1 } }", "faults[0].release.gates.errors: -1 (a number) is not"),
+        ("release = 5", "faults[0].release: it is a whole number, 5; it must be a table"),
+        ("fail_share = 0.5\nfails_on = 'labtop'", "faults[0].fails_on: there is no node of device class 'labtop'"),
+        ("fails_on = 'mini-pc'", "faults[0].fails_on: nothing fails there: give 'fail_share', which is 0"),
+        ("node = 'nobody'", "faults[0].node: there is no node 'nobody'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_release_is_told_where_it_stands(text: str, said: str) -> None:
+    found = "\n".join(told(GOOD + RELEASE + text))
+    assert said in found
+
+
+def test_an_order_is_one_that_there_is_for_a_model_that_there_is() -> None:
+    order = "[[faults]]\nverb = 'order-release'\nmodel = 'digit'\norder = 'demote'"
+    found = "\n".join(told(GOOD + order))
+    assert "faults[0].order: it is 'demote'; allowed: 'abort', 'pause', 'promote'" in found
+    order = "[[faults]]\nverb = 'order-release'\nmodel = 'digit'\norder = 'undo'"
+    assert "there is no model 'digit'; did you mean 'digits'?" in "\n".join(told(GOOD + order))
+
+
 def test_every_verb_can_be_read() -> None:
     needed = {
         "clock-jump": "by_s = 5", "loss": "share = 0.5", "duplication": "share = 0.5",
         "reordering": "share = 0.5", "bandwidth": "mbps = 3", "gossip-delay": "add_ms = 5",
     }  # fmt: skip
     for verb, cls in VERBS.items():
-        whom = {"region-down": "region = 'eu-west'", "release-model": "model = 'digits'"}
+        whom = {
+            "region-down": "region = 'eu-west'",
+            "release-model": "model = 'digits'",
+            "order-release": "model = 'digits'\norder = 'promote'",
+        }
         keys = whom.get(verb, "nodes = ['all']")
         text = f"[[faults]]\nverb = '{verb}'\n{keys}\n{needed.get(verb, '')}"
         (fault,) = parse(GOOD + text, "a.toml").faults

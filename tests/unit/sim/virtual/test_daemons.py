@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshnode.errors import ConfigError, UsageError
+from meshnode.sim import faults
 from meshnode.sim.core_world import NotReachedError
 from meshnode.sim.network import NetworkConfig
 from meshnode.sim.scenario.model import Device
@@ -314,12 +315,12 @@ def test_failing_models_fail_and_lies_about_load_are_told(
 
 def test_a_new_release_takes_the_place_of_the_old_one(started: Callable[..., VirtualMesh]) -> None:
     mesh = started(machine("a"), machine("b"))
-    mesh.release("digits")
+    mesh.release(faults.Release(model="digits"))
     mesh.wait_for(lambda: [*mesh.serving("digits").values()] == [2, 2], "version 2 is everywhere")
     mesh.wait_for(lambda: mesh.known_ready("digits"), "all know")
     assert ask(mesh, call()).version == 2
     with pytest.raises(UsageError, match="no model unknown"):
-        mesh.release("unknown")
+        mesh.release(faults.Release(model="unknown"))
 
 
 def test_slowness_multiplies_and_is_undone(started: Callable[..., VirtualMesh]) -> None:

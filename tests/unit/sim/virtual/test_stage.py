@@ -69,6 +69,7 @@ _EVERY_VERB: tuple[Fault, ...] = (
     faults.FailRequests(nodes=("us-1",), share=0.1, at_s=1, for_s=2),
     SlowDown(nodes=("eu-1",), factor=3, at_s=1, for_s=3),
     faults.Release(model="digits", at_s=2),
+    faults.OrderRelease(model="digits", order="promote", at_s=3),
     faults.Partition(nodes=("us-1",), one_way=True, at_s=4, for_s=2),
     faults.Hold(nodes=("us-2",), at_s=4, for_s=1),
     Crash(nodes=("eu-2",), torn=True, at_s=7),
