@@ -210,14 +210,17 @@ def revisions(first: Host) -> dict[str, str]:
 
 
 def restore(first: Host, before: dict[str, str]) -> None:
-    """Write the former revisions anew of what differs; what is new goes."""
+    """Write the former revisions anew of what differs; what is new goes. One that cannot be restored keeps no other."""
     for name, revision in revisions(first).items():
-        if name not in before:
-            say(f"{first.address}: deleting {name}, which was new")
-            first.meshnode("delete", name)
-        elif revision != before[name]:
-            say(f"{first.address}: restoring {name} as it was")
-            first.meshnode("rollback", name, "--to", before[name])
+        try:
+            if name not in before:
+                say(f"{first.address}: deleting {name}, which was new")
+                first.meshnode("delete", name)
+            elif revision != before[name]:
+                say(f"{first.address}: restoring {name} as it was")
+                first.meshnode("rollback", name, "--to", before[name])
+        except Failed as error:
+            say(f"not restored: {error}")
 
 
 # The whole
@@ -252,8 +255,8 @@ def take_back(hosts: list[Host], before: dict[str, str] | None, *, service: bool
     if before is not None:
         try:
             restore(first, before)
-        except Failed as error:
-            say(f"not restored: {error}")
+        except Failed as error:  # nobody says what is deployed
+            say(f"nothing is restored: {error}")
     for host in reversed(hosts):
         if not host.before:  # it was not changed, or had nothing to go back to
             continue
