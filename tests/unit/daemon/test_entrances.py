@@ -45,7 +45,7 @@ async def test_users_are_sent_away_and_the_owner_is_not(monkeypatch: pytest.Monk
         api_key=None,
         events=SimpleNamespace(close=lambda: None),
         key_limits=None,
-            releasing=None,
+        releasing=None,
         now=lambda: 0.0,
         wall_s=lambda: 0.0,
     )
