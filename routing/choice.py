@@ -69,7 +69,11 @@ WEIGHTS_MAX_AGE_S: Final = 1.0
 MOST_SLOTS_WEIGHED: Final = 256
 """A replica that says that it runs more requests at once is drawn no more often for that: it may be wrong."""
 
-FEW_DRAWN: Final = MAX_CANDIDATES_SCORED // 4
+DRAWN_OF_MANY: Final = MAX_CANDIDATES_SCORED // 2
+"""Draws of more candidates than are all scored: the best of sixteen, drawn by capacity, is nearly as good as the best of
+twice as many and costs half."""
+
+FEW_DRAWN: Final = DRAWN_OF_MANY // 2
 """With fewer different replicas in a sample, as many draws are made of all alike."""
 
 _UP = LinkState.UP
@@ -327,7 +331,7 @@ class Candidates:
         )
 
     def sample(self, now: float, rng: random.Random) -> tuple[Candidate, ...]:
-        """Return all, or of many at most `MAX_CANDIDATES_SCORED`: some of those to which there is a link.
+        """Return all, or of more than `MAX_CANDIDATES_SCORED` some of those to which there is a link.
 
         They are drawn by capacity (slots over service time).
         """
@@ -343,7 +347,7 @@ class Candidates:
             self._weights_at = now
         if len(self._linked) <= MAX_CANDIDATES_SCORED:
             return self._linked
-        drawn = rng.choices(self._linked, cum_weights=self._weights, k=MAX_CANDIDATES_SCORED)
+        drawn = rng.choices(self._linked, cum_weights=self._weights, k=DRAWN_OF_MANY)
         distinct = dict.fromkeys(drawn)
         if len(distinct) < FEW_DRAWN:  # a few say that they are nearly all there is
             distinct |= dict.fromkeys(rng.choices(self._linked, k=FEW_DRAWN))

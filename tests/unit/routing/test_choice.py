@@ -262,8 +262,8 @@ def test_capacities_are_summed_again_when_they_are_old() -> None:
     rng = random.Random(1)
     candidates.sample(0.0, rng)
     pool[0].load.report(LoadReport(0, 1, 1e-3), 0.1, 0.0)
-    assert len(candidates.sample(0.9, rng)) > 20
-    assert len(candidates.sample(1.0, rng)) <= 3 + FEW_DRAWN
+    assert len(candidates.sample(0.9, rng)) > 1 + FEW_DRAWN
+    assert len(candidates.sample(1.0, rng)) <= 1 + FEW_DRAWN
 
 
 def test_one_that_claims_all_the_capacity_is_not_all_that_is_looked_at() -> None:
@@ -279,7 +279,7 @@ def test_slots_beyond_belief_do_not_draw_more_requests() -> None:
     others = [
         len(Candidates(pool).sample(0.0, random.Random(seed))) - FEW_DRAWN for seed in range(20)
     ]
-    assert max(others) > 3
+    assert max(others) > 1  # were they believed, it would be the only one drawn by capacity
 
 
 def test_a_replica_that_is_tried_again_saves_no_more_than_it_is_expected_to_take() -> None:
