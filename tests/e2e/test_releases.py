@@ -238,6 +238,7 @@ def test_blue_and_green_are_switched_and_switched_back_everywhere_within_a_secon
         assert last - first <= 1.0, "the first gateway switched so long before the last"
 
 
+@pytest.mark.soak
 def test_a_shadow_that_answers_otherwise_is_found_out_before_anybody_hears_it(team: Team) -> None:
     made_wrong(team.model)
     with Loads(team.nodes) as loads:

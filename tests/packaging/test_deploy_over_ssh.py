@@ -133,6 +133,7 @@ def test_hosts_without_anything_become_a_mesh_that_serves(site: Site) -> None:
     assert "mesh1" not in (site.root / "calls").read_text()  # no invite in a command line
 
 
+@pytest.mark.soak
 def test_a_second_run_changes_nothing(site: Site) -> None:
     before = site.pids(), site.definition("digits")["revision"]
     code, said = site.deploy("one", site.deployments / "digits.toml")
@@ -140,6 +141,7 @@ def test_a_second_run_changes_nothing(site: Site) -> None:
     assert (site.pids(), site.definition("digits")["revision"]) == before
 
 
+@pytest.mark.soak
 def test_a_release_that_does_not_start_goes_back_and_reaches_no_further_host(site: Site) -> None:
     pids, releases = site.pids(), site.releases()
     code, said = site.deploy("broken")
@@ -159,6 +161,7 @@ def test_deployments_that_do_not_become_ready_are_taken_back(site: Site) -> None
     assert [each["name"] for each in site.get("edge1", "/mesh/v1/deployments")] == ["digits"]
 
 
+@pytest.mark.soak
 def test_a_new_release_reaches_one_host_after_the_other(site: Site) -> None:
     former = site.releases()[0]
     code, said = site.deploy("two", "--service")

@@ -91,6 +91,7 @@ def test_a_failure_of_the_new_version_is_answered_by_the_old_one_in_whole_daemon
     assert {each.version for each in failures} == {1}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", [2, 3])
 def test_a_slow_version_is_found_out_with_other_seeds_too(seed: int) -> None:
     assert failed(play(read("canary-slow"), seed=seed)) == []
