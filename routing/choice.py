@@ -69,9 +69,9 @@ WEIGHTS_MAX_AGE_S: Final = 1.0
 MOST_SLOTS_WEIGHED: Final = 256
 """A replica that says that it runs more requests at once is drawn no more often for that: it may be wrong."""
 
-DRAWN_OF_MANY: Final = MAX_CANDIDATES_SCORED // 2
-"""Draws of more candidates than are all scored: the best of sixteen, drawn by capacity, is nearly as good as the best of
-twice as many and costs half."""
+DRAWN_OF_MANY: Final = 12
+"""Draws of more candidates than are all scored: the best of a dozen, drawn by capacity, is nearly as good as the best of
+three dozen, and costs a third."""
 
 FEW_DRAWN: Final = DRAWN_OF_MANY // 2
 """With fewer different replicas in a sample, as many draws are made of all alike."""
